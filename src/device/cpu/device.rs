@@ -1,0 +1,238 @@
+//! Sessions of the CPU device: two allocations, and slices into them.
+
+use super::{Cpu, Io, Tensor, TensorMut};
+use crate::device::{CpuWork, DType, Device, Loaded, Program, Session, Space, Target, View, Work};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// Most inputs or outputs that one launch may have.
+const MAX_OPERANDS: usize = 16;
+
+/// Alignment of both allocations, in bytes: one cache line, one AVX-512 register.
+const ALIGNMENT: usize = 64;
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; ALIGNMENT / 4]);
+
+/// Cache-line aligned memory, zeroed. It is touched only through the raw pointer kept here, so
+/// that slices of different launches never invalidate each other.
+struct Memory {
+    pointer: *mut f32,
+    lines: usize,
+}
+
+// SAFETY: the allocation is owned by this struct alone, and a session hands out slices of it only
+// while it is borrowed mutably.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(bytes: usize) -> Result<Memory> {
+        let lines = bytes.div_ceil(ALIGNMENT);
+        let mut memory: Vec<Line> = Vec::new();
+        memory.try_reserve_exact(lines).map_err(|_| {
+            Error::device(format!(
+                "the cpu device can't allocate {bytes} bytes; use a smaller batch"
+            ))
+        })?;
+        memory.resize(lines, Line([0.0; ALIGNMENT / 4]));
+        let pointer = Box::into_raw(memory.into_boxed_slice()) as *mut f32;
+        Ok(Memory { pointer, lines })
+    }
+
+    fn bytes(&self) -> usize {
+        self.lines * ALIGNMENT
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let lines = std::ptr::slice_from_raw_parts_mut(self.pointer as *mut Line, self.lines);
+        // SAFETY: pointer and length come from `Box::into_raw` in `Memory::new`.
+        drop(unsafe { Box::from_raw(lines) });
+    }
+}
+
+/// The embedded device: no GPU, no toolkit.
+pub struct CpuDevice {
+    cpu: Arc<Cpu>,
+}
+
+impl CpuDevice {
+    /// With as many threads as `RAYON_NUM_THREADS` says, or as the machine has.
+    pub fn new() -> CpuDevice {
+        CpuDevice { cpu: Cpu::shared() }
+    }
+
+    /// With a given number of threads.
+    pub fn with_threads(threads: usize) -> CpuDevice {
+        CpuDevice { cpu: Arc::new(Cpu::new(threads)) }
+    }
+}
+
+impl Default for CpuDevice {
+    fn default() -> Self {
+        CpuDevice::new()
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn target(&self) -> &Target {
+        &Target::CPU
+    }
+
+    fn open(&self, persistent_bytes: usize, arena_bytes: usize) -> Result<Box<dyn Session>> {
+        Ok(Box::new(CpuSession {
+            cpu: self.cpu.clone(),
+            persistent: Memory::new(persistent_bytes)?,
+            arena: Memory::new(arena_bytes)?,
+            programs: Vec::new(),
+            launches: 0,
+        }))
+    }
+}
+
+struct CpuSession {
+    cpu: Arc<Cpu>,
+    persistent: Memory,
+    arena: Memory,
+    programs: Vec<Arc<Program>>,
+    launches: u64,
+}
+
+impl CpuSession {
+    fn check(&self, label: &str, work: &CpuWork) -> Result<()> {
+        let refuse = |what: String| Err(Error::operation(label, what));
+        if work.inputs.len() > MAX_OPERANDS || work.outputs.len() > MAX_OPERANDS {
+            return refuse(format!("more than {MAX_OPERANDS} operands"));
+        }
+        let written: Vec<&View> = work.outputs.iter().chain(&work.scratch).collect();
+        for view in work.inputs.iter().chain(written.iter().copied()) {
+            let memory = match view.space {
+                Space::Arena => &self.arena,
+                Space::Persistent => &self.persistent,
+            };
+            if view.range().end > memory.bytes() {
+                return refuse(format!("{view:?} lies outside the session's memory"));
+            }
+            if view.offset % 4 != 0 || view.ty.dtype == DType::F16 {
+                return refuse(format!("the cpu device computes in float32, not on {:?}", view.ty));
+            }
+        }
+        for (index, view) in written.iter().enumerate() {
+            let others = work.inputs.iter().chain(written[index + 1..].iter().copied());
+            for other in others {
+                if view.overlaps(other) {
+                    return refuse(format!("{view:?} overlaps {other:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pointer(&self, view: &View) -> *mut f32 {
+        let memory = match view.space {
+            Space::Arena => &self.arena,
+            Space::Persistent => &self.persistent,
+        };
+        memory.pointer.wrapping_byte_add(view.offset)
+    }
+
+    fn launch(&self, work: &CpuWork) {
+        let mut inputs = [Tensor { shape: &[], data: &[] }; MAX_OPERANDS];
+        for (slot, view) in inputs.iter_mut().zip(&work.inputs) {
+            // SAFETY: `check` proved at load time that the view lies inside its allocation, is
+            // aligned to 4 bytes and overlaps nothing that this launch writes.
+            let data =
+                unsafe { std::slice::from_raw_parts(self.pointer(view), view.ty.elements()) };
+            *slot = Tensor { shape: &view.ty.shape, data };
+        }
+        let mut outputs: [TensorMut; MAX_OPERANDS] =
+            std::array::from_fn(|_| TensorMut { shape: &[], data: &mut [] });
+        for (slot, view) in outputs.iter_mut().zip(&work.outputs) {
+            // SAFETY: as above; no other view of this launch overlaps it, and `run` holds the
+            // session mutably, so no other launch is under way.
+            let data =
+                unsafe { std::slice::from_raw_parts_mut(self.pointer(view), view.ty.elements()) };
+            *slot = TensorMut { shape: &view.ty.shape, data };
+        }
+        let mut empty: [f32; 0] = [];
+        let scratch: &mut [f32] = match &work.scratch {
+            // SAFETY: as above.
+            Some(view) => unsafe {
+                std::slice::from_raw_parts_mut(self.pointer(view), view.ty.elements())
+            },
+            None => &mut empty,
+        };
+        work.kernel.run(
+            &self.cpu,
+            Io {
+                inputs: &inputs[..work.inputs.len()],
+                outputs: &mut outputs[..work.outputs.len()],
+                scratch,
+            },
+        );
+    }
+}
+
+impl Session for CpuSession {
+    fn load(&mut self, program: Arc<Program>) -> Result<Loaded> {
+        for launch in &program.launches {
+            match &launch.work {
+                Work::Cpu(work) => self.check(&launch.label, work)?,
+                Work::Kernel(work) => {
+                    return Err(Error::device(format!(
+                        "the cpu device can't run the kernel {}; compile for the cpu target",
+                        work.kernel
+                    )));
+                }
+            }
+        }
+        self.programs.push(program);
+        Ok(Loaded(self.programs.len() - 1))
+    }
+
+    fn run(&mut self, program: Loaded) -> Result<()> {
+        let program = self.programs[program.0].clone();
+        let _awake = self.cpu.awake();
+        for launch in &program.launches {
+            if let Work::Cpu(work) = &launch.work {
+                self.launch(work);
+                self.launches += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= self.persistent.bytes(), "write outside the memory");
+        // SAFETY: the range lies inside the allocation, which this session holds mutably.
+        unsafe {
+            let to = (self.persistent.pointer as *mut u8).add(offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        assert!(offset + bytes.len() <= self.persistent.bytes(), "read outside the memory");
+        // SAFETY: as in `write`.
+        unsafe {
+            let from = (self.persistent.pointer as *const u8).add(offset);
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
+        }
+        Ok(())
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    fn kernels(&self) -> Vec<String> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,68 @@
+//! What a program is compiled for. Named targets answer with no GPU in sight.
+
+use crate::error::{Error, Result};
+
+/// Which family of kernels a target runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CodePath {
+    /// Rust, SIMD chosen at run time.
+    Cpu,
+    /// Volta: `mma.m8n8k4`, no `cp.async`.
+    Sm70,
+    /// Ampere and, until there is a path of its own, Hopper.
+    Sm80,
+}
+
+/// An input of compilation: code path and the figures that plans depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// `cpu`, `v100`, `a100` or `h100`.
+    pub name: &'static str,
+    pub code_path: CodePath,
+    /// Streaming multiprocessors (0 on the CPU).
+    pub multiprocessors: u32,
+    /// Shared memory that one block may ask for, in bytes.
+    pub shared_bytes: u32,
+}
+
+impl Target {
+    pub const CPU: Target =
+        Target { name: "cpu", code_path: CodePath::Cpu, multiprocessors: 0, shared_bytes: 0 };
+    pub const V100: Target = Target {
+        name: "v100",
+        code_path: CodePath::Sm70,
+        multiprocessors: 80,
+        shared_bytes: 96 << 10,
+    };
+    pub const A100: Target = Target {
+        name: "a100",
+        code_path: CodePath::Sm80,
+        multiprocessors: 108,
+        shared_bytes: 163 << 10,
+    };
+    pub const H100: Target = Target {
+        name: "h100",
+        code_path: CodePath::Sm80,
+        multiprocessors: 132,
+        shared_bytes: 227 << 10,
+    };
+
+    /// Looks a target up by name.
+    ///
+    /// # Errors
+    /// An unknown name; the message lists the known ones.
+    pub fn named(name: &str) -> Result<Target> {
+        [Target::CPU, Target::V100, Target::A100, Target::H100]
+            .into_iter()
+            .find(|target| target.name == name)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "unknown target `{name}`; known are cpu, v100, a100 and h100"
+                ))
+            })
+    }
+
+    pub fn is_cpu(&self) -> bool {
+        self.code_path == CodePath::Cpu
+    }
+}

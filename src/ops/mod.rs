@@ -1,0 +1,113 @@
+//! Operations: one folder each, with its shape rule, gradient rule, cost, CPU kernel (`cpu.rs`)
+//! and kernel launches (`launch.rs`). Adding one is a folder here, a line in this list and a
+//! kernel.
+
+use crate::device::cpu::CpuKernel;
+use crate::device::{KernelWork, Target, TensorType, View};
+use crate::error::{Error, Result};
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// A tensor of the graph being built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TensorId(pub usize);
+
+/// What gradient rules and composite operations need of a graph under construction.
+pub trait Build {
+    fn ty(&self, tensor: TensorId) -> &TensorType;
+
+    /// Appends a node and returns its outputs.
+    ///
+    /// # Errors
+    /// When the operation's shape rule refuses the inputs.
+    fn push(&mut self, op: Arc<dyn Op>, inputs: &[TensorId]) -> Result<Vec<TensorId>>;
+
+    /// The same elements under another shape; never a copy.
+    fn reshape(&mut self, tensor: TensorId, shape: &[usize]) -> Result<TensorId>;
+}
+
+/// What a gradient rule is given.
+pub struct GradArgs<'a> {
+    pub inputs: &'a [TensorId],
+    pub outputs: &'a [TensorId],
+    /// Gradient of each output, `None` where nothing depends on it.
+    pub output_grads: &'a [Option<TensorId>],
+    /// Which inputs' gradients are wanted.
+    pub needs: &'a [bool],
+}
+
+/// A node rewritten for a target: another operation, some of whose inputs are first turned into
+/// another form (packed weights, Winograd transforms). What depends on weights only then falls
+/// into `prepare` by itself.
+pub struct Lowered {
+    pub op: Arc<dyn Op>,
+    /// (index of the input, the operation that turns it into the form wanted).
+    pub prepare: Vec<(usize, Arc<dyn Op>)>,
+}
+
+/// What an operation is given to say which kernels it launches.
+pub struct LaunchArgs<'a> {
+    pub target: &'a Target,
+    pub inputs: &'a [View],
+    pub outputs: &'a [View],
+    pub scratch: Option<&'a View>,
+}
+
+/// An operation: everything that the graph, the plan and the devices ask of it. Instances hold
+/// attributes only, never shapes, so that one instance serves any batch.
+pub trait Op: CpuKernel + Debug + Any {
+    /// As in plans and errors, e.g. `conv2d`.
+    fn name(&self) -> &'static str;
+
+    /// Shape rule: types of the outputs.
+    ///
+    /// # Errors
+    /// Names the operation, the limit and the value that broke it.
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>>;
+
+    /// Gradient rule: for each input its gradient, `None` where there is none.
+    fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
+        let _ = (graph, args);
+        Err(Error::operation(self.name(), "has no gradient"))
+    }
+
+    /// Twice the multiplications, for convolutions, products and attention; else 0.
+    fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+        let _ = (inputs, outputs);
+        0
+    }
+
+    /// Bytes that must move: by default each input and output once.
+    fn bytes(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+        inputs.iter().chain(outputs).map(|ty| ty.bytes() as u64).sum()
+    }
+
+    /// Elements (4 bytes each) of working memory.
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], outputs: &[&TensorType]) -> usize {
+        let _ = (target, inputs, outputs);
+        0
+    }
+
+    /// Whether outputs are read before they are written (updates in place, such as an optimizer's).
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// How this target wants the node; `None`: as it stands.
+    fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
+        let _ = (target, inputs);
+        None
+    }
+
+    /// Kernel launches for a GPU target, in order.
+    ///
+    /// # Errors
+    /// Shapes beyond a kernel's limits, or an operation that has no kernel yet.
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        Err(Error::operation(
+            self.name(),
+            format!("has no kernel for the target {} yet; use --device cpu", args.target.name),
+        ))
+    }
+}
