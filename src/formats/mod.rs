@@ -1,1 +1,3 @@
-//! (being built)
+//! Files that people and other programs read: what is written here is written whole or not at all.
+
+pub mod atomic;
