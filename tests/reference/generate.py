@@ -1,0 +1,13 @@
+"""Write the fixtures into tests/fixtures: all of them, or those named on the command line."""
+
+import sys
+
+import torch
+
+import networks  # noqa: F401  (fills the registry)
+import operations  # noqa: F401
+from cases import generate
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    generate(sys.argv[1:])
