@@ -1,1 +1,4 @@
-//! (being built)
+//! Pictures in: folders of images, synthetic jellyfish, and the batches that training reads.
+
+pub mod counter;
+pub mod synthetic;
