@@ -5,9 +5,11 @@
 
 mod device;
 mod pool;
+pub mod simd;
 
 pub use device::CpuDevice;
-pub use pool::Cpu;
+pub use pool::{Awake, Cpu};
+pub use simd::Simd;
 
 /// A tensor that a kernel reads.
 #[derive(Clone, Copy, Debug)]
