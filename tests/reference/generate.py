@@ -4,8 +4,10 @@ import sys
 
 import torch
 
-import networks  # noqa: F401  (fills the registry)
+import networks  # noqa: F401  (these fill the registry)
 import operations  # noqa: F401
+import pipeline  # noqa: F401
+import procedures  # noqa: F401
 from cases import generate
 
 if __name__ == "__main__":
