@@ -2,6 +2,12 @@
 //! and kernel launches (`launch.rs`). Adding one is a folder here, a line in this list and a
 //! kernel.
 
+pub mod group_norm;
+mod shape;
+pub mod silu;
+#[cfg(test)]
+mod testing;
+
 use crate::device::cpu::CpuKernel;
 use crate::device::{KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};

@@ -4,10 +4,12 @@
 //! count, and a reduction's tree depends on the shape of one sample only.
 
 mod device;
+mod parts;
 mod pool;
 pub mod simd;
 
 pub use device::CpuDevice;
+pub use parts::Cut;
 pub use pool::{Awake, Cpu};
 pub use simd::Simd;
 

@@ -1,0 +1,165 @@
+//! Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1–2) over one activation or over two
+//! read as if concatenated, with an optional SiLU behind it.
+//!
+//! Shapes: `x` `[B, …, C₁]`, optional `x2` `[B, …, C₂]`, C = C₁ + C₂; `gamma` and `beta` both
+//! `[C]`, `[1, C]` or, where they differ from sample to sample, `[B, C]`.
+//! μ and σ² are mean and (biased) variance over a group's C / groups channels and all pixels of one
+//! sample; rstd = 1/√(σ² + eps); y = (x − μ)·rstd·gamma + beta.
+
+mod backward;
+mod cpu;
+mod moments;
+
+use super::shape::{self, Extent, Slices};
+use super::{Build, GradArgs, Op, TensorId};
+use crate::device::{Target, TensorType};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// (`x`, \[`x2`\], `gamma`, `beta`) → `y` `[B, …, C]`, `stats` `[B, groups, 2]` (mean, rstd).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNorm {
+    pub groups: usize,
+    pub eps: f32,
+    /// Whether y goes through SiLU.
+    pub silu: bool,
+}
+
+/// (`dy`, `x`, \[`x2`\], `gamma`, `beta`, `stats`) → `dx`, \[`dx2`\], `dgamma`, `dbeta`.
+///
+/// With z = (x − μ)·rstd·gamma + beta, dz = dy (through SiLU: dy·SiLU′(z)), x̂ = (x − μ)·rstd and M
+/// elements in a group: dx = rstd·(gamma·dz − (Σ gamma·dz + x̂·Σ gamma·dz·x̂)/M), sums over the
+/// group; dgamma = Σ dz·x̂ and dbeta = Σ dz over pixels, and over samples, in their order, where
+/// gamma is shared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormGrad {
+    pub groups: usize,
+    pub silu: bool,
+}
+
+/// The same normalisation left to the consumer: (`x`, \[`x2`\], `gamma`, `beta`) → `affine`
+/// `[B, 2, C]`, so that y = x·affine\[b, 0, c\] + affine\[b, 1, c\].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormAffine {
+    pub groups: usize,
+    pub eps: f32,
+}
+
+/// What the inputs of a normalisation amount to.
+struct Normalised {
+    extent: Extent,
+    /// The type of `y`.
+    y: TensorType,
+}
+
+/// Checks (`x`, \[`x2`\], `gamma`, `beta`).
+fn normalised(name: &str, inputs: &[&TensorType], groups: usize) -> Result<Normalised> {
+    shape::floats(name, inputs, 3..=4)?;
+    let (sources, affine) = inputs.split_at(inputs.len() - 2);
+    let refuse = |what: String| Err(Error::operation(name, what));
+    let mut y = sources[0].clone();
+    if y.shape.len() < 2 {
+        return refuse(format!("x must be [B, …, C], not {y:?}"));
+    }
+    let last = y.shape.len() - 1;
+    if let [x, x2] = sources {
+        if x2.shape.len() != x.shape.len() || x2.shape[..last] != x.shape[..last] {
+            return refuse(format!("x and x2 must agree but for the channels: {x:?} and {x2:?}"));
+        }
+        y.shape[last] += x2.shape[last];
+    }
+    let extent = Extent::of(&y.shape);
+    let channels = extent.channels;
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        return refuse(format!("{channels} channels can't be cut into {groups} groups"));
+    }
+    for ty in affine {
+        let known = match ty.shape[..] {
+            [c] => c == channels,
+            [b, c] => c == channels && (b == 1 || b == extent.batch),
+            _ => false,
+        };
+        if !known || affine[0].shape != ty.shape {
+            let batch = extent.batch;
+            return refuse(format!(
+                "gamma and beta must both be [{channels}], [1, {channels}] or [{batch}, {channels}], not {ty:?}"
+            ));
+        }
+    }
+    Ok(Normalised { extent, y })
+}
+
+/// Elements of working memory for the moments of every slice and the coefficients of every channel.
+fn forward_scratch(inputs: &[&TensorType]) -> usize {
+    let channels = inputs[..inputs.len() - 2].iter().map(|ty| Extent::of(&ty.shape).channels).sum();
+    let Extent { batch, pixels, .. } = Extent::of(&inputs[0].shape);
+    batch * channels * (2 * Slices::new(pixels, channels).count + 3)
+}
+
+impl Op for GroupNorm {
+    fn name(&self) -> &'static str {
+        if self.silu { "group_norm_silu" } else { "group_norm" }
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let Normalised { extent, y } = normalised(self.name(), inputs, self.groups)?;
+        Ok(vec![y, TensorType::f32([extent.batch, self.groups, 2])])
+    }
+
+    fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
+        let Some(dy) = args.output_grads[0] else {
+            return Ok(vec![None; args.inputs.len()]);
+        };
+        let op = GroupNormGrad { groups: self.groups, silu: self.silu };
+        let mut inputs = vec![dy];
+        inputs.extend(args.inputs);
+        inputs.push(args.outputs[1]);
+        let grads = graph.push(Arc::new(op), &inputs)?;
+        Ok(grads.into_iter().zip(args.needs).map(|(id, &needed)| needed.then_some(id)).collect())
+    }
+
+    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        forward_scratch(inputs)
+    }
+}
+
+impl Op for GroupNormGrad {
+    fn name(&self) -> &'static str {
+        if self.silu { "group_norm_silu_grad" } else { "group_norm_grad" }
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        shape::floats(self.name(), inputs, 5..=6)?;
+        let (dy, inputs) = (inputs[0], &inputs[1..]);
+        let (stats, inputs) = inputs.split_last().expect("at least five inputs");
+        let Normalised { extent, y } = normalised(self.name(), inputs, self.groups)?;
+        shape::expect(self.name(), "dy", dy, &y)?;
+        let wanted = TensorType::f32([extent.batch, self.groups, 2]);
+        shape::expect(self.name(), "stats", stats, &wanted)?;
+        Ok(inputs.iter().map(|&ty| ty.clone()).collect())
+    }
+
+    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        let Extent { batch, pixels, channels } = Extent::of(&inputs[0].shape);
+        batch * channels * (2 * Slices::new(pixels, channels).count + 2 + backward::COEFFICIENTS)
+    }
+}
+
+impl Op for GroupNormAffine {
+    fn name(&self) -> &'static str {
+        "group_norm_affine"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let Normalised { extent, .. } = normalised(self.name(), inputs, self.groups)?;
+        Ok(vec![TensorType::f32([extent.batch, 2, extent.channels])])
+    }
+
+    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        let Extent { batch, .. } = Extent::of(&inputs[0].shape);
+        forward_scratch(inputs) + 2 * batch * self.groups
+    }
+}
+
+#[cfg(test)]
+mod tests;

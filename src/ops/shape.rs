@@ -1,0 +1,107 @@
+//! What shape rules and CPU kernels share: activations seen as samples × pixels × channels, and
+//! the checks that every shape rule makes.
+
+use crate::device::{DType, TensorType};
+use crate::error::{Error, Result};
+use std::ops::RangeInclusive;
+
+/// An activation `[B, …, C]` as samples × pixels × channels; `[C]` is one sample of one pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub batch: usize,
+    pub pixels: usize,
+    pub channels: usize,
+}
+
+impl Extent {
+    pub fn of(shape: &[usize]) -> Extent {
+        match shape {
+            [] => Extent { batch: 1, pixels: 1, channels: 1 },
+            [channels] => Extent { batch: 1, pixels: 1, channels: *channels },
+            [batch, pixels @ .., channels] => {
+                Extent { batch: *batch, pixels: pixels.iter().product(), channels: *channels }
+            }
+        }
+    }
+
+    /// Elements of one sample.
+    pub fn sample(&self) -> usize {
+        self.pixels * self.channels
+    }
+}
+
+/// Pixels of one sample cut into slices of about [`Slices::ELEMENTS`] elements: the tasks of most
+/// kernels and the leaves of their reductions. Depends on the shape of one sample only.
+#[derive(Clone, Copy, Debug)]
+pub struct Slices {
+    /// Slices of one sample.
+    pub count: usize,
+    /// Pixels of one slice; the last may have fewer.
+    pub pixels: usize,
+    total: usize,
+}
+
+impl Slices {
+    /// 64 KB: half of what a core's second-level cache can hold of an input and an output.
+    pub const ELEMENTS: usize = 16 << 10;
+
+    pub fn new(pixels: usize, channels: usize) -> Slices {
+        let slice = (Self::ELEMENTS / channels).clamp(1, pixels);
+        Slices { count: pixels.div_ceil(slice), pixels: slice, total: pixels }
+    }
+
+    /// Pixels of slice `index`, as a range within the sample.
+    pub fn range(&self, index: usize) -> std::ops::Range<usize> {
+        let start = index * self.pixels;
+        start..(start + self.pixels).min(self.total)
+    }
+}
+
+/// Checks the number of inputs, and that each is float32 and not empty.
+///
+/// # Errors
+/// Names the operation and what it was given.
+pub fn floats(operation: &str, inputs: &[&TensorType], count: RangeInclusive<usize>) -> Result<()> {
+    arity(operation, inputs, count)?;
+    for ty in inputs {
+        float(operation, ty)?;
+    }
+    Ok(())
+}
+
+/// Checks the number of inputs.
+///
+/// # Errors
+/// Names the operation and the number.
+pub fn arity(operation: &str, inputs: &[&TensorType], count: RangeInclusive<usize>) -> Result<()> {
+    if count.contains(&inputs.len()) {
+        return Ok(());
+    }
+    let wanted = match (count.start(), count.end()) {
+        (low, high) if low == high => low.to_string(),
+        (low, high) => format!("{low} to {high}"),
+    };
+    Err(Error::operation(operation, format!("takes {wanted} inputs, not {}", inputs.len())))
+}
+
+/// Checks that a tensor is float32 and has at least one element.
+///
+/// # Errors
+/// Names the operation and the type.
+pub fn float(operation: &str, ty: &TensorType) -> Result<()> {
+    if ty.dtype != DType::F32 || ty.shape.is_empty() || ty.elements() == 0 {
+        return Err(Error::operation(operation, format!("needs a float32 tensor, not {ty:?}")));
+    }
+    Ok(())
+}
+
+/// Checks that a tensor has exactly this type.
+///
+/// # Errors
+/// Names the operation, the tensor's role and both types.
+pub fn expect(operation: &str, role: &str, ty: &TensorType, wanted: &TensorType) -> Result<()> {
+    if ty == wanted {
+        return Ok(());
+    }
+    Err(Error::operation(operation, format!("{role} must be {wanted:?}, not {ty:?}")))
+}
