@@ -2,7 +2,7 @@
 //! checks by central differences, and checks that results don't depend on threads or batch.
 
 use super::{Build, GradArgs, Op, TensorId};
-use crate::device::cpu::{Cpu, Io, Tensor, TensorMut};
+use crate::device::cpu::{Cpu, Io, Simd, Tensor, TensorMut};
 use crate::device::{DType, Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
@@ -186,13 +186,19 @@ pub fn assert_close(got: &[f32], want: &[f32], bound: f32) {
     }
 }
 
-/// Asserts that 1, 2, 3 and 7 threads give the same bits.
+/// Asserts that 1, 2, 3 and 7 threads and all SIMD levels give the same bits.
 pub fn check_threads(op: &dyn Op, inputs: &[&Host]) {
     let one = run_on(&Cpu::new(1), op, inputs, &[]).unwrap();
     for threads in [2, 3, 7] {
         let many = run_on(&Cpu::new(threads), op, inputs, &[]).unwrap();
         for (a, b) in one.iter().zip(&many) {
             assert_same_bits(a, b, &format!("{} on {threads} threads", op.name()));
+        }
+    }
+    for level in [Simd::Scalar, Simd::Avx2] {
+        let other = run_on(&Cpu::with_simd(1, level), op, inputs, &[]).unwrap();
+        for (a, b) in one.iter().zip(&other) {
+            assert_same_bits(a, b, &format!("{} at level {level:?}", op.name()));
         }
     }
 }

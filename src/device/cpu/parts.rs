@@ -45,6 +45,7 @@ impl Cpu {
     ///
     /// # Panics
     /// When a cut asks for more elements than its slice has, or leaves elements of a sample out.
+    #[allow(clippy::type_complexity)]
     pub fn cut_mut<const N: usize>(
         &self,
         samples: usize,

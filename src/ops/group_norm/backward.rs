@@ -3,9 +3,8 @@
 use super::GroupNormGrad;
 use super::cpu::row;
 use super::moments::{Part, Sources};
-use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor, TensorMut};
+use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor, TensorMut, simd};
 use crate::ops::shape::Extent;
-use crate::ops::silu::silu_slope;
 
 /// Rows of coefficients that a sample needs: first mean, rstd, gamma, beta; then, in their place,
 /// the three of [`coefficients`].
@@ -97,11 +96,8 @@ impl GroupNormGrad {
                 let rows = [of(0), of(1), of(2), of(3)];
                 let sums = (&mut sum[range.clone()], &mut product[range.clone()]);
                 let x = sources.rows(part, sample, slice);
-                if self.silu {
-                    slice_sums::<true>(dy, x, dx, range, channels, rows, sums);
-                } else {
-                    slice_sums::<false>(dy, x, dx, range, channels, rows, sums);
-                }
+                let source = (x, dx, range.start);
+                slice_sums(cpu.simd(), dy, source, channels, rows, sums, self.silu);
             }
         });
     }
@@ -126,14 +122,9 @@ impl GroupNormGrad {
                 }
                 let of = |which: usize| &rows[which * channels + part.at..][..part.channels];
                 let rows = [of(0), of(1), of(2), of(3)];
-                let x = sources.rows(part, sample, slice).chunks_exact(part.channels);
-                let dx = dx.chunks_exact_mut(part.channels);
-                for ((dx, x), dy) in dx.zip(x).zip(dy.chunks_exact(channels)) {
-                    if !self.silu {
-                        dx.copy_from_slice(&dy[part.at..][..part.channels]);
-                    }
-                    apply(dx, x, rows);
-                }
+                let x = sources.rows(part, sample, slice);
+                let dz = (!self.silu).then_some((dy, part.at, channels));
+                write_slice(cpu.simd(), dx, x, dz, rows);
             }
         });
     }
@@ -146,33 +137,64 @@ fn slice_of<'a>(sources: &Sources, data: &'a [f32], sample: usize, slice: usize)
     &data[(sample * pixels + range.start) * channels..(sample * pixels + range.end) * channels]
 }
 
-/// Adds to `sums` (Σ dz, Σ dz·x̂) over the pixels of a slice; `range` are the source's channels.
-#[inline(always)]
-fn slice_sums<const SILU: bool>(
-    dy: &[f32],
-    x: &[f32],
-    dx: &mut [f32],
-    range: std::ops::Range<usize>,
-    channels: usize,
-    rows: [&[f32]; 4],
-    sums: (&mut [f32], &mut [f32]),
-) {
-    let width = range.len();
-    let pixels = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
-    for ((dx, x), dy) in pixels.zip(dy.chunks_exact(channels)) {
-        let dy = &dy[range.clone()];
+crate::vectorised! {
+    /// Adds to `sums` (Σ dz, Σ dz·x̂) over the pixels of a slice of one source (x, dx, its first
+    /// channel in dy).
+    fn slice_sums<'a>(
+        dy: &'a [f32],
+        source: (&'a [f32], &'a mut [f32], usize),
+        channels: usize,
+        rows: [&'a [f32]; 4],
+        sums: (&'a mut [f32], &'a mut [f32]),
+        silu: bool,
+    ) {
+        let (x, dx, at) = source;
+        let width = rows[0].len();
+        let pixels = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
         let [mean, rstd, gamma, beta] = rows.map(|row| &row[..width]);
         let (sum, product) = (&mut sums.0[..width], &mut sums.1[..width]);
-        let (dx, x, dy) = (&mut dx[..width], &x[..width], &dy[..width]);
-        for c in 0..width {
-            let normal = (x[c] - mean[c]) * rstd[c];
-            let mut dz = dy[c];
-            if SILU {
-                dz *= silu_slope(normal * gamma[c] + beta[c]);
-                dx[c] = dz;
+        for ((dx, x), dy) in pixels.zip(dy.chunks_exact(channels)) {
+            let dy = &dy[at..at + width];
+            let (dx, x) = (&mut dx[..width], &x[..width]);
+            if silu {
+                for c in 0..width {
+                    let normal = (x[c] - mean[c]) * rstd[c];
+                    let dz = dy[c] * simd::silu_grad(normal.mul_add(gamma[c], beta[c]));
+                    dx[c] = dz;
+                    sum[c] += dz;
+                    product[c] = dz.mul_add(normal, product[c]);
+                }
+            } else {
+                for c in 0..width {
+                    let normal = (x[c] - mean[c]) * rstd[c];
+                    sum[c] += dy[c];
+                    product[c] = dy[c].mul_add(normal, product[c]);
+                }
             }
-            sum[c] += dz;
-            product[c] += dz * normal;
+        }
+    }
+}
+
+crate::vectorised! {
+    /// dx = a·dz + b + c·(x − mean) for a slice of one source. `dz` is (dy, first channel in it,
+    /// its channels), or `None` where dx holds dz.
+    fn write_slice<'a>(
+        dx: &'a mut [f32],
+        x: &'a [f32],
+        dz: Option<(&'a [f32], usize, usize)>,
+        rows: [&'a [f32]; 4],
+    ) {
+        let width = rows[0].len();
+        let [a, b, slope, mean] = rows.map(|row| &row[..width]);
+        if let Some((dy, at, channels)) = dz {
+            for (dx, dy) in dx.chunks_exact_mut(width).zip(dy.chunks_exact(channels)) {
+                dx.copy_from_slice(&dy[at..at + width]);
+            }
+        }
+        for (dx, x) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            for c in 0..width {
+                dx[c] = a[c].mul_add(dx[c], slope[c].mul_add(x[c] - mean[c], b[c]));
+            }
         }
     }
 }
@@ -212,16 +234,6 @@ fn coefficients(rows: &mut [f32], totals: &[f32], extent: Extent, groups: usize)
             rows[2 * channels + channel] = -rstd * rstd * product / elements;
             rows[3 * channels + channel] = mean;
         }
-    }
-}
-
-/// One pixel: dx, which holds dz, becomes a·dz + b + c·(x − mean).
-#[inline(always)]
-fn apply(dx: &mut [f32], x: &[f32], rows: [&[f32]; 4]) {
-    let [a, b, c, mean] = rows.map(|row| &row[..dx.len()]);
-    let x = &x[..dx.len()];
-    for i in 0..dx.len() {
-        dx[i] = a[i] * dx[i] + b[i] + c[i] * (x[i] - mean[i]);
     }
 }
 

@@ -2,9 +2,8 @@
 
 use super::moments::{Sources, statistics};
 use super::{GroupNorm, GroupNormAffine};
-use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor};
+use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor, simd};
 use crate::ops::shape::Extent;
-use crate::ops::silu::sigmoid;
 
 /// `gamma` or `beta`: the row of a sample, the same one for all samples where they share it.
 pub fn row<'a>(tensor: &Tensor<'a>, sample: usize, channels: usize) -> &'a [f32] {
@@ -43,32 +42,41 @@ impl CpuKernel for GroupNorm {
                 let x = sources.rows(part, sample, slice);
                 let of = |which: usize| &rows[which * channels + part.at..][..part.channels];
                 let (mean, scale, shift) = (of(0), of(1), of(2));
-                for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(part.channels)) {
-                    let y = &mut y[part.at..][..part.channels];
-                    if self.silu {
-                        normalise::<true>(y, x, mean, scale, shift);
-                    } else {
-                        normalise::<false>(y, x, mean, scale, shift);
-                    }
-                }
+                normalise(cpu.simd(), y, x, part.at, channels, [mean, scale, shift], self.silu);
             }
         });
     }
 }
 
-/// One pixel: y = (x − mean)·scale + shift, through SiLU if asked.
-#[inline(always)]
-fn normalise<const SILU: bool>(
-    y: &mut [f32],
-    x: &[f32],
-    mean: &[f32],
-    scale: &[f32],
-    shift: &[f32],
-) {
-    for ((((y, &x), &mean), &scale), &shift) in y.iter_mut().zip(x).zip(mean).zip(scale).zip(shift)
-    {
-        let z = (x - mean) * scale + shift;
-        *y = if SILU { z * sigmoid(z) } else { z };
+crate::vectorised! {
+    /// y = (x − mean)·scale + shift, through SiLU if asked, for the pixels of one source, whose
+    /// channels start at `at` of `channels` in y.
+    fn normalise<'a>(
+        y: &'a mut [f32],
+        x: &'a [f32],
+        at: usize,
+        channels: usize,
+        rows: [&'a [f32]; 3],
+        silu: bool,
+    ) {
+        let width = rows[0].len();
+        let pixels = y.chunks_exact_mut(channels).zip(x.chunks_exact(width));
+        let [mean, scale, shift] = rows.map(|row| &row[..width]);
+        if silu {
+            for (y, x) in pixels {
+                let (y, x) = (&mut y[at..at + width], &x[..width]);
+                for c in 0..width {
+                    y[c] = simd::silu((x[c] - mean[c]).mul_add(scale[c], shift[c]));
+                }
+            }
+        } else {
+            for (y, x) in pixels {
+                let (y, x) = (&mut y[at..at + width], &x[..width]);
+                for c in 0..width {
+                    y[c] = (x[c] - mean[c]).mul_add(scale[c], shift[c]);
+                }
+            }
+        }
     }
 }
 

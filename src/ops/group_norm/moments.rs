@@ -64,7 +64,7 @@ pub fn statistics(cpu: &Cpu, sources: &Sources, eps: f32, moments: &mut [f32], s
         for part in sources.parts() {
             let range = part.at..part.at + part.channels;
             let rows = sources.rows(part, sample, slice);
-            channel_moments(rows, &mut mean[range.clone()], &mut deviation[range]);
+            channel_moments(cpu.simd(), rows, &mut mean[range.clone()], &mut deviation[range]);
         }
     });
     let moments = &*moments;
@@ -106,24 +106,54 @@ fn merge(sources: &Sources, moments: &[f32], group: std::ops::Range<usize>) -> (
     (mean, squares / elements)
 }
 
-/// Mean and sum of squared deviations of each channel over `rows` `[pixels, channels]`.
-#[inline(always)]
-fn channel_moments(rows: &[f32], mean: &mut [f32], deviation: &mut [f32]) {
-    let channels = mean.len();
-    let scale = 1.0 / (rows.len() / channels) as f32;
-    mean.fill(0.0);
-    for row in rows.chunks_exact(channels) {
-        for (sum, &x) in mean.iter_mut().zip(row) {
-            *sum += x;
+crate::vectorised! {
+    /// Mean and sum of squared deviations of each channel over `rows` `[pixels, channels]`.
+    fn channel_moments<'a>(rows: &'a [f32], mean: &'a mut [f32], deviation: &'a mut [f32]) {
+        let channels = mean.len();
+        let mut at = 0;
+        while at + 64 <= channels {
+            block_moments::<64>(rows, channels, at, mean, deviation);
+            at += 64;
+        }
+        while at + 16 <= channels {
+            block_moments::<16>(rows, channels, at, mean, deviation);
+            at += 16;
+        }
+        while at < channels {
+            block_moments::<1>(rows, channels, at, mean, deviation);
+            at += 1;
         }
     }
-    for mean in &mut *mean {
+}
+
+/// [`channel_moments`] of the channels `at..at + W`, whose sums stay in registers.
+#[inline(always)]
+fn block_moments<const W: usize>(
+    rows: &[f32],
+    channels: usize,
+    at: usize,
+    mean: &mut [f32],
+    deviation: &mut [f32],
+) {
+    let scale = 1.0 / (rows.len() / channels) as f32;
+    let mut means = [0.0f32; W];
+    for row in rows.chunks_exact(channels) {
+        let row = &row[at..at + W];
+        for lane in 0..W {
+            means[lane] += row[lane];
+        }
+    }
+    for mean in &mut means {
         *mean *= scale;
     }
-    deviation.fill(0.0);
+    let mut squares = [0.0f32; W];
     for row in rows.chunks_exact(channels) {
-        for ((sum, &mean), &x) in deviation.iter_mut().zip(&*mean).zip(row) {
-            *sum += (x - mean) * (x - mean);
+        let row = &row[at..at + W];
+        for lane in 0..W {
+            let distance = row[lane] - means[lane];
+            squares[lane] = distance.mul_add(distance, squares[lane]);
         }
     }
+    mean[at..at + W].copy_from_slice(&means);
+    deviation[at..at + W].copy_from_slice(&squares);
 }

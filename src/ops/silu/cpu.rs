@@ -1,7 +1,7 @@
 //! SiLU and its gradient, element by element.
 
 use super::{Silu, SiluGrad};
-use crate::device::cpu::{Cpu, CpuKernel, Io};
+use crate::device::cpu::{Cpu, CpuKernel, Io, simd};
 
 /// Elements of one task.
 const CHUNK: usize = 16 << 10;
@@ -10,10 +10,7 @@ impl CpuKernel for Silu {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let x = io.inputs[0].data;
         cpu.chunks_mut(io.outputs[0].data, CHUNK, &|index, y| {
-            let x = &x[index * CHUNK..][..y.len()];
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = x * sigmoid(x);
-            }
+            forward(cpu.simd(), &x[index * CHUNK..][..y.len()], y);
         });
     }
 }
@@ -23,23 +20,23 @@ impl CpuKernel for SiluGrad {
         let (dy, x) = (io.inputs[0].data, io.inputs[1].data);
         cpu.chunks_mut(io.outputs[0].data, CHUNK, &|index, dx| {
             let at = index * CHUNK;
-            let (dy, x) = (&dy[at..][..dx.len()], &x[at..][..dx.len()]);
-            for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
-                *dx = dy * silu_slope(x);
-            }
+            backward(cpu.simd(), &dy[at..][..dx.len()], &x[at..][..dx.len()], dx);
         });
     }
 }
 
-/// The logistic function.
-#[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
+crate::vectorised! {
+    fn forward<'a>(x: &'a [f32], y: &'a mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = simd::silu(x);
+        }
+    }
 }
 
-/// The derivative of SiLU.
-#[inline(always)]
-pub fn silu_slope(x: f32) -> f32 {
-    let s = sigmoid(x);
-    s * (1.0 + x * (1.0 - s))
+crate::vectorised! {
+    fn backward<'a>(dy: &'a [f32], x: &'a [f32], dx: &'a mut [f32]) {
+        for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
+            *dx = dy * simd::silu_grad(x);
+        }
+    }
 }

@@ -2,8 +2,6 @@
 
 mod cpu;
 
-pub use cpu::{sigmoid, silu_slope};
-
 use super::{Build, GradArgs, Op, TensorId, shape};
 use crate::device::TensorType;
 use crate::error::Result;
