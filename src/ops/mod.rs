@@ -2,9 +2,16 @@
 //! and kernel launches (`launch.rs`). Adding one is a folder here, a line in this list and a
 //! kernel.
 
+pub mod add;
+mod broadcast;
+pub mod concat;
 pub mod group_norm;
+pub mod mul;
+pub mod resample;
+pub mod scale_add;
 mod shape;
 pub mod silu;
+pub mod sum_pixels;
 #[cfg(test)]
 mod testing;
 

@@ -1,0 +1,56 @@
+//! Copies of channels on the CPU.
+
+use super::{Concat, PadChannels, SliceChannels};
+use crate::device::cpu::{Cpu, CpuKernel, Io, TensorMut};
+use crate::ops::shape::Slices;
+
+/// Calls `copy(first pixel, pixels of y)` for slices of all pixels of `y`.
+fn by_pixels(cpu: &Cpu, y: &mut TensorMut, copy: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    let channels = y.shape[y.shape.len() - 1];
+    let pixels = Slices::new(y.data.len() / channels, channels).pixels;
+    cpu.chunks_mut(y.data, pixels * channels, &|index, y| copy(index * pixels, y));
+}
+
+impl CpuKernel for Concat {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let (a, b) = (io.inputs[0], io.inputs[1]);
+        let last = a.shape.len() - 1;
+        let (width_a, width_b) = (a.shape[last], b.shape[last]);
+        by_pixels(cpu, &mut io.outputs[0], &|first, y| {
+            let a = a.data[first * width_a..].chunks_exact(width_a);
+            let b = b.data[first * width_b..].chunks_exact(width_b);
+            for ((y, a), b) in y.chunks_exact_mut(width_a + width_b).zip(a).zip(b) {
+                y[..width_a].copy_from_slice(a);
+                y[width_a..].copy_from_slice(b);
+            }
+        });
+    }
+}
+
+impl CpuKernel for SliceChannels {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let x = io.inputs[0];
+        let width = x.shape[x.shape.len() - 1];
+        by_pixels(cpu, &mut io.outputs[0], &|first, y| {
+            let x = x.data[first * width..].chunks_exact(width);
+            for (y, x) in y.chunks_exact_mut(self.channels).zip(x) {
+                y.copy_from_slice(&x[self.start..self.start + self.channels]);
+            }
+        });
+    }
+}
+
+impl CpuKernel for PadChannels {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let x = io.inputs[0];
+        let width = x.shape[x.shape.len() - 1];
+        by_pixels(cpu, &mut io.outputs[0], &|first, y| {
+            let x = x.data[first * width..].chunks_exact(width);
+            for (y, x) in y.chunks_exact_mut(self.before + width + self.after).zip(x) {
+                y[..self.before].fill(0.0);
+                y[self.before..self.before + width].copy_from_slice(x);
+                y[self.before + width..].fill(0.0);
+            }
+        });
+    }
+}

@@ -1,0 +1,49 @@
+//! Scaling and shifting by constants.
+
+mod cpu;
+
+use super::{Build, GradArgs, Op, TensorId, shape};
+use crate::device::TensorType;
+use crate::error::Result;
+use std::sync::Arc;
+
+/// `x` of any shape → `y` = scale·x + offset.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleAdd {
+    pub scale: f32,
+    pub offset: f32,
+}
+
+impl Op for ScaleAdd {
+    fn name(&self) -> &'static str {
+        "scale_add"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        shape::floats(self.name(), inputs, 1..=1)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
+        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
+            return Ok(vec![None]);
+        };
+        let op = ScaleAdd { scale: self.scale, offset: 0.0 };
+        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Host, check_gradient, check_threads, run};
+
+    #[test]
+    fn values_and_gradient() {
+        let op = ScaleAdd { scale: 2.0, offset: -1.0 };
+        let x = Host::new(&[1, 3], vec![0.0, 0.5, 1.0]);
+        assert_eq!(run(&op, &[&x])[0].data, [-1.0, 0.0, 1.0]);
+        check_gradient(Arc::new(op), &[Host::random(&[2, 3], 1)], &[0], 1e-3);
+        check_threads(&op, &[&Host::random(&[40_000], 1)]);
+    }
+}
