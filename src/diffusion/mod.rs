@@ -1,1 +1,7 @@
-//! (being built)
+//! Noise schedules, what a network predicts, and samplers as tables of coefficients.
+
+pub mod schedule;
+pub mod scheduler_config;
+
+pub use schedule::NoiseSchedule;
+pub use scheduler_config::{Prediction, SchedulerConfig};
