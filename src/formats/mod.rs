@@ -1,5 +1,6 @@
 //! Files that people and other programs read: what is written here is written whole or not at all.
 
 pub mod atomic;
+pub mod diffusers;
 pub mod layout;
 pub mod tensors;

@@ -241,13 +241,25 @@ impl Tensors {
     /// # Errors
     /// What the operating system says, with the path.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.write_with(path, &self.metadata)
+    }
+
+    /// [`Tensors::write`] with other metadata.
+    ///
+    /// # Errors
+    /// As [`Tensors::write`].
+    pub fn write_with(
+        &self,
+        path: impl AsRef<Path>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         let path = path.as_ref();
         // Wider elements first keep every tensor aligned, as the format wants.
         let mut order: Vec<_> = self.tensors.iter().collect();
         order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.data.element_bytes()));
         let mut header = serde_json::Map::new();
-        if !self.metadata.is_empty() {
-            header.insert("__metadata__".into(), serde_json::json!(self.metadata));
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(metadata));
         }
         let mut offset = 0;
         for (name, tensor) in &order {
@@ -369,6 +381,15 @@ impl Tensors {
 impl FromIterator<(String, Tensor)> for Tensors {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
         Tensors { metadata: BTreeMap::new(), tensors: tensors.into_iter().collect() }
+    }
+}
+
+impl IntoIterator for Tensors {
+    type Item = (String, Tensor);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Tensor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.tensors.into_iter()
     }
 }
 
