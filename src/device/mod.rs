@@ -5,11 +5,16 @@
 //! with its grid and its parameter bytes.
 
 pub mod cpu;
+pub mod cuda;
+pub mod emulated;
+pub mod kernels;
 mod program;
+mod select;
 mod target;
 mod types;
 
 pub use program::{CpuWork, KernelWork, Launch, Program, Space, View, Work};
+pub use select::open_by_name;
 pub use target::{CodePath, Target};
 pub use types::{DType, TensorType};
 

@@ -1,0 +1,169 @@
+//! Compiles each `.cu` file with the host's C++ compiler, once for each code path, into a static
+//! library that the `emulated` device calls.
+
+use crate::CODE_PATHS;
+use crate::cache::{self, Cache};
+use crate::manifest::Sources;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// No contraction: a kernel says `fmaf` where it means it, so that every device rounds alike. No
+/// exceptions and no run-time types, so that no C++ library is linked.
+const FLAGS: [&str; 16] = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ftls-model=initial-exec",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+];
+
+struct Unit<'a> {
+    /// For messages.
+    name: String,
+    text: String,
+    /// What `text` includes besides headers.
+    source: &'a str,
+}
+
+pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String> {
+    let compiler = compiler()?;
+    let version = version(&compiler)?;
+    let target = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let mut flags: Vec<&str> = FLAGS.to_vec();
+    if target == "x86_64" {
+        // `fmaf` becomes an instruction; the device checks for it when it is opened.
+        flags.extend(["-mavx2", "-mfma", "-mf16c"]);
+    }
+
+    // The tests of the emulator itself lie in the library too; only tests pull them in.
+    let mut units: Vec<Unit> = ["host/runtime.cpp", "host/selftest.cpp"]
+        .into_iter()
+        .map(|name| Unit { name: name.into(), text: format!("#include \"{name}\"\n"), source: "" })
+        .collect();
+    for (index, file) in sources.files.iter().enumerate() {
+        for path in CODE_PATHS {
+            units.push(Unit {
+                name: format!("{} for sm_{path}", file.source),
+                text: wrapper(sources, index, path),
+                source: &sources.texts[index],
+            });
+        }
+    }
+    let command_line = flags.join(" ");
+    let folder = sources.folder.to_string_lossy();
+    let objects: Vec<PathBuf> = units
+        .iter()
+        .map(|unit| {
+            cache.file(
+                &[&version, &command_line, &folder, &sources.headers, unit.source, &unit.text],
+                "o",
+            )
+        })
+        .collect();
+    cache::parallel(units.len(), |index| {
+        if objects[index].exists() {
+            return Ok(());
+        }
+        compile(&compiler, &flags, &sources.folder, &units[index], &objects[index])
+    })?;
+
+    let library = out.join("libcyanea_kernels.a");
+    let _ = std::fs::remove_file(&library);
+    let archiver = std::env::var("AR").unwrap_or("ar".into());
+    let output = Command::new(&archiver).arg("crs").arg(&library).args(&objects).output();
+    match output {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(error) => return Err(format!("{archiver}: {error}; install binutils or set AR")),
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=cyanea_kernels");
+    println!("cargo:rustc-link-lib=m");
+    Ok(())
+}
+
+/// A unit that includes the file in a namespace without a name, so that the two code paths never
+/// share a symbol, and gives each kernel one exported entry.
+fn wrapper(sources: &Sources, file: usize, path: u32) -> String {
+    let mut text = format!("#define CYANEA_CODE_PATH {path}\n#include \"host/emulated.h\"\n");
+    text += &format!("namespace {{\n{}}}\n", sources.unit(file));
+    for kernel in &sources.files[file].kernels {
+        text += &format!(
+            "extern \"C\" void cyanea_sm{path}_{}(const void* params) {{\n    {}(*static_cast<const {}*>(params));\n}}\n",
+            kernel.name,
+            kernel.expression(),
+            kernel.params
+        );
+    }
+    text
+}
+
+fn compile(
+    compiler: &str,
+    flags: &[&str],
+    kernels: &Path,
+    unit: &Unit<'_>,
+    object: &Path,
+) -> Result<(), String> {
+    let stem = object.with_extension(format!("tmp{}", std::process::id()));
+    let (source, temporary) = (stem.with_extension("cpp"), stem.with_extension("part"));
+    cache::write(&source, unit.text.as_bytes())?;
+    let output = Command::new(compiler)
+        .args(flags)
+        .arg("-I")
+        .arg(kernels)
+        .arg("-c")
+        .arg(&source)
+        .arg("-o")
+        .arg(&temporary)
+        .output()
+        .map_err(|e| format!("{compiler}: {e}"));
+    let _ = std::fs::remove_file(&source);
+    let output = output?;
+    if !output.status.success() {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(format!(
+            "{} does not compile:\n{}",
+            unit.name,
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    for line in String::from_utf8_lossy(&output.stderr).lines() {
+        println!("cargo:warning={line}");
+    }
+    std::fs::rename(&temporary, object).map_err(|e| format!("{}: {e}", object.display()))
+}
+
+/// `CXX`, or the first of the usual names that runs.
+fn compiler() -> Result<String, String> {
+    for variable in ["CXX", "AR"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let asked = std::env::var("CXX").ok().filter(|name| !name.is_empty());
+    let names = match &asked {
+        Some(name) => vec![name.as_str()],
+        None => vec!["g++", "clang++", "c++"],
+    };
+    names
+        .iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok())
+        .map(|name| name.to_string())
+        .ok_or("no C++ compiler found; install g++ or name one in the variable CXX".into())
+}
+
+fn version(compiler: &str) -> Result<String, String> {
+    let output = Command::new(compiler).arg("--version").output();
+    let output = output.map_err(|e| format!("{compiler}: {e}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

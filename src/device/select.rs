@@ -1,0 +1,65 @@
+//! Devices by the names that users give.
+
+use super::cpu::CpuDevice;
+use super::cuda::Cuda;
+use super::emulated::Emulated;
+use super::{Device, Target};
+use crate::error::{Error, Result};
+
+/// Opens `cpu`, `emulated`, `emulated:v100|a100|h100` (`emulated` alone is `h100`), `cuda:N`, or
+/// `cuda:N:v100`, which runs the kernels' sm_70 path on any newer GPU.
+///
+/// # Errors
+/// A name that is none of these, or a device that can't serve, with the reason in one sentence.
+pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
+    let unknown = || {
+        Error::invalid(format!(
+            "there is no device `{name}`; known are cpu, emulated, emulated:v100, emulated:a100, \
+             emulated:h100 and cuda:N with the number of a GPU"
+        ))
+    };
+    let target = |name: &str| match Target::named(name) {
+        Ok(target) if !target.is_cpu() => Ok(target),
+        _ => Err(unknown()),
+    };
+    let parts: Vec<&str> = name.split(':').collect();
+    match parts[..] {
+        ["cpu"] => Ok(Box::new(CpuDevice::new())),
+        ["emulated"] => Ok(Box::new(Emulated::new(Target::H100)?)),
+        ["emulated", name] => Ok(Box::new(Emulated::new(target(name)?)?)),
+        ["cuda"] => Ok(Box::new(Cuda::new(0, None)?)),
+        ["cuda", number] => Ok(Box::new(Cuda::new(number.parse().map_err(|_| unknown())?, None)?)),
+        ["cuda", number, name] => {
+            let code_path = Some(target(name)?.code_path);
+            Ok(Box::new(Cuda::new(number.parse().map_err(|_| unknown())?, code_path)?))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_open_devices_and_unknown_ones_are_explained() {
+        for (asked, name) in
+            [("cpu", "cpu"), ("emulated", "emulated:h100"), ("emulated:v100", "emulated:v100")]
+        {
+            assert_eq!(open_by_name(asked).unwrap().name(), name);
+        }
+        for wrong in ["", "gpu", "emulated:", "emulated:cpu", "cuda:x", "cuda:0:cpu", "cpu:1"] {
+            let Err(error) = open_by_name(wrong) else { panic!("`{wrong}` opened") };
+            assert!(error.to_string().contains("known are"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_opens_or_says_why_not_in_one_sentence() {
+        match open_by_name("cuda:0") {
+            Ok(device) => assert_eq!(device.name(), "cuda:0"),
+            Err(Error::Device(why)) => assert!(!why.is_empty() && !why.contains('\n'), "{why}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
