@@ -266,7 +266,7 @@ fn occupancy(arch: u32, resources: Resources, block_threads: u32) -> f64 {
     let registers = (resources.registers * 32).next_multiple_of(256) * warps;
     let by_registers = 65_536 / registers.max(1);
     let shared_block = (resources.shared_bytes + reserved).next_multiple_of(unit);
-    let by_shared = if shared_block == 0 { max_blocks } else { shared / shared_block };
+    let by_shared = u32::checked_div(shared, shared_block).unwrap_or(max_blocks);
     let blocks = max_blocks.min(by_registers).min(by_shared).min(max_warps / warps);
     f64::from(blocks * warps) / f64::from(max_warps)
 }
