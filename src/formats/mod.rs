@@ -2,5 +2,7 @@
 
 pub mod atomic;
 pub mod diffusers;
+pub mod image_grid;
 pub mod layout;
+pub mod picture;
 pub mod tensors;
