@@ -116,6 +116,50 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// A launch of one thread for each of `elements`, in one dimension.
+    pub fn over<P: bytemuck::NoUninit>(
+        &self,
+        elements: usize,
+        params: &P,
+        read: &[Option<&View>],
+        written: &[Option<&View>],
+    ) -> KernelWork {
+        // A grid that is too large is refused when it is loaded.
+        let blocks = u32::try_from(elements.div_ceil(self.threads as usize)).unwrap_or(u32::MAX);
+        self.launch([blocks, 1, 1], [self.threads, 1, 1], 0, params, read, written)
+    }
+}
+
+/// A pointer field of a parameter struct before the device fills it in.
+pub const UNSET: u64 = 0;
+
+/// Declares the Rust side of a kernel's parameter struct, and proves at compile time that it is as
+/// large as the manifest says, which the C++ side proves too.
+macro_rules! params {
+    ($(#[$doc:meta])* struct $name:ident for $($kernel:ident),+ { $($field:ident: $ty:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct $name { $($field: $ty),+ }
+        $(const _: () = assert!(
+            size_of::<$name>() == $crate::device::kernels::$kernel.params_bytes,
+            "the parameter struct and kernels/manifest.toml differ in size"
+        );)+
+    };
+}
+pub(crate) use params;
+
+/// A dimension as kernels take it.
+///
+/// # Errors
+/// Larger than a kernel can count.
+pub fn dimension(operation: &str, size: usize) -> Result<i32> {
+    i32::try_from(size).map_err(|_| {
+        Error::operation(operation, format!("a dimension of {size} is beyond a kernel's limits"))
+    })
+}
+
 /// Memory of a session, as far as checks need to know it.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
@@ -145,7 +189,7 @@ pub(super) fn check_program(program: &Program, target: &Target) -> Result<()> {
 }
 
 /// The parameters of a launch with its addresses filled in, aligned as any parameter struct needs.
-pub(super) fn params(work: &KernelWork, address: impl Fn(&View) -> u64) -> Vec<u128> {
+pub(super) fn filled_params(work: &KernelWork, address: impl Fn(&View) -> u64) -> Vec<u128> {
     let mut params = vec![0u128; work.params.len().div_ceil(16)];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut params);
     bytes[..work.params.len()].copy_from_slice(&work.params);

@@ -6,6 +6,8 @@ pub mod add;
 mod broadcast;
 pub mod concat;
 pub mod group_norm;
+#[cfg(test)]
+mod kernel_parity;
 pub mod mul;
 pub mod resample;
 pub mod scale_add;

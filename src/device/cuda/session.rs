@@ -271,7 +271,7 @@ impl Session for CudaSession {
                 grid: work.grid,
                 block: work.block,
                 shared_bytes: work.shared_bytes,
-                params: kernels::params(work, |view| {
+                params: kernels::filled_params(work, |view| {
                     self.memory(view.space).address + view.offset as u64
                 }),
             });

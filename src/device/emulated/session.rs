@@ -105,7 +105,7 @@ impl EmulatedSession {
         let kernel = kernels::check(label, work, &self.target, self.sizes())?;
         let entry = kernel.host_entry(self.target.code_path);
         let entry = entry.ok_or_else(|| Error::device("the target cpu has no kernels"))?;
-        let params = kernels::params(work, |view| self.address(view));
+        let params = kernels::filled_params(work, |view| self.address(view));
         let grid = Grid {
             entry,
             params: &params,

@@ -8,11 +8,12 @@
 
 mod backward;
 mod cpu;
+mod launch;
 mod moments;
 
 use super::shape::{self, Extent, Slices};
-use super::{Build, GradArgs, Op, TensorId};
-use crate::device::{Target, TensorType};
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -118,8 +119,12 @@ impl Op for GroupNorm {
         Ok(grads.into_iter().zip(args.needs).map(|(id, &needed)| needed.then_some(id)).collect())
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        forward_scratch(inputs)
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { forward_scratch(inputs) } else { 0 }
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 
@@ -139,9 +144,16 @@ impl Op for GroupNormGrad {
         Ok(inputs.iter().map(|&ty| ty.clone()).collect())
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let Extent { batch, pixels, channels } = Extent::of(&inputs[0].shape);
+        if !target.is_cpu() {
+            return GroupNormGrad::kernel_scratch(batch, channels);
+        }
         batch * channels * (2 * Slices::new(pixels, channels).count + 2 + backward::COEFFICIENTS)
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 
@@ -155,9 +167,16 @@ impl Op for GroupNormAffine {
         Ok(vec![TensorType::f32([extent.batch, 2, extent.channels])])
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let Extent { batch, .. } = Extent::of(&inputs[0].shape);
+        if !target.is_cpu() {
+            return self.kernel_scratch(batch);
+        }
         forward_scratch(inputs) + 2 * batch * self.groups
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

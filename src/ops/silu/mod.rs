@@ -1,9 +1,10 @@
 //! SiLU: y = x·σ(x), σ the logistic function (Elfwing et al. 2017, arXiv:1702.03118, eq. 1).
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, shape};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -31,6 +32,10 @@ impl Op for Silu {
         };
         Ok(vec![Some(graph.push(Arc::new(SiluGrad), &[dy, args.inputs[0]])?[0])])
     }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        Ok(self.launches(args))
+    }
 }
 
 impl Op for SiluGrad {
@@ -42,6 +47,10 @@ impl Op for SiluGrad {
         shape::floats(self.name(), inputs, 2..=2)?;
         shape::expect(self.name(), "x", inputs[1], inputs[0])?;
         Ok(vec![inputs[0].clone()])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        Ok(self.launches(args))
     }
 }
 

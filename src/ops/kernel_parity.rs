@@ -1,0 +1,122 @@
+//! Every kernel against the CPU's form of its operation: on odd shapes, for both code paths, with
+//! two orders of blocks and lanes that must give the same bits.
+
+use super::testing::{Host, run_on};
+use super::{LaunchArgs, Op};
+use crate::device::cpu::Cpu;
+use crate::device::emulated::Emulated;
+use crate::device::{Device, Launch, Program, Space, Target, TensorType, View, Work};
+use std::sync::Arc;
+
+mod normalisation;
+
+/// Memory that a test lays out: everything persistent, so that it can be read back.
+#[derive(Default)]
+struct Memory {
+    bytes: usize,
+}
+
+impl Memory {
+    fn place(&mut self, ty: &TensorType) -> View {
+        let view = View { space: Space::Persistent, offset: self.bytes, ty: ty.clone() };
+        // An odd number of lines between tensors keeps them from being neighbours by chance.
+        self.bytes += ty.bytes().next_multiple_of(64) + 64;
+        view
+    }
+}
+
+/// Runs one operation's kernels. Outputs and working memory start as NaN; an operation in place
+/// starts from `state`.
+fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[Host]) -> Vec<Host> {
+    let types: Vec<&TensorType> = inputs.iter().map(|host| &host.ty).collect();
+    let outputs = op.infer(&types).unwrap();
+    let output_types: Vec<&TensorType> = outputs.iter().collect();
+    let mut memory = Memory::default();
+    let input_views: Vec<View> = types.iter().map(|ty| memory.place(ty)).collect();
+    let output_views: Vec<View> = outputs.iter().map(|ty| memory.place(ty)).collect();
+    let elements = op.scratch(target, &types, &output_types);
+    let scratch = (elements > 0).then(|| View {
+        space: Space::Arena,
+        offset: 0,
+        ty: TensorType::f32([elements]),
+    });
+    let args = LaunchArgs {
+        target,
+        inputs: &input_views,
+        outputs: &output_views,
+        scratch: scratch.as_ref(),
+    };
+    let launches: Vec<Launch> = (op.launch(&args).unwrap().into_iter())
+        .map(|work| Launch {
+            operation: op.name(),
+            label: op.name().into(),
+            flops: 0,
+            bytes: 0,
+            work: Work::Kernel(work),
+        })
+        .collect();
+    let count = launches.len() as u64;
+    assert!(count > 0, "{} launches nothing", op.name());
+    let program = Program {
+        name: "test".into(),
+        target: target.clone(),
+        launches,
+        arena_bytes: 4 * elements,
+    };
+    let device = Emulated::with_seed(target.clone(), seed).unwrap();
+    let mut session = device.open(memory.bytes, program.arena_bytes).unwrap();
+    for (view, host) in input_views.iter().zip(inputs) {
+        session.write(view.offset, bytemuck::cast_slice(&host.data)).unwrap();
+    }
+    let mut hosts: Vec<Host> = outputs
+        .iter()
+        .map(|ty| Host { ty: ty.clone(), data: vec![f32::NAN; ty.elements()] })
+        .collect();
+    if op.in_place() {
+        hosts = state.to_vec();
+    }
+    for (view, host) in output_views.iter().zip(&hosts) {
+        session.write(view.offset, bytemuck::cast_slice(&host.data)).unwrap();
+    }
+    let loaded = session.load(Arc::new(program)).unwrap();
+    session.run(loaded).unwrap();
+    assert_eq!(session.launches(), count);
+    assert!(!session.kernels().is_empty());
+    for (view, host) in output_views.iter().zip(&mut hosts) {
+        session.read(view.offset, bytemuck::cast_slice_mut(&mut host.data)).unwrap();
+    }
+    for (view, host) in input_views.iter().zip(inputs) {
+        let mut after = vec![0u8; view.ty.bytes()];
+        session.read(view.offset, &mut after).unwrap();
+        assert!(after == bytemuck::cast_slice::<f32, u8>(&host.data), "an input was changed");
+    }
+    hosts
+}
+
+/// Compares kernels and CPU: each element within `tolerance` times the largest magnitude of its
+/// tensor (with 0: the same bits), in a form in which NaN fails.
+fn check_state(op: &dyn Op, inputs: &[&Host], state: &[Host], tolerance: f32) {
+    let want = run_on(&Cpu::new(2), op, inputs, state).unwrap();
+    for target in [Target::V100, Target::H100] {
+        let got = emulate(&target, 1, op, inputs, state);
+        let again = emulate(&target, 2, op, inputs, state);
+        for (index, (got, again)) in got.iter().zip(&again).enumerate() {
+            let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let what = format!("output {index} of {} on {}", op.name(), target.name);
+            assert!(bits(got) == bits(again), "{what} depends on the order of lanes");
+            if tolerance == 0.0 {
+                assert!(bits(got) == bits(&want[index]), "{what} has other bits than cpu");
+                continue;
+            }
+            let largest = want[index].data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let bound = tolerance * largest.max(1e-3);
+            for (at, (got, want)) in got.data.iter().zip(&want[index].data).enumerate() {
+                assert!((got - want).abs() <= bound, "{what}, element {at}: {got}, cpu {want}");
+            }
+        }
+    }
+}
+
+fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
+    check_state(op, inputs, &[], tolerance);
+}
