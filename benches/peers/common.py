@@ -1,0 +1,113 @@
+"""What the PyTorch peers share: networks of the presets, timing, reports."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+PRESETS = {
+    "ddpm-32": {
+        "sample_size": 32,
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    },
+    "ddpm-64": {
+        "sample_size": 64,
+        "block_out_channels": [128, 256, 256, 256],
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    },
+}
+for _config in PRESETS.values():
+    _config |= {
+        "layers_per_block": 2, "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-6,
+        "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
+    }  # fmt: skip
+
+
+def arguments(description):
+    """Options that all benchmarks here have."""
+    parser = argparse.ArgumentParser(description=description)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--preset", choices=sorted(PRESETS), default="ddpm-32")
+    source.add_argument("--model", metavar="FOLDER", help="a diffusers folder instead of a preset")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed (default 5)")
+    parser.add_argument("--repetitions", type=int, default=30, help="steps that are timed (default 30)")
+    parser.add_argument("--channels-last", action="store_true", help="NHWC in memory; the default is PyTorch's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def network(options):
+    """The network and its DDPM scheduler, from a folder or with PyTorch's initial weights."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    if options.model:
+        model = UNet2DModel.from_pretrained(options.model, subfolder="unet", local_files_only=True)
+        scheduler = DDPMScheduler.from_pretrained(options.model, subfolder="scheduler", local_files_only=True)
+    else:
+        model, scheduler = UNet2DModel(**PRESETS[options.preset]), DDPMScheduler()
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return model.eval().to(memory_format=layout), scheduler, layout
+
+
+def image_shape(model):
+    """(height, width) that the configuration names."""
+    size = model.config.sample_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def measure(step, warmup, repetitions):
+    """Milliseconds of `repetitions` calls of `step(i)` after `warmup` calls."""
+    for i in range(warmup):
+        step(i)
+    samples = []
+    for i in range(repetitions):
+        start = time.perf_counter()
+        step(warmup + i)
+        samples.append(1000 * (time.perf_counter() - start))
+    return samples
+
+
+def percentile(samples, share):
+    """Nearest-rank percentile."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def report(options, name, samples, **more):
+    """Print the result, as one JSON object with `--json`."""
+    result = {
+        "bench": name,
+        "engine": f"PyTorch {torch.__version__} eager",
+        "model": options.model or options.preset,
+        "batch": options.batch,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "p50_ms": percentile(samples, 0.50),
+        "p95_ms": percentile(samples, 0.95),
+        "samples_ms": samples,
+        **more,
+    }
+    if options.json:
+        json.dump(result, sys.stdout)
+        print()
+    else:
+        print(
+            f"{result['engine']} ({result['simd']}), {name}, {result['model']}, batch {options.batch}, "
+            f"{result['threads']} threads: p50 {result['p50_ms']:.2f} ms, p95 {result['p95_ms']:.2f} ms"
+        )
