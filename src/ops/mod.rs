@@ -5,6 +5,10 @@
 pub mod add;
 mod broadcast;
 pub mod concat;
+pub mod conv2d;
+pub mod conv2d;
+pub mod conv_transpose2d;
+pub mod conv_transpose2d;
 pub mod group_norm;
 #[cfg(test)]
 mod kernel_parity;

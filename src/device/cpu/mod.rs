@@ -3,7 +3,9 @@
 //! Results have the same bits for any number of threads: tasks are cut by shape, never by thread
 //! count, and a reduction's tree depends on the shape of one sample only.
 
+pub mod conv;
 mod device;
+mod lanes;
 mod parts;
 mod pool;
 pub mod simd;

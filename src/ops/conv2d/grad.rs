@@ -1,0 +1,124 @@
+//! The gradients of a convolution.
+
+use super::form::{Direction, Form, Operands};
+use crate::device::cpu::conv::{self, Conv};
+use crate::device::{Target, TensorType};
+use crate::error::{Error, Result};
+use crate::ops::{Lowered, Op};
+
+/// dx \[B, H, W, C_in\] from dy \[B, H_out, W_out, C_out\] and the weight \[C_out, C_in, kh, kw\]:
+/// each element of dx is the sum of what it was multiplied with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2dDgrad {
+    /// Stride and padding of the convolution.
+    pub stride: [usize; 2],
+    pub padding: [usize; 4],
+    /// Height and width of its input.
+    pub input: [usize; 2],
+}
+
+impl Conv2dDgrad {
+    pub(crate) fn form(&self) -> Form {
+        Form {
+            name: "conv2d_dgrad",
+            stride: self.stride,
+            padding: self.padding,
+            operands: Operands::default(),
+            direction: Direction::Transposed(self.input),
+        }
+    }
+}
+
+impl Op for Conv2dDgrad {
+    fn name(&self) -> &'static str {
+        "conv2d_dgrad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        Ok(vec![self.form().infer(inputs)?])
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        self.form().flops(inputs)
+    }
+
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { self.form().scratch(inputs) } else { 0 }
+    }
+
+    fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
+        target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+    }
+}
+
+/// Inputs x \[B, H, W, C_in\] and dy \[B, H_out, W_out, C_out\]; outputs dw
+/// \[C_out, C_in, kh, kw\] and, with `bias`, the sums of dy over all pixels \[C_out\].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conv2dWgrad {
+    /// Stride and padding of the convolution.
+    pub stride: [usize; 2],
+    pub padding: [usize; 4],
+    pub kernel: [usize; 2],
+    pub bias: bool,
+}
+
+impl Conv2dWgrad {
+    /// The convolution whose weight's gradient this is.
+    pub(crate) fn conv(&self, inputs: &[&TensorType]) -> Result<Conv> {
+        let &[x, dy] = inputs else {
+            return Err(Error::operation(
+                self.name(),
+                format!("takes x and dy, not {} inputs", inputs.len()),
+            ));
+        };
+        let channels = |ty: &TensorType| ty.shape.last().copied().unwrap_or(0);
+        let dims = [channels(dy), channels(x), self.kernel[0], self.kernel[1]];
+        let form = Form {
+            name: "conv2d_wgrad",
+            stride: self.stride,
+            padding: self.padding,
+            operands: Operands::default(),
+            direction: Direction::Forward,
+        };
+        let weight = TensorType::f32(dims);
+        let conv = form.describe(&[x, &weight], dims)?;
+        let want = TensorType::f32([conv.batch, conv.output[0], conv.output[1], conv.c_out]);
+        if *dy != want {
+            return Err(Error::operation(
+                self.name(),
+                format!(
+                    "dy is {dy:?}; for x {x:?} and kernel {:?} it must be {want:?}",
+                    self.kernel
+                ),
+            ));
+        }
+        Ok(conv)
+    }
+}
+
+impl Op for Conv2dWgrad {
+    fn name(&self) -> &'static str {
+        "conv2d_wgrad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let conv = self.conv(inputs)?;
+        let mut outputs =
+            vec![TensorType::f32([conv.c_out, conv.c_in(), conv.kernel[0], conv.kernel[1]])];
+        if self.bias {
+            outputs.push(TensorType::f32([conv.c_out]));
+        }
+        Ok(outputs)
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        self.conv(inputs).map_or(0, |conv| super::form::flops(&conv))
+    }
+
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if !target.is_cpu() {
+            return 0;
+        }
+        self.conv(inputs).map_or(0, |conv| conv::wgrad_scratch(&conv))
+    }
+}
