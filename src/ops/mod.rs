@@ -3,6 +3,7 @@
 //! kernel.
 
 pub mod add;
+pub mod attention;
 mod broadcast;
 pub mod concat;
 pub mod conv2d;

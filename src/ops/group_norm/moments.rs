@@ -112,23 +112,28 @@ crate::vectorised! {
         let channels = mean.len();
         let mut at = 0;
         while at + 64 <= channels {
-            block_moments::<64>(rows, channels, at, mean, deviation);
+            block_moments::<64, 1>(rows, channels, at, mean, deviation);
             at += 64;
         }
+        while at + 32 <= channels {
+            block_moments::<32, 2>(rows, channels, at, mean, deviation);
+            at += 32;
+        }
         while at + 16 <= channels {
-            block_moments::<16>(rows, channels, at, mean, deviation);
+            block_moments::<16, 4>(rows, channels, at, mean, deviation);
             at += 16;
         }
         while at < channels {
-            block_moments::<1>(rows, channels, at, mean, deviation);
+            block_moments::<1, 4>(rows, channels, at, mean, deviation);
             at += 1;
         }
     }
 }
 
-/// [`channel_moments`] of the channels `at..at + W`, whose sums stay in registers.
+/// [`channel_moments`] of the channels `at..at + W`: sums stay in registers, in `U` chains of every
+/// U-th pixel, so that the latency of additions is hidden.
 #[inline(always)]
-fn block_moments<const W: usize>(
+fn block_moments<const W: usize, const U: usize>(
     rows: &[f32],
     channels: usize,
     at: usize,
@@ -136,24 +141,48 @@ fn block_moments<const W: usize>(
     deviation: &mut [f32],
 ) {
     let scale = 1.0 / (rows.len() / channels) as f32;
-    let mut means = [0.0f32; W];
-    for row in rows.chunks_exact(channels) {
-        let row = &row[at..at + W];
+    let mut means = sum_rows::<W, U>(rows, channels, at, |sums, row| {
         for lane in 0..W {
-            means[lane] += row[lane];
+            sums[lane] += row[lane];
         }
-    }
+    });
     for mean in &mut means {
         *mean *= scale;
     }
-    let mut squares = [0.0f32; W];
-    for row in rows.chunks_exact(channels) {
-        let row = &row[at..at + W];
+    let squares = sum_rows::<W, U>(rows, channels, at, |sums, row| {
         for lane in 0..W {
             let distance = row[lane] - means[lane];
-            squares[lane] = distance.mul_add(distance, squares[lane]);
+            sums[lane] = distance.mul_add(distance, sums[lane]);
         }
-    }
+    });
     mean[at..at + W].copy_from_slice(&means);
     deviation[at..at + W].copy_from_slice(&squares);
+}
+
+/// Folds the channels `at..at + W` of all rows into `U` sums and adds those in order.
+#[inline(always)]
+fn sum_rows<const W: usize, const U: usize>(
+    rows: &[f32],
+    channels: usize,
+    at: usize,
+    add: impl Fn(&mut [f32; W], &[f32]),
+) -> [f32; W] {
+    let mut sums = [[0.0f32; W]; U];
+    let blocks = rows.chunks_exact(U * channels);
+    let rest = blocks.remainder();
+    for block in blocks {
+        for (chain, sums) in sums.iter_mut().enumerate() {
+            add(sums, &block[chain * channels + at..][..W]);
+        }
+    }
+    for row in rest.chunks_exact(channels) {
+        add(&mut sums[0], &row[at..at + W]);
+    }
+    let mut total = sums[0];
+    for sums in &sums[1..] {
+        for lane in 0..W {
+            total[lane] += sums[lane];
+        }
+    }
+    total
 }
