@@ -7,8 +7,6 @@ pub mod attention;
 mod broadcast;
 pub mod concat;
 pub mod conv2d;
-pub mod conv2d;
-pub mod conv_transpose2d;
 pub mod conv_transpose2d;
 pub mod group_norm;
 #[cfg(test)]
