@@ -5,4 +5,6 @@ pub mod diffusers;
 pub mod image_grid;
 pub mod layout;
 pub mod picture;
+pub mod reference_case;
 pub mod tensors;
+pub mod verdict;
