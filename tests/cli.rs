@@ -21,7 +21,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-const SUBCOMMANDS: &[&str] = &["synth", "doctor", "completions"];
+const SUBCOMMANDS: &[&str] = &["synth", "kernels", "doctor", "completions"];
 
 #[test]
 fn each_subcommand_teaches() {
@@ -115,12 +115,43 @@ fn doctor_names_threads_and_simd() {
         .stdout(predicate::str::contains("RAYON_NUM_THREADS is no positive number"));
 }
 
+#[test]
+fn doctor_says_of_each_device_whether_it_can_serve() {
+    let output = cyanea().arg("doctor").assert().success().get_output().clone();
+    let said = String::from_utf8(output.stdout).unwrap();
+    for name in ["cyanea", "processor", "threads", "SIMD", "cpu", "emulated", "kernels", "cuda"] {
+        assert!(said.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {said}");
+    }
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn kernels_lists_each_kernel_as_a_table_and_as_json() {
+    let table = cyanea().arg("kernels").assert().success().get_output().stdout.clone();
+    let table = String::from_utf8(table).unwrap();
+    let json = cyanea().args(["kernels", "--json"]).assert().success().get_output().stdout.clone();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let rows = json.as_array().unwrap();
+    assert_eq!(table.lines().count(), rows.len() + 1, "{table}");
+    for kernel in cyanea::device::kernels::KERNELS {
+        assert!(table.contains(kernel.name), "{table}");
+        assert!(rows.iter().any(|row| row["kernel"] == kernel.name), "{json:#}");
+    }
+    for row in rows {
+        let known = row["architecture"].as_str().is_some_and(|arch| arch.starts_with("sm_"));
+        assert_eq!(row["registers"].is_u64(), known, "{row}");
+        assert_eq!(row["occupancy"].is_f64(), known, "{row}");
+    }
+}
+
 /// Every byte goes into a pipe whose reader has left: no panic, no error.
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_error() {
     use std::process::{Command, Stdio};
-    for arguments in [&["completions", "bash"][..], &["--help"], &["doctor"]] {
+    for arguments in
+        [&["completions", "bash"][..], &["--help"], &["doctor"], &["kernels", "--json"]]
+    {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = Command::new(env!("CARGO_BIN_EXE_cyanea"))

@@ -3,6 +3,8 @@
 use super::output;
 use crate::Result;
 use crate::device::cpu::{Cpu, Simd};
+use crate::device::emulated::Emulated;
+use crate::device::{Device, Target, cuda, kernels, open_by_name};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,14 +22,68 @@ What comes out: one line a fact. Put it into a report of a problem.";
 pub struct Args {}
 
 pub fn run(_: &Args) -> Result<()> {
-    let facts = [
+    let mut facts = vec![
         ("cyanea", format!("{} ({} {})", version(), std::env::consts::ARCH, std::env::consts::OS)),
         ("processor", processor()),
         ("threads", threads()),
         ("SIMD", simd()),
+        ("cpu", "ready".into()),
+        ("emulated", emulated()),
+        ("kernels", built_in()),
     ];
+    facts.extend(gpus().into_iter().map(|fact| ("cuda", fact)));
     let text: String = facts.iter().map(|(name, fact)| format!("{name:<10} {fact}\n")).collect();
     output::say(&text)
+}
+
+fn emulated() -> String {
+    match Emulated::new(Target::H100) {
+        Ok(_) => format!("ready, with {} kernels", kernels::KERNELS.len()),
+        Err(why) => why.to_string(),
+    }
+}
+
+/// Which GPU architectures this build has machine code for.
+fn built_in() -> String {
+    let mut archs: Vec<String> = Vec::new();
+    for image in kernels::IMAGES {
+        let name = image.arch.to_string();
+        if !archs.contains(&name) {
+            archs.push(name);
+        }
+    }
+    match kernels::GPU_COMPILER {
+        Some(compiler) if !archs.is_empty() => {
+            format!("built in for {}, by {compiler}", archs.join(", "))
+        }
+        _ => "not built in for any GPU; run scripts/cuda-toolchain.sh and build again".into(),
+    }
+}
+
+/// What the NVIDIA driver says, a line a GPU.
+fn gpus() -> Vec<String> {
+    let count = match cuda::devices() {
+        Ok(count) => count,
+        Err(why) => return vec![why.to_string()],
+    };
+    let describe = |number: u32| {
+        let name = format!("cuda:{number}");
+        match open_by_name(&name) {
+            Ok(device) => format!("{name} ready, with {}", described(device.as_ref())),
+            Err(why) => why.to_string(),
+        }
+    };
+    (0..count).map(describe).collect()
+}
+
+fn described(device: &dyn Device) -> String {
+    let target = device.target();
+    format!(
+        "{} multiprocessors and {} KiB of shared memory a block, planned for as {}",
+        target.multiprocessors,
+        target.shared_bytes >> 10,
+        target.name
+    )
 }
 
 fn version() -> String {

@@ -5,8 +5,10 @@
 
 mod completions;
 mod doctor;
+mod figures;
 mod fresh_folder;
 mod interruption;
+mod kernels;
 mod output;
 mod progress;
 mod synth;
@@ -39,6 +41,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Synth(synth::Args),
+    Kernels(kernels::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -75,6 +78,7 @@ fn run(cli: &Cli) -> Result<()> {
     let interruption = Interruption::listen();
     match &cli.command {
         Command::Synth(args) => synth::run(args, &interruption),
+        Command::Kernels(args) => kernels::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
     }
