@@ -47,10 +47,10 @@ impl Jellyfish {
     /// `distance` 0: near and large; 1: far, small, faded.
     pub fn new(stream: &mut Stream, size: usize, distance: f32) -> Self {
         let side = size as f32;
-        let lean = if stream.chance(0.2) { 0.2 } else { 0.085 };
-        let angle = (stream.bell() * lean).clamp(-0.36, 0.36);
+        let lean = if stream.chance(0.12) { 0.13 } else { 0.05 };
+        let angle = (stream.bell() * lean).clamp(-0.3, 0.3);
         let axis = [sine(angle), -cosine(angle)];
-        let radius = side * lerp(stream.range(0.19, 0.3), stream.range(0.06, 0.1), distance);
+        let radius = side * lerp(stream.range(0.17, 0.26), stream.range(0.06, 0.1), distance);
         let away = lerp(0.17, 0.05, distance);
         let wander = lerp(0.055, 0.27, distance);
         let centre = [
@@ -76,7 +76,7 @@ impl Jellyfish {
             height: stream.range(0.6, 1.05),
             flatness: stream.range(0.0, 0.5),
             tilt: stream.range(0.14, 0.4),
-            from_below: stream.chance(0.4),
+            from_below: stream.chance(0.3),
             lobes: 8.0,
             turn: stream.unit(),
             body,
@@ -85,10 +85,10 @@ impl Jellyfish {
             threads,
             clarity: lerp(stream.range(0.82, 1.0), stream.range(0.3, 0.6), distance),
             current: [drift, stream.range(0.0, 0.15)],
-            wave: stream.range(0.05, 0.22),
+            wave: stream.range(0.05, 0.2),
             wave_phase: stream.unit(),
             spread: stream.range(-0.35, 0.25),
-            reach: stream.range(1.5, 2.9),
+            reach: stream.range(1.3, 2.3),
             fullness: stream.range(0.7, 1.2) * lerp(1.0, 0.45, distance),
             texture: stream.bits(),
         }
@@ -135,17 +135,15 @@ impl Jellyfish {
     /// Paints the animal, back to front.
     pub fn paint(&self, canvas: &mut Canvas, stream: &mut Stream) {
         self.halo(canvas);
-        let detail = (canvas.size as f32 / 32.0).sqrt();
-        let threads = (16.0 * self.fullness * detail) as usize;
+        let detail = (canvas.size as f32 / 32.0).max(0.5);
+        let threads = (3.5 * self.fullness * detail.min(6.0)) as usize + 3;
         if self.from_below {
             self.bell(canvas);
-            self.threads(canvas, stream, threads * 2 / 3);
-            self.oral_arms(canvas, stream);
-            self.threads(canvas, stream, threads / 3);
-        } else {
-            self.threads(canvas, stream, threads * 2 / 3);
-            self.oral_arms(canvas, stream);
-            self.threads(canvas, stream, threads / 3);
+        }
+        self.threads(canvas, stream, threads, false);
+        self.oral_arms(canvas, stream);
+        self.threads(canvas, stream, threads, true);
+        if !self.from_below {
             self.bell(canvas);
         }
     }
@@ -156,14 +154,14 @@ impl Jellyfish {
         canvas.around(middle, reach, |p| {
             let (dx, dy) = ((p[0] - middle[0]) / reach, (p[1] - middle[1]) / reach);
             let inside = (1.0 - dx * dx - dy * dy).max(0.0);
-            (self.rim, 0.2 * self.clarity * inside * inside * inside)
+            (self.rim, 0.14 * self.clarity * inside * inside * inside)
         });
     }
 
     fn bell(&self, canvas: &mut Canvas) {
         let middle = self.place(0.0, self.height * 0.4);
         // Pixels a rib takes at the margin; finer ones than two pixels are faded out.
-        let rib_fade = smoothstep(1.2, 2.5, self.radius * 0.3);
+        let rib_fade = smoothstep(4.0, 16.0, self.radius);
         let grain_fade = smoothstep(10.0, 30.0, self.radius);
         canvas.around(middle, self.radius * 1.5, |p| {
             let [u, v] = self.local(p);
@@ -186,24 +184,24 @@ impl Jellyfish {
             let up = -(self.axis[1] * (v - 0.3) + self.axis[0] * u);
             light += 0.22 * up;
             light += 0.1 * grain_fade * self.grain(longitude * 40.0, v * 14.0);
-            light += 0.14 * self.grain(longitude * 14.0, v * 4.0) * rib_fade;
+            light += 0.14 * grain_fade * self.grain(longitude * 14.0, v * 4.0);
             colour = scale(colour, light);
             // The stomach shows through the middle of the bell.
             let (su, sv) = (u / 0.42, (v - self.height * 0.42) / (self.height * 0.3));
             let stomach = smoothstep(1.3, 0.3, su * su + sv * sv);
-            colour = blend(colour, scale(self.arms, 1.05), 0.38 * stomach);
+            colour = blend(colour, scale(self.arms, 1.05), lerp(0.25, 0.38, rib_fade) * stomach);
             // A gleam on the shoulder that faces the surface.
             let (gu, gv) = (u + 0.38, (v - self.height * 0.6) * 1.3);
             let gleam = smoothstep(0.09, 0.0, gu * gu + gv * gv);
-            colour = blend(colour, [1.0, 1.0, 0.97], 0.35 * gleam);
+            colour = blend(colour, [1.0, 1.0, 0.97], lerp(0.25, 0.35, rib_fade) * gleam);
             if self.from_below {
                 let inner = u * u / 0.74 + (v / (self.tilt * 0.86)).powi(2);
                 let shade = smoothstep(1.15, 0.75, inner);
-                let hollow = scale(self.body, 0.45 + 0.15 * rib * rib_fade);
-                colour = blend(colour, hollow, 0.85 * shade);
+                let hollow = scale(self.body, 0.55 + 0.15 * rib * rib_fade);
+                colour = blend(colour, hollow, lerp(0.5, 0.85, rib_fade) * shade);
             } else {
                 let margin = smoothstep(-1.9, -0.3, distance) * smoothstep(0.25, 0.0, v);
-                colour = blend(colour, self.rim, 0.55 * margin);
+                colour = blend(colour, self.rim, lerp(0.3, 0.55, rib_fade) * margin);
             }
             (colour, coverage * self.clarity * lerp(0.96, 0.86, facing))
         });
@@ -231,21 +229,23 @@ impl Jellyfish {
     }
 
     fn oral_arms(&self, canvas: &mut Canvas, stream: &mut Stream) {
-        let count = 3 + stream.index(3);
+        let loose = self.looseness();
+        let count = 3 + (stream.index(3) as f32 * loose) as usize;
         let steps = (8.0 + self.radius * 0.6) as usize;
+        let (arm_length, arm_width) = (stream.range(0.45, 0.6), stream.range(0.13, 0.17));
         for arm in 0..count {
             let place = (arm as f32 + 0.5) / count as f32 * 2.0 - 1.0;
-            let u = place * 0.42 + stream.range(-0.06, 0.06);
-            let length = self.reach * stream.range(0.4, 0.66);
-            let width = self.radius * stream.range(0.11, 0.19);
-            let phase = self.wave_phase + stream.range(-0.12, 0.12);
+            let u = place * 0.42 + 0.06 * loose * stream.range(-1.0, 1.0);
+            let length = self.reach * arm_length * (1.0 + 0.2 * loose * stream.range(-1.0, 1.0));
+            let width = self.radius * arm_width * (1.0 + 0.25 * loose * stream.range(-1.0, 1.0));
+            let phase = self.wave_phase + 0.12 * loose * stream.range(-1.0, 1.0);
             let frill = stream.range(1.6, 2.6);
-            let shade = stream.range(0.78, 1.08);
+            let shade = 0.94 + 0.15 * loose * stream.range(-1.0, 1.0);
             let knots: Vec<Knot> = (0..=steps)
                 .map(|i| {
                     let t = i as f32 / steps as f32;
                     // Frills are the arm's folded edge: it widens and brightens in turns.
-                    let fold = sine(phase + frill * t * length);
+                    let fold = loose * sine(phase + frill * t * length);
                     Knot {
                         at: self.trail(u, 0.12, length, t, phase, self.wave * 0.9 + 0.06),
                         half_width: width
@@ -261,27 +261,38 @@ impl Jellyfish {
         }
     }
 
-    fn threads(&self, canvas: &mut Canvas, stream: &mut Stream, count: usize) {
-        let unit = (canvas.size as f32 / 32.0).sqrt();
+    /// How much the parts of one animal differ from each other: 0 where it is so small that its
+    /// tentacles are next to each other pixel by pixel, 1 where each is seen by itself.
+    fn looseness(&self) -> f32 {
+        lerp(0.15, 1.0, smoothstep(6.0, 30.0, self.radius))
+    }
+
+    /// Every second of `count` tentacles: those on the near or on the far side of the margin.
+    fn threads(&self, canvas: &mut Canvas, stream: &mut Stream, count: usize, near: bool) {
+        let loose = self.looseness();
         let steps = (10.0 + self.radius * 0.5) as usize;
-        for _ in 0..count {
-            // Tentacles grow in eight clusters between the lobes.
-            let cluster = stream.index(8) as f32 / 8.0 + self.turn * 0.125;
-            let angle = cluster + stream.bell() * 0.022;
-            let (u, v) = (cosine(angle) * 0.9, sine(angle) * self.tilt * 0.7 + 0.04);
-            let length = self.reach * stream.range(0.55, 1.1);
-            let phase = self.wave_phase + stream.range(-0.1, 0.1) + u * 0.15;
-            let wave = self.wave * stream.range(0.7, 1.4);
-            let colour = blend(self.threads, self.rim, stream.range(0.0, 0.6));
-            let near = stream.unit();
-            let opacity = lerp(0.35, 0.8, near) * self.clarity;
-            let half_width = (lerp(0.028, 0.05, near) * self.radius).max(0.36 * unit);
+        let tint = stream.range(0.1, 0.5);
+        for i in (usize::from(near)..count).step_by(2) {
+            let place = (i as f32 + 0.5 + 0.6 * loose * stream.range(-1.0, 1.0)) / count as f32;
+            let u = (place * 2.0 - 1.0).clamp(-1.0, 1.0) * 0.9;
+            let side = if near { -1.0 } else { 0.6 };
+            let v = side * (1.0 - u * u).sqrt() * self.tilt * 0.7 + 0.04;
+            // The outermost are the longest.
+            let length =
+                self.reach * (lerp(0.8, 1.0, u * u) + 0.35 * loose * stream.range(-1.0, 0.5));
+            let phase = self.wave_phase + 0.1 * loose * stream.range(-1.0, 1.0) + u * 0.12;
+            let wave = self.wave * (1.0 + 0.4 * loose * stream.range(-1.0, 1.0));
+            let colour =
+                blend(self.threads, self.rim, tint + 0.4 * loose * stream.range(-0.5, 0.5));
+            let weight = 0.5 + 0.5 * loose * stream.range(-1.0, 1.0);
+            let opacity = lerp(0.45, 0.85, weight) * self.clarity;
+            let half_width = (lerp(0.028, 0.055, weight) * self.radius).max(0.5);
             let knots: Vec<Knot> = (0..=steps)
                 .map(|i| {
                     let t = i as f32 / steps as f32;
                     Knot {
                         at: self.trail(u, v, length, t, phase, wave),
-                        half_width: half_width * lerp(1.0, 0.7, t),
+                        half_width: half_width * lerp(1.0, 0.8, t),
                         colour,
                         opacity: opacity * (1.0 - t * t),
                     }

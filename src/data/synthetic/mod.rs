@@ -60,7 +60,7 @@ fn paint_picture(seed: u64, index: u64, size: u32) -> RgbImage {
     water.paint(&mut canvas);
 
     let mut company = stream(1);
-    let others = [0, 0, 0, 1, 1, 2][company.index(6)];
+    let others = [0, 0, 0, 0, 0, 0, 0, 1, 1, 2][company.index(10)];
     let mut distances: Vec<f32> = (0..others).map(|_| company.range(0.65, 1.0)).collect();
     distances.sort_by(|a, b| b.total_cmp(a));
     for (i, distance) in distances.into_iter().enumerate() {

@@ -32,11 +32,11 @@ impl Water {
         let surface = hsv(hue, stream.range(0.45, 0.8), bright);
         let depth = hsv(hue + stream.range(0.0, 0.07), stream.range(0.75, 0.95), dark);
         let slope = stream.range(-0.6, 0.6);
-        let beams = (0..stream.index(4))
+        let beams = (0..[0, 0, 1, 2][stream.index(4)])
             .map(|_| Beam {
                 x: stream.range(-0.1, 1.1),
                 slope: slope + stream.range(-0.15, 0.15),
-                width: stream.range(0.06, 0.16),
+                width: stream.range(0.1, 0.2),
                 strength: stream.range(0.08, 0.22),
             })
             .collect();
@@ -80,7 +80,7 @@ impl Water {
     /// Drifting flakes, from a dim haze of them far off to a few bright ones near the lens.
     pub fn snow(&self, canvas: &mut Canvas, stream: &mut Stream) {
         let unit = canvas.size as f32 / 32.0;
-        let count = 2 + stream.index(9);
+        let count = stream.index(6);
         // Four times the area shows twice as many, of a size between "same pixels" and "same share".
         let count = (count as f32 * unit.max(0.25)) as usize;
         let flake = unit.sqrt();
