@@ -19,6 +19,8 @@ pub mod silu;
 pub mod sum_pixels;
 #[cfg(test)]
 mod testing;
+pub mod copy;
+pub mod place_columns;
 
 use crate::device::cpu::CpuKernel;
 use crate::device::{KernelWork, Target, TensorType, View};

@@ -1,0 +1,25 @@
+//! `copy`: the same elements in another place.
+
+mod cpu;
+
+use super::{Build, GradArgs, Op, TensorId};
+use crate::device::TensorType;
+use crate::error::Result;
+
+/// x → x, any shape. Inserted where a tensor must land in a slot that its maker can't write to.
+#[derive(Debug)]
+pub struct Copy;
+
+impl Op for Copy {
+    fn name(&self) -> &'static str {
+        "copy"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn grad(&self, _: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
+        Ok(vec![args.output_grads[0]])
+    }
+}
