@@ -9,6 +9,7 @@
 
 pub mod autodiff;
 mod compile;
+mod engine;
 pub mod fuse;
 pub mod hoist;
 mod layout;
@@ -17,6 +18,7 @@ pub mod memory_plan;
 
 pub use crate::ops::{Build, TensorId};
 pub use compile::compile;
+pub use engine::{Engine, Plan};
 pub use layout::Layout;
 
 use crate::device::TensorType;

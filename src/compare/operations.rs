@@ -1,0 +1,180 @@
+//! Single operations of the reference format, and the U-Net, as graphs.
+
+use super::attributes::Attributes;
+use super::recipe::{Arrangement, Recipe};
+use crate::error::{Error, Result};
+use crate::graph::{Build, TensorId};
+use crate::models::{DdpmUnet, Network, UnetConfig};
+use crate::ops::add::Add;
+use crate::ops::attention::Attention;
+use crate::ops::concat::Concat;
+use crate::ops::conv_transpose2d::ConvTranspose2d;
+use crate::ops::conv2d::Conv2d;
+use crate::ops::group_norm::GroupNorm;
+use crate::ops::linear;
+use crate::ops::mse_loss::MseLoss;
+use crate::ops::silu::Silu;
+use crate::ops::upsample_nearest2d::UpsampleNearest2d;
+
+use Arrangement::{ChannelsLast, Heads, Same};
+
+/// Builds a single operation's graph; `None` for an operation that is not one of these.
+///
+/// # Errors
+/// Arguments or attributes that are missing or out of range.
+pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option<()>> {
+    match op {
+        "conv2d" => conv2d(attributes, r)?,
+        "conv_transpose2d" => conv_transpose2d(attributes, r)?,
+        "group_norm" | "group_norm_silu" => group_norm(attributes, r, op == "group_norm_silu")?,
+        "silu" => {
+            let x = r.operand("x", Same)?;
+            let y = r.graph.one(Silu, &[x])?;
+            r.output("y", Same, y);
+        }
+        "upsample_nearest2d" => {
+            let x = r.operand("x", ChannelsLast)?;
+            let factor = attributes.size("scale_factor")?;
+            let y = r.graph.one(UpsampleNearest2d { factor }, &[x])?;
+            r.output("y", ChannelsLast, y);
+        }
+        "linear" => {
+            let x = r.operand("x", Same)?;
+            let weight = r.operand("weight", Same)?;
+            let bias = if r.has("bias") { Some(r.operand("bias", Same)?) } else { None };
+            let y = linear::linear(&mut r.graph, x, weight, bias)?;
+            r.output("y", Same, y);
+        }
+        "mse_loss" => {
+            let x = r.operand("x", Same)?;
+            let target = r.operand("target", Same)?;
+            let y = r.graph.one(MseLoss, &[x, target])?;
+            r.output("y", Same, y);
+        }
+        "attention" => attention(attributes, r)?,
+        "norm_silu_conv2d" => norm_silu_conv2d(attributes, r)?,
+        "unet2d" => unet2d(attributes, r)?,
+        _ => return Ok(None),
+    }
+    Ok(Some(()))
+}
+
+fn image(name: &str, r: &mut Recipe) -> Result<TensorId> {
+    let shape = r.shape(name)?;
+    if shape.len() != 4 {
+        return Err(Error::invalid(format!("`{name}` must be [B, C, H, W], not {shape:?}")));
+    }
+    r.operand(name, ChannelsLast)
+}
+
+fn weight_and_bias(r: &mut Recipe) -> Result<(TensorId, Option<TensorId>)> {
+    let weight = r.operand("weight", Same)?;
+    let bias = if r.has("bias") { Some(r.operand("bias", Same)?) } else { None };
+    Ok((weight, bias))
+}
+
+fn convolve(
+    attributes: &Attributes,
+    r: &mut Recipe,
+    x: TensorId,
+    weight: TensorId,
+    bias: Option<TensorId>,
+) -> Result<TensorId> {
+    let op = Conv2d::new(attributes.stride()?, attributes.padding()?);
+    match bias {
+        Some(bias) => r.graph.one(op.with_bias(), &[x, weight, bias]),
+        None => r.graph.one(op, &[x, weight]),
+    }
+}
+
+fn conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let x = image("x", r)?;
+    let (weight, bias) = weight_and_bias(r)?;
+    let y = convolve(attributes, r, x, weight, bias)?;
+    r.output("y", ChannelsLast, y);
+    Ok(())
+}
+
+fn conv_transpose2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let x = image("x", r)?;
+    let (weight, bias) = weight_and_bias(r)?;
+    let op = ConvTranspose2d::new(attributes.stride()?, attributes.padding()?);
+    let y = match bias {
+        Some(bias) => r.graph.one(op.with_bias(), &[x, weight, bias])?,
+        None => r.graph.one(op, &[x, weight])?,
+    };
+    r.output("y", ChannelsLast, y);
+    Ok(())
+}
+
+fn group_norm(attributes: &Attributes, r: &mut Recipe, silu: bool) -> Result<()> {
+    let x = r.operand("x", ChannelsLast)?;
+    let shape = r.graph.ty(x).shape.clone();
+    let weight = r.operand("weight", Same)?;
+    let bias = r.operand("bias", Same)?;
+    let op = GroupNorm {
+        groups: attributes.size("groups")?,
+        eps: attributes.number_or("eps", 1e-5)? as f32,
+        silu,
+    };
+    let y = r.graph.one(op, &[x, weight, bias])?;
+    let y = r.graph.reshape(y, &shape)?;
+    r.output("y", ChannelsLast, y);
+    Ok(())
+}
+
+fn attention(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let shape = r.shape("q")?;
+    let [_, heads, _, depth] = shape[..] else {
+        return Err(Error::invalid(format!("`q` must be [B, heads, N, D], not {shape:?}")));
+    };
+    let q = r.operand("q", Heads)?;
+    let k = r.operand("k", Heads)?;
+    let v = r.operand("v", Heads)?;
+    let scale = attributes.number_or("scale", 1.0 / (depth as f64).sqrt())? as f32;
+    let y = r.graph.one(Attention { heads, scale }, &[q, k, v])?;
+    r.output("y", Heads, y);
+    Ok(())
+}
+
+fn norm_silu_conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let mut x = image("x", r)?;
+    if r.has("skip") {
+        let skip = image("skip", r)?;
+        x = r.graph.one(Concat, &[x, skip])?;
+    }
+    let gamma = r.operand("norm.weight", Same)?;
+    let beta = r.operand("norm.bias", Same)?;
+    let op = GroupNorm {
+        groups: attributes.size("groups")?,
+        eps: attributes.number_or("eps", 1e-5)? as f32,
+        silu: false,
+    };
+    let mut h = r.graph.one(op, &[x, gamma, beta])?;
+    if attributes.flag_or("silu", true)? {
+        h = r.graph.one(Silu, &[h])?;
+    }
+    let (weight, bias) = weight_and_bias(r)?;
+    let mut y = convolve(attributes, r, h, weight, bias)?;
+    if r.has("shift") {
+        let shift = r.operand("shift", Same)?;
+        y = r.graph.one(Add, &[y, shift])?;
+    }
+    if r.has("residual") {
+        let residual = image("residual", r)?;
+        y = r.graph.one(Add, &[y, residual])?;
+    }
+    r.output("y", ChannelsLast, y);
+    Ok(())
+}
+
+fn unet2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let network = DdpmUnet::new(UnetConfig::from_json(attributes.object())?)?;
+    let x = image("x", r)?;
+    let timesteps = r.operand("timesteps", Same)?;
+    let y = network.build(&mut r.graph, x, timesteps)?;
+    r.take_parameters()?;
+    r.output("y", ChannelsLast, y);
+    r.intermediates();
+    Ok(())
+}

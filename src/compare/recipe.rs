@@ -1,0 +1,290 @@
+//! How a case's tensors become a graph's slots and back: layouts, gradients, intermediates.
+
+use crate::device::{Device, TensorType};
+use crate::error::{Error, Result};
+use crate::formats::tensors::Tensor;
+use crate::graph::{Build, Engine, Graph, Rate, Region, TensorId, autodiff};
+use std::collections::BTreeMap;
+
+/// How PyTorch lays a tensor out and how the engine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrangement {
+    /// The same in both.
+    Same,
+    /// `[B, C, …]` in PyTorch, `[B, …, C]` here.
+    ChannelsLast,
+    /// `[B, heads, N, D]` in PyTorch, `[B, N, heads·D]` here.
+    Heads,
+}
+
+impl Arrangement {
+    /// The engine's shape of a tensor that PyTorch has as `shape`.
+    fn shape(self, shape: &[usize]) -> Vec<usize> {
+        match (self, shape) {
+            (Arrangement::ChannelsLast, [b, c, rest @ ..]) => {
+                let mut out = vec![*b];
+                out.extend_from_slice(rest);
+                out.push(*c);
+                out
+            }
+            (Arrangement::Heads, [b, heads, n, d]) => vec![*b, *n, heads * d],
+            _ => shape.to_vec(),
+        }
+    }
+
+    /// From PyTorch's order of elements to the engine's; `shape` is PyTorch's.
+    fn forth(self, values: &[f32], shape: &[usize]) -> Vec<f32> {
+        let [outer, first, second, inner] = self.blocks(shape);
+        transpose(values, outer, first, second, inner)
+    }
+
+    /// The way back of [`Arrangement::forth`].
+    fn back(self, values: &[f32], shape: &[usize]) -> Vec<f32> {
+        let [outer, first, second, inner] = self.blocks(shape);
+        transpose(values, outer, second, first, inner)
+    }
+
+    /// Both arrangements that are not [`Arrangement::Same`] swap the middle two of four extents.
+    fn blocks(self, shape: &[usize]) -> [usize; 4] {
+        match (self, shape) {
+            (Arrangement::ChannelsLast, [b, c, rest @ ..]) => [*b, *c, rest.iter().product(), 1],
+            (Arrangement::Heads, [b, heads, n, d]) => [*b, *heads, *n, *d],
+            _ => [1, 1, 1, shape.iter().product()],
+        }
+    }
+}
+
+/// `[outer, first, second, inner]` → `[outer, second, first, inner]`.
+fn transpose(values: &[f32], outer: usize, first: usize, second: usize, inner: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for o in 0..outer {
+        for s in 0..second {
+            for f in 0..first {
+                let at = ((o * first + f) * second + s) * inner;
+                out.extend_from_slice(&values[at..at + inner]);
+            }
+        }
+    }
+    out
+}
+
+struct Operand {
+    /// As the case has it: `input.x`, `parameter.weight`.
+    case_name: String,
+    arrangement: Arrangement,
+    shape: Vec<usize>,
+    tensor: TensorId,
+}
+
+/// A graph made from a case, and where each of the case's tensors went.
+pub struct Recipe<'a> {
+    tensors: &'a crate::formats::tensors::Tensors,
+    pub graph: Graph,
+    operands: Vec<Operand>,
+    outputs: Vec<(String, Arrangement, TensorId)>,
+    intermediates: Vec<(String, TensorId)>,
+}
+
+/// What a recipe produced, in PyTorch's layout, by the case's tensor names.
+pub struct Produced {
+    pub tensors: BTreeMap<String, Vec<f32>>,
+    pub kernels: Vec<String>,
+}
+
+impl<'a> Recipe<'a> {
+    pub fn new(tensors: &'a crate::formats::tensors::Tensors) -> Recipe<'a> {
+        Recipe {
+            tensors,
+            graph: Graph::new(),
+            operands: Vec::new(),
+            outputs: Vec::new(),
+            intermediates: Vec::new(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<(String, &'a Tensor)> {
+        ["input", "parameter"].iter().find_map(|kind| {
+            let name = format!("{kind}.{name}");
+            let tensor = self.tensors.get(&name)?;
+            Some((name, tensor))
+        })
+    }
+
+    /// Whether the case has this argument, as an input or as a parameter.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// PyTorch's shape of an argument.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.find(name).map(|(_, tensor)| tensor.shape.clone()).ok_or_else(|| missing(name))
+    }
+
+    /// An argument of the operation, whether the case gives it as input or as parameter.
+    pub fn operand(&mut self, name: &str, arrangement: Arrangement) -> Result<TensorId> {
+        let (case_name, tensor) = self.find(name).ok_or_else(|| missing(name))?;
+        let shape = arrangement.shape(&tensor.shape);
+        let slot = self.graph.input(&case_name, TensorType::f32(shape))?;
+        self.operands.push(Operand {
+            case_name,
+            arrangement,
+            shape: tensor.shape.clone(),
+            tensor: slot,
+        });
+        Ok(slot)
+    }
+
+    /// Takes the weights that a network has declared from the case's parameters, after the
+    /// network was built.
+    ///
+    /// # Errors
+    /// Parameters that are missing, surplus or of another shape.
+    pub fn take_parameters(&mut self) -> Result<()> {
+        let slots: Vec<_> = self
+            .graph
+            .slots
+            .iter()
+            .filter(|slot| slot.region == Region::Weights)
+            .map(|slot| (slot.name.clone(), slot.ty.shape.clone()))
+            .collect();
+        for name in self.tensors.names().filter_map(|name| name.strip_prefix("parameter.")) {
+            if !slots.iter().any(|(known, _)| known == name) {
+                return Err(Error::invalid(format!(
+                    "`parameter.{name}` is not a parameter of the configured network"
+                )));
+            }
+        }
+        for (name, shape) in slots {
+            let case_name = format!("parameter.{name}");
+            let given = self.tensors.get(&case_name).ok_or_else(|| missing(&name))?;
+            if given.shape != shape {
+                return Err(Error::invalid(format!(
+                    "`{case_name}` is {:?}; the configured network needs {shape:?}",
+                    given.shape
+                )));
+            }
+            let tensor = self.graph.find_slot(Region::Weights, &name).ok_or_else(|| missing(&name))?;
+            self.operands.push(Operand {
+                case_name,
+                arrangement: Arrangement::Same,
+                shape,
+                tensor,
+            });
+        }
+        Ok(())
+    }
+
+    /// Declares a result of the operation.
+    pub fn output(&mut self, name: &str, arrangement: Arrangement, tensor: TensorId) {
+        self.outputs.push((name.to_string(), arrangement, tensor));
+    }
+
+    /// Asks for the outputs of named modules, where the graph has them.
+    pub fn intermediates(&mut self) {
+        for (path, tensor) in self.graph.named.clone() {
+            if self.tensors.get(&format!("intermediate.{path}")).is_some() {
+                self.intermediates.push((path, tensor));
+            }
+        }
+    }
+
+    /// Differentiates as far as the case asks for, runs, and gives back what was produced.
+    ///
+    /// # Errors
+    /// What the graph, the target or the device refuses.
+    pub fn run(mut self, device: &dyn Device) -> Result<Produced> {
+        let mut seeds = Vec::new();
+        let mut seed_values = Vec::new();
+        for (name, arrangement, tensor) in &self.outputs {
+            let upstream = format!("grad_output.{name}");
+            if let Some(given) = self.tensors.get(&upstream) {
+                let ty = self.graph.ty(*tensor).clone();
+                let slot = self.graph.input(&upstream, ty)?;
+                seeds.push((*tensor, slot));
+                seed_values.push((upstream, arrangement.forth(&f32s(given)?, &given.shape)));
+            }
+        }
+        let wanted: Vec<usize> = (0..self.operands.len())
+            .filter(|&i| self.tensors.get(&format!("grad_{}", self.operands[i].case_name)).is_some())
+            .collect();
+        let wrt: Vec<TensorId> = wanted.iter().map(|&i| self.operands[i].tensor).collect();
+        let gradients = match seeds.is_empty() {
+            true => vec![None; wrt.len()],
+            false => autodiff::gradients(&mut self.graph, &seeds, &wrt)?,
+        };
+
+        // (name in the case, arrangement, PyTorch's shape) of everything to read back.
+        let mut results = Vec::new();
+        for (name, arrangement, tensor) in std::mem::take(&mut self.outputs) {
+            let name = format!("output.{name}");
+            let shape = self.tensors.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
+            results.push((name, arrangement, shape, tensor));
+        }
+        for (&index, gradient) in wanted.iter().zip(gradients) {
+            let Operand { case_name, arrangement, shape, .. } = &self.operands[index];
+            let name = format!("grad_{case_name}");
+            let gradient = gradient.ok_or_else(|| {
+                Error::invalid(format!("`{name}` is given, but no output depends on {case_name}"))
+            })?;
+            results.push((name, *arrangement, shape.clone(), gradient));
+        }
+        for (path, tensor) in std::mem::take(&mut self.intermediates) {
+            let name = format!("intermediate.{path}");
+            let shape = self.tensors.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
+            let rank = self.graph.ty(tensor).shape.len();
+            let arrangement = match rank {
+                4 => Arrangement::ChannelsLast,
+                _ => Arrangement::Same,
+            };
+            results.push((name, arrangement, shape, tensor));
+        }
+        for (name, _, _, tensor) in &results {
+            let ty = self.graph.ty(*tensor).clone();
+            let slot = self.graph.slot(Region::State, &format!("result.{name}"), ty, Rate::Step)?;
+            self.graph.bind(*tensor, slot)?;
+        }
+
+        let mut engine = Engine::single(self.graph, device)?;
+        for operand in &self.operands {
+            let Some(given) = self.tensors.get(&operand.case_name) else { continue };
+            let values = operand.arrangement.forth(&f32s(given)?, &operand.shape);
+            match operand.case_name.strip_prefix("parameter.") {
+                Some(name) if engine.has(Region::Weights, name) => {
+                    engine.write(Region::Weights, name, &values)?;
+                }
+                _ => engine.write(Region::State, &operand.case_name, &values)?,
+            }
+        }
+        for (name, values) in seed_values {
+            engine.write(Region::State, &name, &values)?;
+        }
+        engine.run("run")?;
+        let mut tensors = BTreeMap::new();
+        for (name, arrangement, shape, _) in results {
+            let values: Vec<f32> = engine.read(Region::State, &format!("result.{name}"))?;
+            if values.len() != shape.iter().product::<usize>() {
+                return Err(Error::invalid(format!(
+                    "`{name}` is {shape:?} in the case, but has {} elements here",
+                    values.len()
+                )));
+            }
+            tensors.insert(name, arrangement.back(&values, &shape));
+        }
+        Ok(Produced { tensors, kernels: engine.session().kernels() })
+    }
+}
+
+/// A tensor's elements as float32; integers (timesteps) are converted.
+pub fn f32s(tensor: &Tensor) -> Result<Vec<f32>> {
+    match tensor.to_i64() {
+        Some(values) => Ok(values.into_iter().map(|v| v as f32).collect()),
+        None => tensor
+            .to_f32()
+            .ok_or_else(|| Error::invalid("a tensor of this element type can't be used")),
+    }
+}
+
+/// The error for an argument that the case lacks.
+pub fn missing(name: &str) -> Error {
+    Error::invalid(format!("there is neither `input.{name}` nor `parameter.{name}`"))
+}
