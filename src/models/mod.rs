@@ -1,7 +1,6 @@
 //! Networks: their settings, and the graphs they become.
 
 pub mod ddpm_unet;
-pub mod init;
 pub mod json_config;
 pub mod layers;
 pub mod unet_config;
