@@ -13,8 +13,8 @@ use crate::ops::conv2d::Conv2d;
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
 use crate::ops::mse_loss::MseLoss;
+use crate::ops::resample::UpsampleNearest2d;
 use crate::ops::silu::Silu;
-use crate::ops::upsample_nearest2d::UpsampleNearest2d;
 
 use Arrangement::{ChannelsLast, Heads, Same};
 
@@ -35,7 +35,7 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
         "upsample_nearest2d" => {
             let x = r.operand("x", ChannelsLast)?;
             let factor = attributes.size("scale_factor")?;
-            let y = r.graph.one(UpsampleNearest2d { factor }, &[x])?;
+            let y = r.graph.one(UpsampleNearest2d { factor, scale: 1.0 }, &[x])?;
             r.output("y", ChannelsLast, y);
         }
         "linear" => {

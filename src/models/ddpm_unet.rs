@@ -7,15 +7,14 @@ use super::Network;
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, TensorId};
 use crate::ops::add::Add;
-use crate::ops::affine::Affine;
 use crate::ops::attention::Attention;
-use crate::ops::concat::Concat;
+use crate::ops::concat::{Concat, SliceChannels};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::mul::Mul;
+use crate::ops::resample::UpsampleNearest2d;
+use crate::ops::scale_add::ScaleAdd;
 use crate::ops::silu::Silu;
-use crate::ops::slice_channels::SliceChannels;
 use crate::ops::timestep_embedding::TimestepEmbedding;
-use crate::ops::upsample_nearest2d::UpsampleNearest2d;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -101,14 +100,14 @@ impl DdpmUnet {
         channels: usize,
     ) -> Result<TensorId> {
         let [weight, bias] = norm_parameters(g, name, channels)?;
-        let scale = g.one(SliceChannels { start: 0, length: channels }, &[scale_shift])?;
-        let shift = g.one(SliceChannels { start: channels, length: channels }, &[scale_shift])?;
-        let scale = g.one(Affine { scale: 1.0, offset: 1.0 }, &[scale])?;
+        let scale = g.one(SliceChannels { start: 0, channels }, &[scale_shift])?;
+        let shift = g.one(SliceChannels { start: channels, channels }, &[scale_shift])?;
+        let scale = g.one(ScaleAdd { scale: 1.0, offset: 1.0 }, &[scale])?;
         let weight = g.one(Mul, &[scale, weight])?;
         let bias = g.one(Mul, &[scale, bias])?;
         let bias = g.one(Add, &[bias, shift])?;
         let (groups, eps) = (self.config.norm_num_groups, self.config.norm_eps);
-        g.scoped(name, |g| g.one(GroupNorm { groups, eps, silu: false }, &[x, weight, bias]))
+        g.scoped(name, |g| g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias]))
     }
 
     /// Self-attention over all pixels, plus its input.
@@ -183,7 +182,7 @@ impl Network for DdpmUnet {
         let levels = config.levels();
         let groups = Some(config.norm_num_groups);
         let x = if config.center_input_sample {
-            g.one(Affine { scale: 2.0, offset: -1.0 }, &[x])?
+            g.one(ScaleAdd { scale: 2.0, offset: -1.0 }, &[x])?
         } else {
             x
         };
@@ -232,7 +231,7 @@ impl Network for DdpmUnet {
                 }
                 if level + 1 < levels {
                     h = g.module("upsamplers.0", |g| {
-                        let up = g.one(UpsampleNearest2d { factor: 2 }, &[h])?;
+                        let up = g.one(UpsampleNearest2d { factor: 2, scale: 1.0 }, &[h])?;
                         conv2d_same(g, "conv", up, channels, 3)
                     })?;
                 }
@@ -250,5 +249,5 @@ fn divide(g: &mut Graph, x: TensorId, by: f64) -> Result<TensorId> {
     if by == 1.0 {
         return Ok(x);
     }
-    g.one(Affine { scale: (1.0 / by) as f32, offset: 0.0 }, &[x])
+    g.one(ScaleAdd { scale: (1.0 / by) as f32, offset: 0.0 }, &[x])
 }

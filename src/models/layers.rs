@@ -86,5 +86,5 @@ pub fn group_norm(
 ) -> Result<TensorId> {
     let channels = *g.ty(x).shape.last().unwrap_or(&0);
     let [weight, bias] = norm_parameters(g, name, channels)?;
-    g.module(name, |g| g.one(GroupNorm { groups, eps, silu: false }, &[x, weight, bias]))
+    g.module(name, |g| g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias]))
 }

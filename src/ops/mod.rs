@@ -8,10 +8,12 @@ mod broadcast;
 pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
+pub mod copy;
 pub mod group_norm;
 #[cfg(test)]
 mod kernel_parity;
 pub mod mul;
+pub mod place_columns;
 pub mod resample;
 pub mod scale_add;
 mod shape;
@@ -19,8 +21,6 @@ pub mod silu;
 pub mod sum_pixels;
 #[cfg(test)]
 mod testing;
-pub mod copy;
-pub mod place_columns;
 
 use crate::device::cpu::CpuKernel;
 use crate::device::{KernelWork, Target, TensorType, View};

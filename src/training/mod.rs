@@ -1,1 +1,3 @@
-//! (being built)
+//! Training.
+
+pub mod init;

@@ -1,0 +1,86 @@
+//! Every fusion against the graph that it came from.
+
+use cyanea::Result;
+use cyanea::data::counter::Stream;
+use cyanea::device::TensorType;
+use cyanea::device::cpu::CpuDevice;
+use cyanea::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
+use cyanea::ops::group_norm::GroupNorm;
+use cyanea::ops::silu::Silu;
+
+/// Builds, differentiates with respect to every input, fuses or not, runs on the CPU; gives the
+/// operations' names and all results.
+fn run(
+    inputs: &[(&str, &[usize])],
+    build: &dyn Fn(&mut Graph, &[TensorId]) -> Result<TensorId>,
+    gradients: bool,
+    fused: bool,
+) -> Result<(Vec<&'static str>, Vec<Vec<f32>>)> {
+    let mut g = Graph::new();
+    let slots = inputs
+        .iter()
+        .map(|(name, shape)| g.input(name, TensorType::f32(*shape)))
+        .collect::<Result<Vec<_>>>()?;
+    let y = build(&mut g, &slots)?;
+    let ty = g.ty(y).clone();
+    let mut results = vec![y];
+    if gradients {
+        let upstream = g.input("upstream", ty.clone())?;
+        let grads = autodiff::gradients(&mut g, &[(y, upstream)], &slots)?;
+        results.extend(grads.into_iter().map(|g| g.expect("every input matters")));
+    }
+    for (index, &tensor) in results.iter().enumerate() {
+        let ty = g.ty(tensor).clone();
+        let slot = g.input(&format!("result {index}"), ty)?;
+        g.bind(tensor, slot)?;
+    }
+    if fused {
+        fuse::fuse(&mut g)?;
+    }
+    let names = g.nodes.iter().map(|node| node.op.name()).collect();
+    let mut engine = Engine::single(g, &CpuDevice::new())?;
+    let upstream = [("upstream", ty.shape.as_slice())];
+    for (index, (name, shape)) in inputs.iter().chain(&upstream).enumerate() {
+        if engine.has(Region::State, name) {
+            let mut stream = Stream::new(&[index as u64]);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| stream.bell()).collect();
+            engine.write(Region::State, name, &values)?;
+        }
+    }
+    engine.run("run")?;
+    let values = (0..results.len())
+        .map(|i| engine.read(Region::State, &format!("result {i}")))
+        .collect::<Result<Vec<Vec<f32>>>>()?;
+    Ok((names, values))
+}
+
+/// Runs both graphs, compares all results, and gives back the fused graph's operations.
+fn check(
+    inputs: &[(&str, &[usize])],
+    build: impl Fn(&mut Graph, &[TensorId]) -> Result<TensorId>,
+    gradients: bool,
+) -> Vec<&'static str> {
+    let (_, want) = run(inputs, &build, gradients, false).unwrap();
+    let (names, got) = run(inputs, &build, gradients, true).unwrap();
+    for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+        let scale = (want.iter().map(|v| v * v).sum::<f32>() / want.len() as f32).sqrt().max(1e-3);
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= 2e-5 * scale, "result {index}: {g} is not {w}");
+        }
+    }
+    names
+}
+
+fn norm_silu(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
+    let norm = g.one(GroupNorm { groups: 4, eps: 1e-5, silu: false }, t)?;
+    g.one(Silu, &[norm])
+}
+
+#[test]
+fn group_norm_takes_in_silu_forward_and_backward() {
+    let inputs: [(&str, &[usize]); 3] = [("x", &[2, 5, 7, 12]), ("gamma", &[12]), ("beta", &[12])];
+    let names = check(&inputs, norm_silu, true);
+    assert_eq!(names, ["group_norm_silu", "group_norm_silu_grad"]);
+    let names = check(&inputs, norm_silu, false);
+    assert_eq!(names, ["group_norm_silu"]);
+}
