@@ -9,7 +9,7 @@ use crate::ops::add::Add;
 use crate::ops::attention::Attention;
 use crate::ops::concat::Concat;
 use crate::ops::conv_transpose2d::ConvTranspose2d;
-use crate::ops::conv2d::Conv2d;
+use crate::ops::conv2d::{Conv2d, Operands};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
 use crate::ops::mse_loss::MseLoss;
@@ -80,11 +80,14 @@ fn convolve(
     weight: TensorId,
     bias: Option<TensorId>,
 ) -> Result<TensorId> {
-    let op = Conv2d::new(attributes.stride()?, attributes.padding()?);
-    match bias {
-        Some(bias) => r.graph.one(op.with_bias(), &[x, weight, bias]),
-        None => r.graph.one(op, &[x, weight]),
-    }
+    let op = Conv2d {
+        stride: attributes.stride()?,
+        padding: attributes.padding()?,
+        operands: Operands { bias: bias.is_some(), ..Operands::default() },
+    };
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    r.graph.one(op, &inputs)
 }
 
 fn conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
@@ -98,11 +101,14 @@ fn conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
 fn conv_transpose2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let x = image("x", r)?;
     let (weight, bias) = weight_and_bias(r)?;
-    let op = ConvTranspose2d::new(attributes.stride()?, attributes.padding()?);
-    let y = match bias {
-        Some(bias) => r.graph.one(op.with_bias(), &[x, weight, bias])?,
-        None => r.graph.one(op, &[x, weight])?,
+    let op = ConvTranspose2d {
+        stride: attributes.stride()?,
+        padding: attributes.padding()?,
+        bias: bias.is_some(),
     };
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    let y = r.graph.one(op, &inputs)?;
     r.output("y", ChannelsLast, y);
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::graph::{Build, Graph, TensorId};
-use crate::ops::conv2d::Conv2d;
+use crate::ops::conv2d::{Conv2d, Operands};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
 
@@ -43,7 +43,11 @@ pub fn conv2d(
         let weight = g.parameter("weight", &[channels, c_in, kernel, kernel])?;
         let bias = g.parameter("bias", &[channels])?;
         let Padding { top, bottom, left, right } = padding;
-        let op = Conv2d::new([stride, stride], [top, bottom, left, right]).with_bias();
+        let op = Conv2d {
+            stride: [stride, stride],
+            padding: [top, bottom, left, right],
+            operands: Operands { bias: true, ..Operands::default() },
+        };
         g.one(op, &[x, weight, bias])
     })
 }

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod group_norm;
 #[cfg(test)]
 mod kernel_parity;
+pub mod linear;
 pub mod mul;
 pub mod place_columns;
 pub mod resample;
