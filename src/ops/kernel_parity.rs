@@ -8,6 +8,9 @@ use crate::device::emulated::Emulated;
 use crate::device::{Device, Launch, Program, Space, Target, TensorType, View, Work};
 use std::sync::Arc;
 
+mod attention;
+mod convolution;
+mod elementwise;
 mod normalisation;
 
 /// Memory that a test lays out: everything persistent, so that it can be read back.

@@ -1,9 +1,12 @@
 //! Addition, of equal shapes or of a row to all pixels.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, broadcast};
-use crate::device::TensorType;
+pub(in crate::ops) use launch::combine;
+
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, broadcast};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// `a` `[B, …, C]`, `b` of the same shape or `[C]`, `[1, C]` or `[B, C]` → `y` = a + b.
@@ -29,6 +32,10 @@ impl Op for Add {
             false => None,
         };
         Ok(vec![args.needs[0].then_some(dy), db])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

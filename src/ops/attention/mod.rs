@@ -5,11 +5,12 @@
 
 mod backward;
 mod cpu;
+mod launch;
 mod tiles;
 
 use super::shape;
-use super::{Build, GradArgs, Op, TensorId};
-use crate::device::{Target, TensorType};
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -108,9 +109,16 @@ impl Op for Attention {
         2 * Sizes::of(&inputs[0].shape, &inputs[1].shape, self.heads).product_flops()
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if !target.is_cpu() {
+            return 0;
+        }
         let sizes = Sizes::of(&inputs[0].shape, &inputs[1].shape, self.heads);
         sizes.batch * tiles::count(sizes.queries) * cpu::task_scratch(sizes.depth)
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 
@@ -135,10 +143,17 @@ impl Op for AttentionGrad {
         5 * Sizes::of(&inputs[1].shape, &inputs[2].shape, self.heads).product_flops()
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let sizes = Sizes::of(&inputs[1].shape, &inputs[2].shape, self.heads);
+        if !target.is_cpu() {
+            return AttentionGrad::kernel_scratch(&sizes);
+        }
         let tiles = tiles::count(sizes.queries.max(sizes.keys));
         sizes.lse().elements() + sizes.batch * tiles * backward::task_scratch(sizes.depth)
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

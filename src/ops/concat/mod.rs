@@ -2,9 +2,10 @@
 //! zeros.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, shape};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -66,6 +67,10 @@ impl Op for Concat {
         }
         Ok(grads)
     }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
+    }
 }
 
 impl Op for SliceChannels {
@@ -96,6 +101,10 @@ impl Op for SliceChannels {
         let op = PadChannels { before: self.start, after };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
     }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
+    }
 }
 
 impl Op for PadChannels {
@@ -115,6 +124,10 @@ impl Op for PadChannels {
         let channels = channels(graph.ty(args.inputs[0]));
         let op = SliceChannels { start: self.before, channels };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

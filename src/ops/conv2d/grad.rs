@@ -1,10 +1,11 @@
 //! The gradients of a convolution.
 
 use super::form::{Direction, Form, Operands};
+use super::launch::convolution;
 use crate::device::cpu::conv::{self, Conv};
-use crate::device::{Target, TensorType};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
-use crate::ops::{Lowered, Op};
+use crate::ops::{LaunchArgs, Lowered, Op};
 
 /// dx \[B, H, W, C_in\] from dy \[B, H_out, W_out, C_out\] and the weight \[C_out, C_in, kh, kw\]:
 /// each element of dx is the sum of what it was multiplied with.
@@ -48,6 +49,10 @@ impl Op for Conv2dDgrad {
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        convolution(&self.form(), args)
     }
 }
 
@@ -120,5 +125,9 @@ impl Op for Conv2dWgrad {
             return 0;
         }
         self.conv(inputs).map_or(0, |conv| conv::wgrad_scratch(&conv))
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }

@@ -8,6 +8,7 @@
 mod cpu;
 mod form;
 mod grad;
+mod launch;
 mod packed;
 #[cfg(test)]
 mod tests;
@@ -18,10 +19,11 @@ pub use packed::{Conv2dPack, PackedConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};
+pub(crate) use launch::convolution;
 
 use super::sum_pixels::{Rows, SumPixels};
-use super::{Build, GradArgs, Lowered, Op, TensorId};
-use crate::device::{Target, TensorType};
+use super::{Build, GradArgs, LaunchArgs, Lowered, Op, TensorId};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -144,5 +146,9 @@ impl Op for Conv2d {
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        convolution(&self.form(), args)
     }
 }

@@ -3,10 +3,10 @@
 
 mod cpu;
 
-use super::conv2d::{Conv2d, Conv2dWgrad, Direction, Form, Operands};
+use super::conv2d::{Conv2d, Conv2dWgrad, Direction, Form, Operands, convolution};
 use super::sum_pixels::{Rows, SumPixels};
-use super::{Build, GradArgs, Lowered, Op, TensorId};
-use crate::device::{Target, TensorType};
+use super::{Build, GradArgs, LaunchArgs, Lowered, Op, TensorId};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -79,5 +79,9 @@ impl Op for ConvTranspose2d {
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        convolution(&self.form(), args)
     }
 }

@@ -1,9 +1,10 @@
 //! Multiplication element by element, of equal shapes or of all pixels by a row.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, broadcast};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, broadcast};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ impl Op for Mul {
             grads[1] = Some(broadcast::reduce(graph, product, a, b)?);
         }
         Ok(grads)
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

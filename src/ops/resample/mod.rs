@@ -1,9 +1,10 @@
 //! Nearest-neighbour upsampling and pooling by integer factors: each the other's gradient.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, shape};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -65,6 +66,10 @@ impl Op for UpsampleNearest2d {
         let op = Pool2d { factor: self.factor, scale: self.scale };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
     }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
+    }
 }
 
 impl Op for Pool2d {
@@ -89,6 +94,10 @@ impl Op for Pool2d {
         };
         let op = UpsampleNearest2d { factor: self.factor, scale: self.scale };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Scaling and shifting by constants.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId, shape};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -30,6 +31,10 @@ impl Op for ScaleAdd {
         };
         let op = ScaleAdd { scale: self.scale, offset: 0.0 };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -1,10 +1,13 @@
 //! Sums over pixels, and over samples: the gradient of what holds for all pixels.
 
 mod cpu;
+mod launch;
 
-use super::Op;
+pub(in crate::ops) use launch::sum_pixels;
+
 use super::shape::{self, Extent, Slices};
-use crate::device::{Target, TensorType};
+use super::{LaunchArgs, Op};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 
 /// The rows that a sum keeps.
@@ -52,9 +55,16 @@ impl Op for SumPixels {
         }])
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if !target.is_cpu() {
+            return 0;
+        }
         let Extent { batch, pixels, channels } = Extent::of(&inputs[0].shape);
         batch * channels * Slices::new(pixels, channels).count
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

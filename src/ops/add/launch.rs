@@ -1,0 +1,43 @@
+//! Kernel launches of `add`, and of `mul`, which differs in the kernel alone.
+
+use super::Add;
+use crate::device::KernelWork;
+use crate::device::kernels::{self, ADD_FWD_NHWC_F32, Kernel, UNSET, dimension};
+use crate::error::Result;
+use crate::ops::LaunchArgs;
+use crate::ops::shape::Extent;
+
+kernels::params! {
+    /// `Combine` of kernels/elementwise.cu.
+    struct Combine for ADD_FWD_NHWC_F32, MUL_FWD_NHWC_F32 {
+        a: u64, b: u64, y: u64, elements: i64, sample: i64, channels: i32, rows: i32,
+    }
+}
+
+/// Combines `a` with `b` of the same shape or with rows of it.
+pub(in crate::ops) fn combine(
+    name: &str,
+    kernel: &Kernel,
+    args: &LaunchArgs,
+) -> Result<Vec<KernelWork>> {
+    let ([a, b], [y]) = (args.inputs, args.outputs) else { unreachable!("inputs are checked") };
+    let Extent { channels, .. } = Extent::of(&a.ty.shape);
+    let elements = a.ty.elements();
+    let same = a.ty.shape == b.ty.shape;
+    let params = Combine {
+        a: UNSET,
+        b: UNSET,
+        y: UNSET,
+        elements: elements as i64,
+        sample: Extent::of(&a.ty.shape).sample() as i64,
+        channels: dimension(name, channels)?,
+        rows: if same { 0 } else { dimension(name, b.ty.elements() / channels)? },
+    };
+    Ok(vec![kernel.over(elements, &params, &[Some(a), Some(b)], &[Some(y)])])
+}
+
+impl Add {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        combine("add", &ADD_FWD_NHWC_F32, args)
+    }
+}

@@ -1,0 +1,69 @@
+//! Kernel launches that move channels: `concat`, `slice_channels`, `pad_channels`.
+
+use super::{Concat, PadChannels, SliceChannels, channels};
+use crate::device::kernels::{self, MOVE_CHANNELS_FWD_NHWC_F32, UNSET, dimension};
+use crate::device::{KernelWork, View};
+use crate::error::Result;
+use crate::ops::LaunchArgs;
+
+kernels::params! {
+    /// `MoveChannels` of kernels/elementwise.cu.
+    struct Params for MOVE_CHANNELS_FWD_NHWC_F32 {
+        x: u64, y: u64, pixels: i64,
+        x_channels: i32, y_channels: i32, from: i32, to: i32, width: i32, fill: i32,
+    }
+}
+
+/// Which channels go where.
+struct Move {
+    from: usize,
+    to: usize,
+    width: usize,
+    /// Whether the other channels of the result become zero; else they stay.
+    fill: bool,
+}
+
+/// Moves channels of `x` to `y`.
+fn move_channels(name: &str, x: &View, y: &View, plan: Move) -> Result<KernelWork> {
+    let (x_channels, y_channels) = (channels(&x.ty), channels(&y.ty));
+    let pixels = x.ty.elements() / x_channels;
+    let int = |size| dimension(name, size);
+    let params = Params {
+        x: UNSET,
+        y: UNSET,
+        pixels: pixels as i64,
+        x_channels: int(x_channels)?,
+        y_channels: int(y_channels)?,
+        from: int(plan.from)?,
+        to: int(plan.to)?,
+        width: int(plan.width)?,
+        fill: i32::from(plan.fill),
+    };
+    let elements = pixels * if plan.fill { y_channels } else { plan.width };
+    Ok(MOVE_CHANNELS_FWD_NHWC_F32.over(elements, &params, &[Some(x)], &[Some(y)]))
+}
+
+impl Concat {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let ([a, b], [y]) = (args.inputs, args.outputs) else { unreachable!("inputs are checked") };
+        let widths = [channels(&a.ty), channels(&b.ty)];
+        let part =
+            |x, to, width| move_channels("concat", x, y, Move { from: 0, to, width, fill: false });
+        Ok(vec![part(a, 0, widths[0])?, part(b, widths[0], widths[1])?])
+    }
+}
+
+impl SliceChannels {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let plan = Move { from: self.start, to: 0, width: self.channels, fill: false };
+        Ok(vec![move_channels("slice_channels", &args.inputs[0], &args.outputs[0], plan)?])
+    }
+}
+
+impl PadChannels {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let width = channels(&args.inputs[0].ty);
+        let plan = Move { from: 0, to: self.before, width, fill: true };
+        Ok(vec![move_channels("pad_channels", &args.inputs[0], &args.outputs[0], plan)?])
+    }
+}

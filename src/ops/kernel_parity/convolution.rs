@@ -1,0 +1,94 @@
+//! Convolutions, with all that they may read and add, and their gradients.
+
+use super::check;
+use crate::ops::Op;
+use crate::ops::conv_transpose2d::ConvTranspose2d;
+use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operand, Operands};
+use crate::ops::testing::{Host, run};
+
+/// Image, channels in and out, kernel, stride, padding (top, bottom, left, right).
+type Case = ([usize; 3], [usize; 2], [usize; 2], [usize; 2], [usize; 4]);
+
+/// Odd sizes; more pixels, channels and terms than a tile has; asymmetric padding; a kernel wider
+/// than high; strides that leave pixels unread.
+const CASES: [Case; 7] = [
+    ([2, 7, 5], [3, 5], [3, 3], [1, 1], [1, 1, 1, 1]),
+    ([1, 9, 11], [35, 33], [3, 3], [1, 1], [1, 1, 1, 1]),
+    ([3, 8, 7], [5, 6], [3, 3], [2, 2], [0, 1, 0, 1]),
+    ([2, 9, 8], [4, 7], [3, 3], [2, 2], [1, 1, 1, 1]),
+    ([2, 6, 5], [40, 3], [1, 1], [1, 1], [0, 0, 0, 0]),
+    ([1, 6, 9], [3, 4], [2, 5], [1, 3], [0, 1, 2, 1]),
+    ([5, 1, 1], [17, 65], [1, 1], [1, 1], [0, 0, 0, 0]),
+];
+
+#[test]
+fn plain_convolutions_and_gradients() {
+    for ([b, h, w], [c_in, c_out], [kh, kw], stride, padding) in CASES {
+        let x = Host::random(&[b, h, w, c_in], 1);
+        let weight = Host::random(&[c_out, c_in, kh, kw], 2);
+        let bias = Host::random(&[c_out], 3);
+        let operands = Operands { bias: true, ..Operands::default() };
+        let conv = Conv2d { stride, padding, operands };
+        check(&conv, &[&x, &weight, &bias], 1e-5);
+        let y = run(&conv, &[&x, &weight, &bias]).remove(0);
+        let dy = Host::random(&y.ty.shape, 4);
+        check(&Conv2dDgrad { stride, padding, input: [h, w] }, &[&dy, &weight], 1e-5);
+        for bias in [false, true] {
+            let wgrad = Conv2dWgrad { stride, padding, kernel: [kh, kw], bias };
+            check(&wgrad, &[&x, &dy], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn transposed_convolutions() {
+    let x = Host::random(&[2, 3, 5, 7], 1);
+    let (weight, bias) = (Host::random(&[7, 34, 4, 3], 2), Host::random(&[34], 3));
+    check(&ConvTranspose2d::new([2, 2], [1, 1], true), &[&x, &weight, &bias], 1e-5);
+    check(&ConvTranspose2d::new([2, 3], [0, 0], false), &[&x, &weight], 1e-5);
+}
+
+/// Two sources, normalised while they are read, upsampled in the index, with everything added.
+#[test]
+fn rich_convolutions() {
+    let random = |operand: Operand, rows: usize| match operand {
+        Operand::X => Host::random(&[2, 5, 3, 4], 1),
+        Operand::X2 => Host::random(&[2, 5, 3, 3], 2),
+        Operand::Affine => Host::random(&[rows, 2, 7], 3),
+        Operand::Weight => Host::random(&[9, 7, 3, 3], 4),
+        Operand::Bias => Host::random(&[9], 5),
+        Operand::Shift => Host::random(&[rows, 9], 6),
+        Operand::Residual => Host::random(&[2, 10, 6, 9], 7),
+    };
+    let operands = Operands {
+        second: true,
+        affine: true,
+        silu: true,
+        upsample: true,
+        bias: true,
+        shift: true,
+        residual: true,
+    };
+    let conv = Conv2d { stride: [1, 1], padding: [1, 1, 1, 1], operands };
+    for rows in [1, 2] {
+        let inputs: Vec<Host> = operands.list().map(|operand| random(operand, rows)).collect();
+        let inputs: Vec<&Host> = inputs.iter().collect();
+        check(&conv, &inputs, 1e-5);
+    }
+}
+
+/// A sample has the same bits in any batch.
+#[test]
+fn the_batch_does_not_matter() {
+    let conv = Conv2d::same([3, 3], false);
+    let x = Host::random(&[3, 5, 7, 4], 1);
+    let weight = Host::random(&[6, 4, 3, 3], 2);
+    let target = crate::device::Target::H100;
+    let emulate = |x: &Host| super::emulate(&target, 1, &conv as &dyn Op, &[x, &weight], &[]);
+    let together = emulate(&x).remove(0);
+    for sample in 0..3 {
+        let alone = emulate(&x.samples(sample..sample + 1)).remove(0);
+        let part = together.samples(sample..sample + 1);
+        crate::ops::testing::assert_same_bits(&part, &alone, "conv2d");
+    }
+}

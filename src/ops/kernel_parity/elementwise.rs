@@ -1,0 +1,55 @@
+//! Operations that move or combine elements, and sums over pixels.
+
+use super::check;
+use crate::ops::add::Add;
+use crate::ops::concat::{Concat, PadChannels, SliceChannels};
+use crate::ops::mul::Mul;
+use crate::ops::resample::{Pool2d, UpsampleNearest2d};
+use crate::ops::scale_add::ScaleAdd;
+use crate::ops::sum_pixels::{Rows, SumPixels};
+use crate::ops::testing::Host;
+
+#[test]
+fn add_and_mul() {
+    let a = Host::random(&[3, 5, 4, 7], 1);
+    for shape in [&[3, 5, 4, 7][..], &[7], &[1, 7], &[3, 7]] {
+        let b = Host::random(shape, 2);
+        check(&Add, &[&a, &b], 0.0);
+        check(&Mul, &[&a, &b], 0.0);
+    }
+    let (a, b) = (Host::random(&[3, 301], 1), Host::random(&[1, 301], 2));
+    check(&Add, &[&a, &b], 0.0);
+}
+
+#[test]
+fn scale_add() {
+    let x = Host::random(&[3, 5, 7], 1);
+    check(&ScaleAdd { scale: 0.7, offset: -0.3 }, &[&x], 1e-6);
+}
+
+#[test]
+fn channels() {
+    let (a, b) = (Host::random(&[2, 3, 7, 5], 1), Host::random(&[2, 3, 7, 3], 2));
+    check(&Concat, &[&a, &b], 0.0);
+    check(&SliceChannels { start: 1, channels: 3 }, &[&a], 0.0);
+    check(&PadChannels { before: 2, after: 1 }, &[&a], 0.0);
+}
+
+#[test]
+fn resampling() {
+    let x = Host::random(&[2, 6, 9, 5], 1);
+    for factor in [1, 2, 3] {
+        check(&UpsampleNearest2d { factor, scale: 0.5 }, &[&x], 0.0);
+    }
+    check(&Pool2d::average(3), &[&x], 1e-6);
+    check(&Pool2d { factor: 3, scale: 1.0 }, &[&x], 1e-6);
+}
+
+#[test]
+fn sums_over_pixels() {
+    let x = Host::random(&[3, 13, 11, 37], 1);
+    for rows in [Rows::Samples, Rows::One, Rows::Flat] {
+        check(&SumPixels { rows }, &[&x], 1e-5);
+    }
+    check(&SumPixels { rows: Rows::Flat }, &[&Host::random(&[5, 3], 2)], 1e-6);
+}

@@ -1,0 +1,14 @@
+//! Kernel launches of `mul`.
+
+use super::Mul;
+use crate::device::KernelWork;
+use crate::device::kernels::MUL_FWD_NHWC_F32;
+use crate::error::Result;
+use crate::ops::LaunchArgs;
+use crate::ops::add::combine;
+
+impl Mul {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        combine("mul", &MUL_FWD_NHWC_F32, args)
+    }
+}
