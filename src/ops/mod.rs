@@ -3,6 +3,8 @@
 //! kernel.
 
 pub mod add;
+pub mod add_noise;
+pub mod advance_state;
 pub mod attention;
 mod broadcast;
 pub mod concat;
@@ -14,14 +16,22 @@ pub mod group_norm;
 mod kernel_parity;
 pub mod linear;
 pub mod mul;
+<<<<<<< HEAD
 pub mod place_columns;
+=======
+pub mod noise;
+>>>>>>> 17d4044 (Philox noise, forward process, sampler update, step state, timestep embedding)
 pub mod resample;
+pub mod sampler_update;
 pub mod scale_add;
+pub mod select_row;
 mod shape;
 pub mod silu;
+pub mod state;
 pub mod sum_pixels;
 #[cfg(test)]
 mod testing;
+pub mod timestep_embedding;
 
 use crate::device::cpu::CpuKernel;
 use crate::device::{KernelWork, Target, TensorType, View};

@@ -1,0 +1,67 @@
+//! The forward process q(x_t | x₀): x_t = signal·x₀ + noise·ε (Ho et al. 2020, arXiv:2006.11239,
+//! eq. 4, with signal = √ᾱ_t and noise = √(1 − ᾱ_t)).
+
+mod cpu;
+
+use super::{Op, shape};
+use crate::device::TensorType;
+use crate::error::{Error, Result};
+
+/// (`x0` `[B, …, C]`, `noise` of the same shape, `table` `[T, 2]` of (signal, noise),
+/// `timesteps` `[B]`: whole numbers below T, as float32) → `x_t`, and with `velocity` also
+/// `v` = signal·ε − noise·x₀ (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddNoise {
+    pub velocity: bool,
+}
+
+impl Op for AddNoise {
+    fn name(&self) -> &'static str {
+        "add_noise"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        shape::floats(self.name(), inputs, 4..=4)?;
+        let [x0, noise, table, timesteps] = inputs else { unreachable!("four inputs") };
+        shape::expect(self.name(), "noise", noise, x0)?;
+        shape::expect(self.name(), "timesteps", timesteps, &TensorType::f32([x0.shape[0]]))?;
+        if table.shape.len() != 2 || table.shape[1] != 2 {
+            return Err(Error::operation(
+                self.name(),
+                format!("the table must be [T, 2], not {table:?}"),
+            ));
+        }
+        Ok(vec![(*x0).clone(); if self.velocity { 2 } else { 1 }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Host, assert_close, check_batch, check_threads, run};
+
+    #[test]
+    fn values_threads_and_batch() {
+        let (x0, noise) = (Host::random(&[3, 80, 80, 3], 1), Host::random(&[3, 80, 80, 3], 2));
+        let table = Host::new(&[2, 2], vec![0.8, 0.6, 0.28, 0.96]);
+        let timesteps = Host::new(&[3], vec![1.0, 0.0, 1.0]);
+        let op = AddNoise { velocity: true };
+        let inputs = [&x0, &noise, &table, &timesteps];
+        let got = run(&op, &inputs);
+        for (i, (&x, &e)) in x0.data.iter().zip(&noise.data).enumerate() {
+            let (s, n) = if i / 19200 == 1 { (0.8, 0.6) } else { (0.28, 0.96) };
+            assert_close(&[got[0].data[i], got[1].data[i]], &[s * x + n * e, s * e - n * x], 3e-7);
+        }
+        check_threads(&op, &inputs);
+        check_batch(&op, &inputs, &[true, true, false, true], &[0, 1]);
+        assert_eq!(run(&AddNoise { velocity: false }, &inputs)[0].data, got[0].data);
+    }
+
+    #[test]
+    fn bad_shapes_are_refused() {
+        let (x0, t) = (TensorType::f32([3, 4]), TensorType::f32([3]));
+        let op = AddNoise { velocity: false };
+        assert!(op.infer(&[&x0, &x0, &TensorType::f32([5, 3]), &t]).is_err());
+        assert!(op.infer(&[&x0, &x0, &TensorType::f32([5, 2]), &TensorType::f32([2])]).is_err());
+    }
+}

@@ -1,0 +1,40 @@
+//! Noise on the CPU, slices of pixels as tasks.
+
+use super::Normal;
+use super::normal::{Stream, fill_pixels};
+use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor};
+use crate::ops::shape::{Extent, Slices};
+use crate::ops::state;
+
+impl CpuKernel for Normal {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let state = io.inputs[1].data;
+        let extent = Extent::of(io.inputs[0].shape);
+        let stream = |sample: usize| match io.inputs.get(2) {
+            Some(seeds) => seeded(self.purpose, seeds, state, sample),
+            None => Stream {
+                key: state::seed(state),
+                purpose: self.purpose,
+                step: state::word(state, state::STEP),
+                sample: state::word(state, state::SAMPLE).wrapping_add(sample as u32),
+            },
+        };
+        fill(cpu, extent, io.outputs[0].data, &stream);
+    }
+}
+
+/// The stream of one image of a sampling run.
+pub fn seeded(purpose: u32, seeds: &Tensor, state: &[f32], sample: usize) -> Stream {
+    let key = [seeds.data[2 * sample].to_bits(), seeds.data[2 * sample + 1].to_bits()];
+    Stream { key, purpose, step: state::word(state, state::ROW), sample: 0 }
+}
+
+/// Fills `out` `[B, …, C]` with each sample's stream.
+pub fn fill(cpu: &Cpu, extent: Extent, out: &mut [f32], stream: &(dyn Fn(usize) -> Stream + Sync)) {
+    let slices = Slices::new(extent.pixels, extent.channels);
+    let cut = Cut { data: out, sample: extent.sample(), slice: slices.pixels * extent.channels };
+    cpu.cut_mut(extent.batch, slices.count, [cut], &|sample, slice, [out]| {
+        let pixels = slices.range(slice);
+        fill_pixels(cpu.simd(), &stream(sample), pixels, extent.pixels, extent.channels, out);
+    });
+}

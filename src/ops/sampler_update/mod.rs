@@ -1,0 +1,122 @@
+//! One update for all samplers, which are tables of coefficients: one row a network evaluation.
+//!
+//! With x the state, o the network's output, h the history and z fresh noise, row r says
+//! ```text
+//! x̂₀ = clip(x0_from_x·x + x0_from_output·o)        to ±clip
+//! ε  = eps_from_x·x + eps_from_output·o
+//! x′ = x·x + x0·x̂₀ + eps·ε + history·h + sigma·z
+//! h′ = next_x·x + next_x0·x̂₀ + next_eps·ε + next_history·h
+//! ```
+//! DDPM (Ho et al. 2020, eq. 7): x̂₀, x, sigma. DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12): x̂₀,
+//! ε, sigma. DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, algorithm 2): h is the last x̂₀
+//! (next_x0 = 1). Heun (Karras et al. 2022, arXiv:2206.00364, algorithm 1): h keeps x + half the
+//! step along the first slope (next_x, next_eps), from which the second row goes on.
+
+mod cpu;
+
+use super::{Op, shape, state};
+use crate::device::{Target, TensorType};
+use crate::error::{Error, Result};
+use bytemuck::{Pod, Zeroable};
+
+/// One row of the table, in this order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+pub struct Row {
+    pub x0_from_x: f32,
+    pub x0_from_output: f32,
+    pub eps_from_x: f32,
+    pub eps_from_output: f32,
+    /// Limit of |x̂₀|; infinity where x̂₀ isn't clipped.
+    pub clip: f32,
+    pub x: f32,
+    pub x0: f32,
+    pub eps: f32,
+    pub history: f32,
+    /// Standard deviation of the fresh noise; with 0 none is drawn.
+    pub sigma: f32,
+    pub next_x: f32,
+    pub next_x0: f32,
+    pub next_eps: f32,
+    pub next_history: f32,
+    /// 0.
+    pub reserved: [f32; 2],
+}
+
+/// Columns of the table.
+pub const COLUMNS: usize = size_of::<Row>() / size_of::<f32>();
+
+/// Where fresh noise comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noise {
+    /// There is none; `sigma` must be 0 in all rows.
+    None,
+    /// Philox with each image's own seed: an input `seeds` u32 `[B, 2]`; step = row; see
+    /// [`noise`](super::noise).
+    Philox { purpose: u32 },
+    /// An input `noise` `[N, B, …, C]`, one for each row, for replayed runs.
+    Given,
+}
+
+/// In place on `x` `[B, …, C]` and, if there is one, `history` of the same shape, from (`output`
+/// `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, `state`, and what `noise` asks for). The row is `ROW`
+/// of the state, which this doesn't advance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SamplerUpdate {
+    pub history: bool,
+    pub noise: Noise,
+}
+
+impl Op for SamplerUpdate {
+    fn name(&self) -> &'static str {
+        "sampler_update"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let count = if self.noise == Noise::None { 3 } else { 4 };
+        shape::arity(self.name(), inputs, count..=count)?;
+        let (x, table) = (inputs[0], inputs[1]);
+        shape::float(self.name(), x)?;
+        shape::float(self.name(), table)?;
+        if table.shape.len() != 2 || table.shape[1] != COLUMNS {
+            return Err(Error::operation(
+                self.name(),
+                format!("the table must be [N, {COLUMNS}], not {table:?}"),
+            ));
+        }
+        shape::expect(self.name(), "state", inputs[2], &state::ty())?;
+        match self.noise {
+            Noise::None => {}
+            Noise::Philox { .. } => {
+                let wanted = TensorType::u32([x.shape[0], 2]);
+                shape::expect(self.name(), "seeds", inputs[3], &wanted)?;
+            }
+            Noise::Given => {
+                let shape: Vec<usize> = table.shape[..1].iter().chain(&x.shape).copied().collect();
+                shape::expect(self.name(), "noise", inputs[3], &TensorType::f32(shape))?;
+            }
+        }
+        Ok(vec![x.clone(); if self.history { 2 } else { 1 }])
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn bytes(&self, _: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+        // The network's output and given noise are read; x and history are read and written.
+        let given = if self.noise == Noise::Given { 1 } else { 0 };
+        let reads = 1 + given + 2 * outputs.len();
+        (reads * outputs[0].bytes()) as u64
+    }
+
+    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        match self.noise {
+            Noise::Philox { .. } => inputs[0].elements(),
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

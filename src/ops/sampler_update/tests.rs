@@ -1,0 +1,110 @@
+use super::*;
+use crate::device::cpu::Cpu;
+use crate::ops::noise::normal::Stream;
+use crate::ops::state::{ROW, StepState};
+use crate::ops::testing::{Host, assert_close, assert_same_bits, run_on};
+
+const PHILOX: Noise = Noise::Philox { purpose: 77 };
+
+fn row(seed: u64) -> Row {
+    let mut row: Row = *bytemuck::from_bytes(bytemuck::cast_slice(&Host::random(&[16], seed).data));
+    row.clip = 0.5;
+    row
+}
+
+fn table(rows: &[Row]) -> Host {
+    Host::new(&[rows.len(), COLUMNS], bytemuck::cast_slice(rows).to_vec())
+}
+
+fn at_row(row: u32) -> Host {
+    let mut state = StepState::new(3);
+    state.words[ROW] = row;
+    Host::bits(&[16], &state.words)
+}
+
+fn update(threads: usize, op: SamplerUpdate, inputs: &[&Host], state: &[Host]) -> Vec<Host> {
+    run_on(&Cpu::new(threads), &op, inputs, state).unwrap()
+}
+
+#[test]
+fn follows_its_row() {
+    let shape = [2, 3, 5, 4];
+    let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
+    let rows = [row(4), row(5)];
+    let noise = Host::random(&[2, 2, 3, 5, 4], 6);
+    let op = SamplerUpdate { history: true, noise: Noise::Given };
+    let inputs = [&o, &table(&rows), &at_row(1), &noise];
+    let got = update(2, op, &inputs, &[x.clone(), h.clone()]);
+    let r = rows[1];
+    for i in 0..x.data.len() {
+        let (x, h, o, z) = (x.data[i], h.data[i], o.data[i], noise.data[120 + i]);
+        let x0 = (r.x0_from_x * x + r.x0_from_output * o).clamp(-0.5, 0.5);
+        let eps = r.eps_from_x * x + r.eps_from_output * o;
+        let new = r.x * x + r.x0 * x0 + r.eps * eps + r.history * h + r.sigma * z;
+        let next = r.next_x * x + r.next_x0 * x0 + r.next_eps * eps + r.next_history * h;
+        assert_close(&[got[0].data[i], got[1].data[i]], &[new, next], 5e-7);
+    }
+}
+
+#[test]
+fn noise_has_one_stream_an_image() {
+    let x = Host::random(&[2, 4, 4, 3], 1);
+    // x′ = z alone.
+    let only_noise = Row { sigma: 1.0, clip: f32::INFINITY, ..Row::default() };
+    let op = SamplerUpdate { history: false, noise: PHILOX };
+    let rows = table(&[only_noise; 8]);
+    let seeds = Host::bits(&[2, 2], &[11, 12, 13, 14]);
+    let got = update(2, op, &[&x, &rows, &at_row(7), &seeds], std::slice::from_ref(&x));
+    for (sample, key) in [[11, 12], [13, 14]].into_iter().enumerate() {
+        let stream = Stream { key, purpose: 77, step: 7, sample: 0 };
+        // Element 38 of NCHW: channel 2, pixel 6.
+        assert_eq!(got[0].data[sample * 48 + 6 * 3 + 2], stream.quad(9)[2]);
+    }
+}
+
+#[test]
+fn neither_threads_nor_batch_matter() {
+    let shape = [3, 90, 80, 3];
+    let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
+    let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 3, 0]);
+    let op = SamplerUpdate { history: true, noise: PHILOX };
+    let (rows, state) = (table(&[row(1)]), at_row(0));
+    let run = |threads, range: std::ops::Range<usize>| {
+        let part = |host: &Host| host.samples(range.clone());
+        let inputs = [&part(&o), &rows, &state, &part(&seeds)];
+        update(threads, op, &inputs, &[part(&x), part(&h)])
+    };
+    let all = run(1, 0..3);
+    for threads in [2, 5] {
+        let other = run(threads, 0..3);
+        assert_same_bits(&all[0], &other[0], "threads");
+        assert_same_bits(&all[1], &other[1], "threads");
+    }
+    for sample in 0..3 {
+        let alone = run(2, sample..sample + 1);
+        assert_same_bits(&all[0].samples(sample..sample + 1), &alone[0], "batch");
+    }
+}
+
+#[test]
+fn nan_is_not_clipped_away() {
+    let x = Host::new(&[1, 1, 1], vec![f32::NAN]);
+    let op = SamplerUpdate { history: false, noise: Noise::None };
+    let take_x0 = Row { x0_from_x: 1.0, clip: 1.0, x0: 1.0, ..Row::default() };
+    let o = Host::new(&[1, 1, 1], vec![0.0]);
+    let got = update(1, op, &[&o, &table(&[take_x0]), &at_row(0)], &[x]);
+    assert!(got[0].data[0].is_nan());
+}
+
+#[test]
+fn bad_shapes_are_refused() {
+    let (x, t) = (TensorType::f32([2, 4]), TensorType::f32([3, 16]));
+    let op = SamplerUpdate { history: true, noise: PHILOX };
+    let seeds = TensorType::u32([2, 2]);
+    assert_eq!(op.infer(&[&x, &t, &state::ty(), &seeds]).unwrap().len(), 2);
+    assert!(op.infer(&[&x, &t, &state::ty()]).is_err());
+    assert!(op.infer(&[&x, &TensorType::f32([3, 12]), &state::ty(), &seeds]).is_err());
+    assert!(op.infer(&[&x, &t, &state::ty(), &TensorType::u32([1, 2])]).is_err());
+    let given = SamplerUpdate { noise: Noise::Given, ..op };
+    assert!(given.infer(&[&x, &t, &state::ty(), &TensorType::f32([2, 2, 4])]).is_err());
+}
