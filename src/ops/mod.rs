@@ -16,11 +16,8 @@ pub mod group_norm;
 mod kernel_parity;
 pub mod linear;
 pub mod mul;
-<<<<<<< HEAD
-pub mod place_columns;
-=======
 pub mod noise;
->>>>>>> 17d4044 (Philox noise, forward process, sampler update, step state, timestep embedding)
+pub mod place_columns;
 pub mod resample;
 pub mod sampler_update;
 pub mod scale_add;
