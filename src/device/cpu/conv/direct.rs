@@ -12,7 +12,9 @@ use super::super::lanes::{LaneWork, Lanes, run as run_lanes};
 use super::super::simd::Vectorised;
 use super::fill::{Area, fill};
 use super::product::{Kernels, Layout, Product};
-use super::{Conv, Epilogue, Output, PANEL, SLOTS, Source, panel_vectors, panels, with_slots};
+use super::{
+    Conv, Epilogue, Output, PANEL, Place, SLOTS, Source, panel_vectors, panels, with_slots,
+};
 
 /// Output pixels of a task, about.
 const PIXELS: usize = 64;
@@ -167,28 +169,24 @@ impl LaneWork for Finish<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let c_out = self.conv.c_out;
-        let column = self.panel * PANEL;
-        let count = (c_out - column).min(PANEL);
-        let width = 16 * panel_vectors(c_out, self.panel);
+        let vectors = panel_vectors(c_out, self.panel);
         for row in 0..self.tile[0] {
             for col in 0..self.tile[1] {
                 let y = self.phase.first[0] + (self.at[0] + row) * self.phase.spacing[0];
                 let x = self.phase.first[1] + (self.at[1] + col) * self.phase.spacing[1];
                 let [height, line] = self.conv.output;
                 let pixel = (self.sample * height + y) * line + x;
-                // SAFETY: the sums of this pixel lie at its place in the tile; the task owns the
-                // pixel's channels of this panel.
-                unsafe {
-                    let sums = self.sums.add((row * self.tile[1] + col) * width);
-                    self.epilogue.finish::<V>(
-                        c_out,
-                        self.sample,
-                        pixel,
-                        column,
-                        count,
-                        sums,
-                        self.y,
-                    );
+                for vector in 0..vectors {
+                    let channel = self.panel * PANEL + 16 * vector;
+                    let count = (c_out - channel).min(16);
+                    let place = Place { c_out, sample: self.sample, pixel, channel };
+                    // SAFETY: the sums of this pixel lie at its place in the tile; the task owns
+                    // the pixel's channels of this panel.
+                    unsafe {
+                        let at = ((row * self.tile[1] + col) * vectors + vector) * 16;
+                        let sums = V::load(self.sums.add(at));
+                        self.epilogue.finish(&place, count, sums, self.y);
+                    }
                 }
             }
         }

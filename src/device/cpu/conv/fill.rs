@@ -66,6 +66,85 @@ pub(super) fn fill(conv: &Conv, source: &Source, area: &Area, out: &mut [f32]) {
     }
 }
 
+/// [`fill`] for areas 16 channels wide.
+#[inline(always)]
+pub(super) fn fill16(conv: &Conv, source: &Source, area: &Area, out: &mut [f32]) {
+    let [first, second] = conv.channels;
+    let (from, channel, channels) = if area.channel + 16 <= first {
+        (source.x, area.channel, first)
+    } else if area.channel >= first && area.channel + 16 <= first + second {
+        (source.x2, area.channel - first, second)
+    } else {
+        return fill(conv, source, area, out);
+    };
+    let rows = Rows { conv, from, channel, channels, area };
+    if source.affine.is_empty() {
+        if source.silu {
+            rows.copy(out, |block| block.map(simd::silu));
+        } else {
+            rows.copy(out, |block| block);
+        }
+        return;
+    }
+    let all = first + second;
+    let row = if source.affine.len() == 2 * all { 0 } else { area.sample };
+    let part = |which: usize| -> [f32; 16] {
+        let mut part = [0.0; 16];
+        part.copy_from_slice(&source.affine[(2 * row + which) * all + area.channel..][..16]);
+        part
+    };
+    let (scale, shift) = (part(0), part(1));
+    let affine = |block: [f32; 16]| -> [f32; 16] {
+        std::array::from_fn(|lane| block[lane].mul_add(scale[lane], shift[lane]))
+    };
+    if source.silu {
+        rows.copy(out, |block| affine(block).map(simd::silu));
+    } else {
+        rows.copy(out, affine);
+    }
+}
+
+/// 16 channels of one source.
+struct Rows<'a> {
+    conv: &'a Conv,
+    from: &'a [f32],
+    /// First channel, and all channels of the source.
+    channel: usize,
+    channels: usize,
+    area: &'a Area,
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn copy(&self, out: &mut [f32], f: impl Fn([f32; 16]) -> [f32; 16]) {
+        let area = self.area;
+        let up = usize::from(self.conv.upsample);
+        let [height, width] = self.conv.input;
+        // Columns of the area that lie inside the image.
+        let left = (-area.x).clamp(0, area.columns as isize) as usize;
+        let inside = (width << up) as isize - area.x;
+        let right = inside.clamp(left as isize, area.columns as isize) as usize;
+        for (row, to) in out.chunks_exact_mut(area.columns * 16).enumerate() {
+            let y = area.y + row as isize;
+            if y < 0 || y as usize >= height << up {
+                to.fill(0.0);
+                continue;
+            }
+            to[..left * 16].fill(0.0);
+            to[right * 16..].fill(0.0);
+            let line = (area.sample * height + (y as usize >> up)) * width;
+            let mut x = (area.x + left as isize) as usize;
+            for to in to[left * 16..right * 16].chunks_exact_mut(16) {
+                let at = (line + (x >> up)) * self.channels + self.channel;
+                let mut block = [0.0f32; 16];
+                block.copy_from_slice(&self.from[at..at + 16]);
+                to.copy_from_slice(&f(block));
+                x += 1;
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn activate(from: &[f32], (scale, shift): (&[f32], &[f32]), silu: bool, to: &mut [f32]) {
     let affine = !scale.is_empty();

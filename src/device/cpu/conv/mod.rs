@@ -8,9 +8,11 @@ mod direct;
 mod fill;
 mod pack;
 mod product;
+mod transform;
 mod wgrad;
+mod winograd;
 
-pub use pack::{Pack, pack};
+pub use pack::{Algorithm, Pack, pack};
 pub use wgrad::{Wgrad, column_sums, wgrad, wgrad_scratch};
 
 use super::Cpu;
@@ -95,6 +97,16 @@ impl Conv {
         self
     }
 
+    /// A transposed convolution of stride 1 as the convolution with the turned kernel. Its padding
+    /// is what the kernel leaves; a larger one has no such form.
+    fn untransposed(mut self) -> Conv {
+        if self.transposed {
+            let padding = [0, 1].map(|axis| self.kernel[axis] - 1 - self.padding[axis]);
+            self = Conv { padding, transposed: false, ..self };
+        }
+        self
+    }
+
     fn check(&self, source: &Source, epilogue: &Epilogue, y: &[f32]) {
         let pixels = self.batch * self.input[0] * self.input[1];
         let outputs = self.batch * self.output[0] * self.output[1] * self.c_out;
@@ -112,8 +124,12 @@ impl Conv {
 }
 
 /// Elements of working memory for [`run`].
-pub fn scratch(conv: &Conv, _form: &Pack) -> usize {
-    direct::scratch(conv)
+pub fn scratch(conv: &Conv, form: &Pack) -> usize {
+    match form.algorithm {
+        Algorithm::Direct => direct::scratch(conv),
+        Algorithm::Winograd4 => winograd::scratch(&conv.untransposed(), 4),
+        Algorithm::Winograd2 => winograd::scratch(&conv.untransposed(), 2),
+    }
 }
 
 /// y = the convolution of `source` with a weight packed in `form`, plus the epilogue.
@@ -133,7 +149,14 @@ pub fn run(
 ) {
     conv.check(source, epilogue, y);
     assert_eq!(weight.len(), form.len(), "length of the packed weight");
-    direct::run(cpu, conv, source, weight, epilogue, y, scratch);
+    let size = match form.algorithm {
+        Algorithm::Direct => {
+            return direct::run(cpu, conv, source, weight, epilogue, y, scratch);
+        }
+        Algorithm::Winograd4 => 4,
+        Algorithm::Winograd2 => 2,
+    };
+    winograd::run(cpu, &conv.untransposed(), size, source, weight, epilogue, y, scratch);
 }
 
 /// Panels of an output with `c_out` channels.
@@ -184,56 +207,55 @@ impl Output {
     }
 }
 
+/// Channels of an output pixel that a task writes.
+struct Place {
+    c_out: usize,
+    sample: usize,
+    /// Counts through the batch.
+    pixel: usize,
+    channel: usize,
+}
+
 impl Epilogue<'_> {
-    /// Adds bias, shift and residual to `count` sums and writes them to channels `column…` of one
-    /// output pixel. `pixel` counts through the batch.
+    /// Adds bias, shift and residual to the first `count` (at most 16) of the sums of one output
+    /// pixel and writes them.
     ///
     /// # Safety
-    /// `sums` holds `count` values and `y` is an output of `conv`'s shape in which nobody else
-    /// touches those channels; the epilogue fits the shape.
+    /// The epilogue fits the output `y`, whose channels at `place` exist and are touched by nobody
+    /// else.
     #[inline(always)]
-    unsafe fn finish<V: Lanes>(
-        &self,
-        c_out: usize,
-        sample: usize,
-        pixel: usize,
-        column: usize,
-        count: usize,
-        sums: *const f32,
-        y: *mut f32,
-    ) {
-        let shift_row = if self.shift.len() == c_out { 0 } else { sample * c_out };
-        let at = pixel * c_out + column;
-        let mut done = 0;
-        // SAFETY: the caller's promise; `done + 16 <= count` bounds the vectors.
+    unsafe fn finish<V: Lanes>(&self, place: &Place, count: usize, mut sum: V, y: *mut f32) {
+        let &Place { c_out, sample, pixel, channel } = place;
+        let shift = if self.shift.len() == c_out { channel } else { sample * c_out + channel };
+        let at = pixel * c_out + channel;
+        // SAFETY: the caller's promise bounds the first `count` values of each operand.
         unsafe {
-            while done + 16 <= count {
-                let mut sum = V::load(sums.add(done));
+            if count == 16 {
                 if !self.bias.is_empty() {
-                    sum = sum.add(V::load(self.bias.as_ptr().add(column + done)));
+                    sum = sum.add(V::load(self.bias.as_ptr().add(channel)));
                 }
                 if !self.shift.is_empty() {
-                    sum = sum.add(V::load(self.shift.as_ptr().add(shift_row + column + done)));
+                    sum = sum.add(V::load(self.shift.as_ptr().add(shift)));
                 }
                 if !self.residual.is_empty() {
-                    sum = sum.add(V::load(self.residual.as_ptr().add(at + done)));
+                    sum = sum.add(V::load(self.residual.as_ptr().add(at)));
                 }
-                sum.store(y.add(at + done));
-                done += 16;
+                return sum.store(y.add(at));
             }
-            while done < count {
-                let mut sum = *sums.add(done);
+            let mut sums = [0.0f32; 16];
+            sum.store(sums.as_mut_ptr());
+            for (lane, &sum) in sums[..count].iter().enumerate() {
+                let mut sum = sum;
                 if !self.bias.is_empty() {
-                    sum += self.bias.get_unchecked(column + done);
+                    sum += self.bias.get_unchecked(channel + lane);
                 }
                 if !self.shift.is_empty() {
-                    sum += self.shift.get_unchecked(shift_row + column + done);
+                    sum += self.shift.get_unchecked(shift + lane);
                 }
                 if !self.residual.is_empty() {
-                    sum += self.residual.get_unchecked(at + done);
+                    sum += self.residual.get_unchecked(at + lane);
                 }
-                *y.add(at + done) = sum;
-                done += 1;
+                *y.add(at + lane) = sum;
             }
         }
     }
