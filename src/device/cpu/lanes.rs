@@ -53,8 +53,11 @@ pub(super) struct Portable([f32; 16]);
 
 impl Portable {
     #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Portable(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    fn zip(mut self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        for (value, other) in self.0.iter_mut().zip(other.0) {
+            *value = f(*value, other);
+        }
+        self
     }
 }
 

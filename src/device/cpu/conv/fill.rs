@@ -77,31 +77,20 @@ pub(super) fn fill16(conv: &Conv, source: &Source, area: &Area, out: &mut [f32])
     } else {
         return fill(conv, source, area, out);
     };
-    let rows = Rows { conv, from, channel, channels, area };
+    let mut rows = Rows { conv, from, channel, channels, area, scale: [0.0; 16], shift: [0.0; 16] };
     if source.affine.is_empty() {
-        if source.silu {
-            rows.copy(out, |block| block.map(simd::silu));
+        return if source.silu {
+            rows.copy::<false, true>(out)
         } else {
-            rows.copy(out, |block| block);
-        }
-        return;
+            rows.copy::<false, false>(out)
+        };
     }
     let all = first + second;
     let row = if source.affine.len() == 2 * all { 0 } else { area.sample };
-    let part = |which: usize| -> [f32; 16] {
-        let mut part = [0.0; 16];
-        part.copy_from_slice(&source.affine[(2 * row + which) * all + area.channel..][..16]);
-        part
-    };
-    let (scale, shift) = (part(0), part(1));
-    let affine = |block: [f32; 16]| -> [f32; 16] {
-        std::array::from_fn(|lane| block[lane].mul_add(scale[lane], shift[lane]))
-    };
-    if source.silu {
-        rows.copy(out, |block| affine(block).map(simd::silu));
-    } else {
-        rows.copy(out, affine);
-    }
+    let at = 2 * row * all + area.channel;
+    rows.scale.copy_from_slice(&source.affine[at..at + 16]);
+    rows.shift.copy_from_slice(&source.affine[at + all..at + all + 16]);
+    if source.silu { rows.copy::<true, true>(out) } else { rows.copy::<true, false>(out) }
 }
 
 /// 16 channels of one source.
@@ -112,11 +101,14 @@ struct Rows<'a> {
     channel: usize,
     channels: usize,
     area: &'a Area,
+    scale: [f32; 16],
+    shift: [f32; 16],
 }
 
 impl Rows<'_> {
+    /// Const parameters and no closure, because the body must be inlined for certain.
     #[inline(always)]
-    fn copy(&self, out: &mut [f32], f: impl Fn([f32; 16]) -> [f32; 16]) {
+    fn copy<const AFFINE: bool, const SILU: bool>(&self, out: &mut [f32]) {
         let area = self.area;
         let up = usize::from(self.conv.upsample);
         let [height, width] = self.conv.input;
@@ -136,9 +128,17 @@ impl Rows<'_> {
             let mut x = (area.x + left as isize) as usize;
             for to in to[left * 16..right * 16].chunks_exact_mut(16) {
                 let at = (line + (x >> up)) * self.channels + self.channel;
-                let mut block = [0.0f32; 16];
-                block.copy_from_slice(&self.from[at..at + 16]);
-                to.copy_from_slice(&f(block));
+                let from = &self.from[at..at + 16];
+                for lane in 0..16 {
+                    let mut value = from[lane];
+                    if AFFINE {
+                        value = value.mul_add(self.scale[lane], self.shift[lane]);
+                    }
+                    if SILU {
+                        value = simd::silu(value);
+                    }
+                    to[lane] = value;
+                }
                 x += 1;
             }
         }

@@ -92,35 +92,112 @@ unsafe fn weight2<V: Lanes>(g: [V; 3]) -> [V; 4] {
     }
 }
 
-/// A two-dimensional transform of an `N`×`N` array by a one-dimensional one, to `M`×`M`.
-#[inline(always)]
-unsafe fn both<V: Lanes, const N: usize, const M: usize>(
-    load: impl Fn(usize, usize) -> V,
-    along: impl Fn([V; N]) -> [V; M],
-    mut store: impl FnMut(usize, usize, V),
-) {
-    // SAFETY: a zero of the level.
-    let mut middle = [[unsafe { V::zero() }; N]; M];
-    for column in 0..N {
-        let transformed = along(std::array::from_fn(|row| load(row, column)));
-        for row in 0..M {
-            middle[row][column] = transformed[row];
+/// A transform along one axis. A trait and no closure, because it must be inlined for certain.
+pub(super) trait Axis<const N: usize, const M: usize> {
+    unsafe fn along<V: Lanes>(values: [V; N]) -> [V; M];
+}
+
+macro_rules! axes {
+    ($($m:literal of $size:literal: $input:ident, $output:ident, $weight:ident;)*) => {$(
+        // SAFETY (all methods): arithmetic; the caller's code is compiled for this level.
+        impl Axis<$size, $size> for Input<$m> {
+            #[inline(always)]
+            unsafe fn along<V: Lanes>(values: [V; $size]) -> [V; $size] {
+                unsafe { $input(values) }
+            }
         }
+        impl Axis<$size, $m> for Back<$m> {
+            #[inline(always)]
+            unsafe fn along<V: Lanes>(values: [V; $size]) -> [V; $m] {
+                unsafe { $output(values) }
+            }
+        }
+        impl Axis<3, $size> for Weight<$m> {
+            #[inline(always)]
+            unsafe fn along<V: Lanes>(values: [V; 3]) -> [V; $size] {
+                unsafe { $weight(values) }
+            }
+        }
+    )*};
+}
+
+/// Bᵀ, Aᵀ and G of F(M×M).
+struct Input<const M: usize>;
+struct Back<const M: usize>;
+struct Weight<const M: usize>;
+
+axes! {
+    4 of 6: input4, output4, weight4;
+    2 of 4: input2, output2, weight2;
+}
+
+/// The first half of a two-dimensional transform: along the columns of an `N`×`N` array whose
+/// element (i, j) stands at `from + i·row + j·column`.
+#[inline(always)]
+unsafe fn columns<A: Axis<N, M>, V: Lanes, const N: usize, const M: usize>(
+    from: *const f32,
+    row: usize,
+    column: usize,
+) -> [[V; N]; M] {
+    // SAFETY: the caller vouches for the elements.
+    unsafe {
+        let mut middle = [[V::zero(); N]; M];
+        for j in 0..N {
+            let mut values = [V::zero(); N];
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = V::load(from.add(i * row + j * column));
+            }
+            let values = A::along(values);
+            for i in 0..M {
+                middle[i][j] = values[i];
+            }
+        }
+        middle
     }
-    for (row, values) in middle.into_iter().enumerate() {
-        for (column, value) in along(values).into_iter().enumerate() {
-            store(row, column, value);
+}
+
+/// A two-dimensional transform to frequencies: element (i, j) goes to `to + (i·M + j)·stride`.
+#[inline(always)]
+unsafe fn forward<A: Axis<N, M>, V: Lanes, const N: usize, const M: usize>(
+    from: *const f32,
+    row: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller vouches for the elements.
+    unsafe {
+        for (i, values) in columns::<A, V, N, M>(from, row, 16).into_iter().enumerate() {
+            for (j, value) in A::along(values).into_iter().enumerate() {
+                value.store(to.add((i * M + j) * stride));
+            }
         }
     }
 }
 
-/// Transforms an input tile: element (i, j) at `from + 16·(i·pitch + j)`, frequency f to
-/// `to + f·stride`.
+/// A transform from frequencies to outputs.
+#[inline(always)]
+unsafe fn back<A: Axis<N, M>, V: Lanes, const N: usize, const M: usize>(
+    from: *const f32,
+    stride: usize,
+) -> [[V; M]; M] {
+    // SAFETY: the caller vouches for the elements.
+    unsafe {
+        let middle = columns::<A, V, N, M>(from, N * stride, stride);
+        let mut outputs = [[V::zero(); M]; M];
+        for (outputs, values) in outputs.iter_mut().zip(middle) {
+            *outputs = A::along(values);
+        }
+        outputs
+    }
+}
+
+/// Transforms an input tile of F(4×4) (`FOUR`) or F(2×2): element (i, j) at
+/// `from + 16·(i·pitch + j)`, frequency f to `to + f·stride`.
 ///
 /// # Safety
-/// All elements are readable and writable, 16 values each; `M` is 4 or 2.
+/// All elements are readable and writable, 16 values each.
 #[inline(always)]
-pub(super) unsafe fn input<V: Lanes, const M: usize>(
+pub(super) unsafe fn input<V: Lanes, const FOUR: bool>(
     from: *const f32,
     pitch: usize,
     to: *mut f32,
@@ -128,42 +205,35 @@ pub(super) unsafe fn input<V: Lanes, const M: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let load = |row: usize, column: usize| V::load(from.add(16 * (row * pitch + column)));
-        if M == 4 {
-            both(
-                load,
-                |d: [V; 6]| input4(d),
-                |row, column, value: V| value.store(to.add((row * 6 + column) * stride)),
-            );
+        if FOUR {
+            forward::<Input<4>, V, 6, 6>(from, 16 * pitch, to, stride);
         } else {
-            both(
-                load,
-                |d: [V; 4]| input2(d),
-                |row, column, value: V| value.store(to.add((row * 4 + column) * stride)),
-            );
+            forward::<Input<2>, V, 4, 4>(from, 16 * pitch, to, stride);
         }
     }
 }
 
-/// Transforms products back: frequency f at `from + f·stride`; `store(row, column, value)`.
+/// Transforms products back: frequency f at `from + f·stride`. F(2×2) fills the first two rows and
+/// columns.
 ///
 /// # Safety
 /// As for [`input`].
 #[inline(always)]
-pub(super) unsafe fn output<V: Lanes, const M: usize>(
+pub(super) unsafe fn output<V: Lanes, const FOUR: bool>(
     from: *const f32,
     stride: usize,
-    store: impl FnMut(usize, usize, V),
-) {
+) -> [[V; 4]; 4] {
     // SAFETY: the caller's promise.
     unsafe {
-        if M == 4 {
-            let load = |row: usize, column: usize| V::load(from.add((row * 6 + column) * stride));
-            both(load, |m: [V; 6]| output4(m), store);
-        } else {
-            let load = |row: usize, column: usize| V::load(from.add((row * 4 + column) * stride));
-            both(load, |m: [V; 4]| output2(m), store);
+        if FOUR {
+            return back::<Back<4>, V, 6, 4>(from, stride);
         }
+        let small = back::<Back<2>, V, 4, 2>(from, stride);
+        let mut outputs = [[V::zero(); 4]; 4];
+        for (outputs, small) in outputs.iter_mut().zip(small) {
+            outputs[..2].copy_from_slice(&small);
+        }
+        outputs
     }
 }
 
@@ -172,26 +242,17 @@ pub(super) unsafe fn output<V: Lanes, const M: usize>(
 /// # Safety
 /// As for [`input`].
 #[inline(always)]
-pub(super) unsafe fn weight<V: Lanes, const M: usize>(
+pub(super) unsafe fn weight<V: Lanes, const FOUR: bool>(
     from: *const f32,
     to: *mut f32,
     stride: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let load = |row: usize, column: usize| V::load(from.add(16 * (row * 3 + column)));
-        if M == 4 {
-            both(
-                load,
-                |g: [V; 3]| weight4(g),
-                |row, column, value: V| value.store(to.add((row * 6 + column) * stride)),
-            );
+        if FOUR {
+            forward::<Weight<4>, V, 3, 6>(from, 48, to, stride);
         } else {
-            both(
-                load,
-                |g: [V; 3]| weight2(g),
-                |row, column, value: V| value.store(to.add((row * 4 + column) * stride)),
-            );
+            forward::<Weight<2>, V, 3, 4>(from, 48, to, stride);
         }
     }
 }

@@ -17,7 +17,8 @@ use super::fill::{Area, fill16};
 use super::pack::Pack;
 use super::product::{Kernels, Layout, Product};
 use super::{
-    Conv, Epilogue, Output, PANEL, SLOTS, Source, panel_vectors, panels, transform, with_slots,
+    Conv, Epilogue, Output, PANEL, Place, SLOTS, Source, panel_vectors, panels, transform,
+    with_slots,
 };
 
 /// Floats that V of one block should not exceed by much: half of a second-level cache of 1 MB.
@@ -215,14 +216,19 @@ impl LaneWork for Gather<'_> {
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.work.plan.size == 4 { self.tiles::<V, 4>() } else { self.tiles::<V, 2>() }
+            if self.work.plan.size == 4 {
+                self.tiles::<V, true>()
+            } else {
+                self.tiles::<V, false>()
+            }
         }
     }
 }
 
 impl Gather<'_> {
     #[inline(always)]
-    unsafe fn tiles<V: Lanes, const M: usize>(self) {
+    unsafe fn tiles<V: Lanes, const FOUR: bool>(self) {
+        let m = if FOUR { 4 } else { 2 };
         let Work { plan, conv, source, .. } = self.work;
         let each = plan.down * plan.across;
         let mut tile = self.tiles.start;
@@ -236,12 +242,12 @@ impl Gather<'_> {
             } else {
                 (0, plan.across - 1)
             };
-            let pitch = (right - left + 1) * M + 2;
+            let pitch = (right - left + 1) * m + 2;
             let area = Area {
                 sample,
-                y: (top * M) as isize - conv.padding[0] as isize,
-                rows: (bottom - top + 1) * M + 2,
-                x: (left * M) as isize - conv.padding[1] as isize,
+                y: (top * m) as isize - conv.padding[0] as isize,
+                rows: (bottom - top + 1) * m + 2,
+                x: (left * m) as isize - conv.padding[1] as isize,
                 columns: pitch,
                 channel: self.group * 16,
                 width: 16,
@@ -253,9 +259,9 @@ impl Gather<'_> {
                 // SAFETY: the tile lies in the region just filled; V has a place for each tile of
                 // the block, group and frequency.
                 unsafe {
-                    let from = self.region.as_ptr().add((row * M * pitch + column * M) * 16);
+                    let from = self.region.as_ptr().add((row * m * pitch + column * m) * 16);
                     let to = self.v.pointer().add((self.group * self.block + place) * 16);
-                    transform::input::<V, M>(from, pitch, to, plan.v_stride(self.block));
+                    transform::input::<V, FOUR>(from, pitch, to, plan.v_stride(self.block));
                 }
             }
             tile += count;
@@ -276,21 +282,26 @@ impl LaneWork for Scatter<'_> {
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.work.plan.size == 4 { self.tiles::<V, 4>() } else { self.tiles::<V, 2>() }
+            if self.work.plan.size == 4 {
+                self.tiles::<V, true>()
+            } else {
+                self.tiles::<V, false>()
+            }
         }
     }
 }
 
 impl Scatter<'_> {
     #[inline(always)]
-    unsafe fn tiles<V: Lanes, const M: usize>(self) {
+    unsafe fn tiles<V: Lanes, const FOUR: bool>(self) {
+        let m = if FOUR { 4 } else { 2 };
         let Work { plan, conv, epilogue, y, .. } = self.work;
         let each = plan.down * plan.across;
         let [height, width] = conv.output;
         let vectors = panel_vectors(conv.c_out, self.panel);
         for tile in self.tiles.clone() {
             let (sample, at) = (tile / each, tile % each);
-            let (top, left) = (at / plan.across * M, at % plan.across * M);
+            let (top, left) = (at / plan.across * m, at % plan.across * m);
             for vector in 0..vectors {
                 let channel = self.panel * PANEL + 16 * vector;
                 let count = (conv.c_out - channel).min(16);
@@ -299,18 +310,14 @@ impl Scatter<'_> {
                 // are left out; the task owns these channels of the tile's pixels.
                 unsafe {
                     let from = self.m.add((place * vectors + vector) * 16);
-                    transform::output::<V, M>(
-                        from,
-                        plan.m_stride(self.block),
-                        |row, column, sum| {
-                            let (row, column) = (top + row, left + column);
-                            if row < height && column < width {
-                                let pixel = (sample * height + row) * width + column;
-                                let to = super::Place { c_out: conv.c_out, sample, pixel, channel };
-                                epilogue.finish(&to, count, sum, y.pointer());
-                            }
-                        },
-                    );
+                    let sums = transform::output::<V, FOUR>(from, plan.m_stride(self.block));
+                    for (i, sums) in sums[..m.min(height - top)].iter().enumerate() {
+                        for (j, &sum) in sums[..m.min(width - left)].iter().enumerate() {
+                            let pixel = (sample * height + top + i) * width + left + j;
+                            let place = Place { c_out: conv.c_out, sample, pixel, channel };
+                            epilogue.finish(&place, count, sum, y.pointer());
+                        }
+                    }
                 }
             }
         }
@@ -372,9 +379,9 @@ impl LaneWork for PackWork<'_> {
                     let to = self.out.pointer().add(start + k * width + 16 * vector);
                     let from = taps.as_ptr().cast::<f32>();
                     if self.size == 4 {
-                        transform::weight::<V, 4>(from, to, depth * width);
+                        transform::weight::<V, true>(from, to, depth * width);
                     } else {
-                        transform::weight::<V, 2>(from, to, depth * width);
+                        transform::weight::<V, false>(from, to, depth * width);
                     }
                 }
             }
