@@ -5,13 +5,18 @@ use super::testing::{Host, run_on};
 use super::{LaunchArgs, Op};
 use crate::device::cpu::Cpu;
 use crate::device::emulated::Emulated;
+use crate::device::kernels::KERNELS;
 use crate::device::{Device, Launch, Program, Space, Target, TensorType, View, Work};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 mod attention;
 mod convolution;
 mod elementwise;
 mod normalisation;
+
+/// Kernels that tests of this process have launched.
+static LAUNCHED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Memory that a test lays out: everything persistent, so that it can be read back.
 #[derive(Default)]
@@ -84,7 +89,7 @@ fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[H
     let loaded = session.load(Arc::new(program)).unwrap();
     session.run(loaded).unwrap();
     assert_eq!(session.launches(), count);
-    assert!(!session.kernels().is_empty());
+    LAUNCHED.lock().unwrap().extend(session.kernels());
     for (view, host) in output_views.iter().zip(&mut hosts) {
         session.read(view.offset, bytemuck::cast_slice_mut(&mut host.data)).unwrap();
     }
@@ -122,4 +127,24 @@ fn check_state(op: &dyn Op, inputs: &[&Host], state: &[Host], tolerance: f32) {
 
 fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
     check_state(op, inputs, &[], tolerance);
+}
+
+/// Every kernel of the manifest runs in one of the comparisons above.
+#[test]
+fn every_kernel_is_compared() {
+    attention::attention_and_gradient();
+    convolution::plain_convolutions_and_gradients();
+    elementwise::add_and_mul();
+    elementwise::channels();
+    elementwise::copies();
+    elementwise::resampling();
+    elementwise::scale_add();
+    elementwise::sums_over_pixels();
+    normalisation::silu();
+    normalisation::group_norm();
+    normalisation::group_norm_gradient();
+    let launched = LAUNCHED.lock().unwrap();
+    for kernel in KERNELS {
+        assert!(launched.contains(kernel.name), "no test compares {} with the CPU", kernel.name);
+    }
 }

@@ -15,16 +15,21 @@ kernels::params! {
 }
 
 /// Which channels go where.
-struct Move {
-    from: usize,
-    to: usize,
-    width: usize,
+pub(in crate::ops) struct Move {
+    pub from: usize,
+    pub to: usize,
+    pub width: usize,
     /// Whether the other channels of the result become zero; else they stay.
-    fill: bool,
+    pub fill: bool,
 }
 
 /// Moves channels of `x` to `y`.
-fn move_channels(name: &str, x: &View, y: &View, plan: Move) -> Result<KernelWork> {
+pub(in crate::ops) fn move_channels(
+    name: &str,
+    x: &View,
+    y: &View,
+    plan: Move,
+) -> Result<KernelWork> {
     let (x_channels, y_channels) = (channels(&x.ty), channels(&y.ty));
     let pixels = x.ty.elements() / x_channels;
     let int = |size| dimension(name, size);

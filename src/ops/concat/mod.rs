@@ -4,6 +4,8 @@
 mod cpu;
 mod launch;
 
+pub(in crate::ops) use launch::{Move, move_channels};
+
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
 use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};

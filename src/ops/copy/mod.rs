@@ -1,9 +1,10 @@
 //! `copy`: the same elements in another place.
 
 mod cpu;
+mod launch;
 
-use super::{Build, GradArgs, Op, TensorId};
-use crate::device::TensorType;
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// x → x, any shape. Inserted where a tensor must land in a slot that its maker can't write to.
@@ -21,5 +22,9 @@ impl Op for Copy {
 
     fn grad(&self, _: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
         Ok(vec![args.output_grads[0]])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }

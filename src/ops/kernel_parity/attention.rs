@@ -5,7 +5,7 @@ use crate::ops::attention::{Attention, AttentionGrad};
 use crate::ops::testing::{Host, run};
 
 #[test]
-fn attention_and_gradient() {
+pub(super) fn attention_and_gradient() {
     // Samples, queries, keys, heads, depth.
     for [b, n, m, heads, depth] in
         [[2, 5, 5, 3, 8], [1, 70, 67, 2, 5], [2, 9, 11, 1, 33], [1, 6, 5, 1, 130]]
@@ -24,13 +24,13 @@ fn attention_and_gradient() {
 
 /// Scores beyond the range of exp must not overflow.
 #[test]
-fn large_scores() {
+pub(super) fn large_scores() {
     let [q, k, v] = [1, 2, 3].map(|seed| Host::random(&[1, 40, 8], seed));
     check(&Attention { heads: 1, scale: 500.0 }, &[&q, &k, &v], 1e-3);
 }
 
 #[test]
-fn rows_beyond_the_kernels_are_refused() {
+pub(super) fn rows_beyond_the_kernels_are_refused() {
     let ty = crate::device::TensorType::f32([1, 2, 513]);
     let view = crate::device::View { space: crate::device::Space::Persistent, offset: 0, ty };
     let target = crate::device::Target::H100;

@@ -22,7 +22,7 @@ const CASES: [Case; 7] = [
 ];
 
 #[test]
-fn plain_convolutions_and_gradients() {
+pub(super) fn plain_convolutions_and_gradients() {
     for ([b, h, w], [c_in, c_out], [kh, kw], stride, padding) in CASES {
         let x = Host::random(&[b, h, w, c_in], 1);
         let weight = Host::random(&[c_out, c_in, kh, kw], 2);
@@ -41,7 +41,7 @@ fn plain_convolutions_and_gradients() {
 }
 
 #[test]
-fn transposed_convolutions() {
+pub(super) fn transposed_convolutions() {
     let x = Host::random(&[2, 3, 5, 7], 1);
     let (weight, bias) = (Host::random(&[7, 34, 4, 3], 2), Host::random(&[34], 3));
     check(&ConvTranspose2d::new([2, 2], [1, 1], true), &[&x, &weight, &bias], 1e-5);
@@ -50,7 +50,7 @@ fn transposed_convolutions() {
 
 /// Two sources, normalised while they are read, upsampled in the index, with everything added.
 #[test]
-fn rich_convolutions() {
+pub(super) fn rich_convolutions() {
     let random = |operand: Operand, rows: usize| match operand {
         Operand::X => Host::random(&[2, 5, 3, 4], 1),
         Operand::X2 => Host::random(&[2, 5, 3, 3], 2),
@@ -79,7 +79,7 @@ fn rich_convolutions() {
 
 /// A sample has the same bits in any batch.
 #[test]
-fn the_batch_does_not_matter() {
+pub(super) fn the_batch_does_not_matter() {
     let conv = Conv2d::same([3, 3], false);
     let x = Host::random(&[3, 5, 7, 4], 1);
     let weight = Host::random(&[6, 4, 3, 3], 2);

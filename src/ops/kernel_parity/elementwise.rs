@@ -1,16 +1,18 @@
 //! Operations that move or combine elements, and sums over pixels.
 
-use super::check;
+use super::{check, check_state};
 use crate::ops::add::Add;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
+use crate::ops::copy::Copy;
 use crate::ops::mul::Mul;
+use crate::ops::place_columns::PlaceColumns;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::scale_add::ScaleAdd;
 use crate::ops::sum_pixels::{Rows, SumPixels};
 use crate::ops::testing::Host;
 
 #[test]
-fn add_and_mul() {
+pub(super) fn add_and_mul() {
     let a = Host::random(&[3, 5, 4, 7], 1);
     for shape in [&[3, 5, 4, 7][..], &[7], &[1, 7], &[3, 7]] {
         let b = Host::random(shape, 2);
@@ -22,13 +24,13 @@ fn add_and_mul() {
 }
 
 #[test]
-fn scale_add() {
+pub(super) fn scale_add() {
     let x = Host::random(&[3, 5, 7], 1);
     check(&ScaleAdd { scale: 0.7, offset: -0.3 }, &[&x], 1e-6);
 }
 
 #[test]
-fn channels() {
+pub(super) fn channels() {
     let (a, b) = (Host::random(&[2, 3, 7, 5], 1), Host::random(&[2, 3, 7, 3], 2));
     check(&Concat, &[&a, &b], 0.0);
     check(&SliceChannels { start: 1, channels: 3 }, &[&a], 0.0);
@@ -36,7 +38,15 @@ fn channels() {
 }
 
 #[test]
-fn resampling() {
+pub(super) fn copies() {
+    check(&Copy, &[&Host::random(&[3, 5, 7], 1)], 0.0);
+    let op = PlaceColumns { columns: 9, column: 3 };
+    let (x, table) = (Host::random(&[5, 4], 1), Host::random(&[5, 9], 2));
+    check_state(&op, &[&x], &[table], 0.0);
+}
+
+#[test]
+pub(super) fn resampling() {
     let x = Host::random(&[2, 6, 9, 5], 1);
     for factor in [1, 2, 3] {
         check(&UpsampleNearest2d { factor, scale: 0.5 }, &[&x], 0.0);
@@ -46,7 +56,7 @@ fn resampling() {
 }
 
 #[test]
-fn sums_over_pixels() {
+pub(super) fn sums_over_pixels() {
     let x = Host::random(&[3, 13, 11, 37], 1);
     for rows in [Rows::Samples, Rows::One, Rows::Flat] {
         check(&SumPixels { rows }, &[&x], 1e-5);

@@ -6,7 +6,7 @@ use crate::ops::silu::{Silu, SiluGrad};
 use crate::ops::testing::{Host, run};
 
 #[test]
-fn silu() {
+pub(super) fn silu() {
     let x = Host::new(&[1, 6], vec![-200.0, -30.0, -1.0, 0.0, 0.5, 100.0]);
     check(&Silu, &[&x], 1e-6);
     let (dy, x) = (Host::random(&[3, 5, 7, 11], 1), Host::random(&[3, 5, 7, 11], 2));
@@ -32,7 +32,7 @@ fn cases() -> Vec<(Vec<Host>, usize)> {
 }
 
 #[test]
-fn group_norm() {
+pub(super) fn group_norm() {
     for (inputs, groups) in cases() {
         let inputs: Vec<&Host> = inputs.iter().collect();
         for silu in [false, true] {
@@ -43,7 +43,7 @@ fn group_norm() {
 }
 
 #[test]
-fn group_norm_gradient() {
+pub(super) fn group_norm_gradient() {
     for (inputs, groups) in cases() {
         for silu in [false, true] {
             let references: Vec<&Host> = inputs.iter().collect();
@@ -59,7 +59,7 @@ fn group_norm_gradient() {
 
 /// A large mean must not cost the variance its digits.
 #[test]
-fn a_large_mean_keeps_the_variance() {
+pub(super) fn a_large_mean_keeps_the_variance() {
     let mut x = Host::random(&[1, 8, 8, 4], 1);
     x.data.iter_mut().for_each(|x| *x += 1000.0);
     let (gamma, beta) = (Host::random(&[4], 2), Host::random(&[4], 3));

@@ -1,9 +1,10 @@
 //! `place_columns`: writes a matrix into some columns of a wider one.
 
 mod cpu;
+mod launch;
 
-use super::Op;
-use crate::device::TensorType;
+use super::{LaunchArgs, Op};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 
 /// x [N, K] → columns `column .. column + K` of a table [N, `columns`], in place; the other
@@ -40,5 +41,9 @@ impl Op for PlaceColumns {
 
     fn bytes(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         2 * inputs[0].bytes() as u64
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
