@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 mod attention;
 mod convolution;
+mod diffusion;
 mod elementwise;
 mod normalisation;
 
@@ -134,6 +135,11 @@ fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
 fn every_kernel_is_compared() {
     attention::attention_and_gradient();
     convolution::plain_convolutions_and_gradients();
+    diffusion::noise();
+    diffusion::forward_process();
+    diffusion::tables_and_counters();
+    diffusion::timesteps();
+    diffusion::sampler_updates();
     elementwise::add_and_mul();
     elementwise::channels();
     elementwise::copies();

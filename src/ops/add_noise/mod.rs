@@ -2,9 +2,10 @@
 //! eq. 4, with signal = √ᾱ_t and noise = √(1 − ᾱ_t)).
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 
 /// (`x0` `[B, …, C]`, `noise` of the same shape, `table` `[T, 2]` of (signal, noise),
@@ -32,6 +33,10 @@ impl Op for AddNoise {
             ));
         }
         Ok(vec![(*x0).clone(); if self.velocity { 2 } else { 1 }])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

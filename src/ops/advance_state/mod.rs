@@ -1,9 +1,10 @@
 //! Counting on the device, for steps that follow one another without the host.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape, state};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// In place on `state`: `STEP` += step, `ROW` += row, `SAMPLE` += sample. No inputs.
@@ -26,6 +27,10 @@ impl Op for AdvanceState {
 
     fn in_place(&self) -> bool {
         true
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

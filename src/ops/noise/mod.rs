@@ -2,11 +2,12 @@
 //! batch, thread count nor on what was drawn before.
 
 pub(in crate::ops) mod cpu;
+mod launch;
 pub mod normal;
 pub mod philox;
 
-use super::{Op, shape, state};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// Standard normal noise: (`like` `[B, …, C]`, `state`, \[`seeds` u32 `[B, 2]`\]) → `noise` of the
@@ -34,6 +35,10 @@ impl Op for Normal {
             shape::expect(self.name(), "seeds", seeds, &wanted)?;
         }
         Ok(vec![inputs[0].clone()])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -13,9 +13,10 @@
 //! step along the first slope (next_x, next_eps), from which the second row goes on.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape, state};
-use crate::device::{Target, TensorType};
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 
@@ -110,11 +111,15 @@ impl Op for SamplerUpdate {
         (reads * outputs[0].bytes()) as u64
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         match self.noise {
-            Noise::Philox { .. } => inputs[0].elements(),
+            Noise::Philox { .. } if target.is_cpu() => inputs[0].elements(),
             _ => 0,
         }
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The row of a table that belongs to the current network evaluation of a sampling run.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape, state};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 
 /// (`table` `[N, …]`, `state`) → `row` `[1, …]`: row `ROW` of the state, which must be below N.
@@ -32,6 +33,10 @@ impl Op for SelectRow {
 
     fn bytes(&self, _: &[&TensorType], outputs: &[&TensorType]) -> u64 {
         outputs.iter().map(|row| 2 * row.bytes() as u64).sum()
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -2,9 +2,10 @@
 //! diffusers' `get_timestep_embedding`).
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 
 /// `t` `[B]` → `[B, dim]`: sin(t·fᵢ) then cos(t·fᵢ) (with `flip_sin_to_cos` the other way round),
@@ -41,6 +42,10 @@ impl Op for TimestepEmbedding {
             ));
         }
         Ok(vec![TensorType::f32([t.shape[0], self.dim])])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -1,0 +1,95 @@
+//! The steps around the network. Noise and what is made of it must have the same bits everywhere.
+
+use super::{check, check_state};
+use crate::ops::add_noise::AddNoise;
+use crate::ops::advance_state::AdvanceState;
+use crate::ops::noise::Normal;
+use crate::ops::sampler_update::{COLUMNS, Noise, Row, SamplerUpdate};
+use crate::ops::select_row::SelectRow;
+use crate::ops::state::{ROW, SAMPLE, STEP, StepState};
+use crate::ops::testing::Host;
+use crate::ops::timestep_embedding::TimestepEmbedding;
+
+fn state() -> Host {
+    let mut state = StepState::new(0x1234_5678_9abc_def0);
+    state.words[STEP] = 7;
+    state.words[ROW] = 1;
+    state.words[SAMPLE] = 40;
+    Host::bits(&[16], &state.words)
+}
+
+#[test]
+pub(super) fn noise() {
+    let like = Host::random(&[3, 5, 7, 3], 1);
+    let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 1, 7]);
+    let op = Normal { purpose: 99 };
+    check(&op, &[&like, &state()], 0.0);
+    check(&op, &[&like, &state(), &seeds], 0.0);
+}
+
+#[test]
+pub(super) fn forward_process() {
+    let (x0, noise) = (Host::random(&[3, 5, 7, 3], 1), Host::random(&[3, 5, 7, 3], 2));
+    let table = Host::new(&[2, 2], vec![0.8, 0.6, 0.28, 0.96]);
+    let timesteps = Host::new(&[3], vec![1.0, 0.0, 1.0]);
+    for velocity in [false, true] {
+        check(&AddNoise { velocity }, &[&x0, &noise, &table, &timesteps], 0.0);
+    }
+}
+
+#[test]
+pub(super) fn tables_and_counters() {
+    check(&SelectRow, &[&Host::random(&[3, 4, 100], 1), &state()], 0.0);
+    let op = AdvanceState { step: 1, row: 2, sample: 3 };
+    check_state(&op, &[], &[state()], 0.0);
+}
+
+#[test]
+pub(super) fn timesteps() {
+    let t = Host::new(&[4], vec![0.0, 1.0, 999.0, 0.25]);
+    for (dim, flip_sin_to_cos, freq_shift) in [(8, false, 1.0), (33, true, 0.0)] {
+        let op = TimestepEmbedding { dim, flip_sin_to_cos, freq_shift, max_period: 1e4 };
+        check(&op, &[&t], 1e-7);
+    }
+}
+
+#[test]
+pub(super) fn sampler_updates() {
+    let row = |sigma| Row {
+        x0_from_x: 1.3,
+        x0_from_output: -0.9,
+        eps_from_x: 0.2,
+        eps_from_output: 0.7,
+        clip: 0.8,
+        x: 0.5,
+        x0: 0.4,
+        eps: -0.3,
+        history: 0.2,
+        sigma,
+        next_x: 0.6,
+        next_x0: 1.0,
+        next_eps: 0.1,
+        next_history: -0.4,
+        reserved: [0.0; 2],
+    };
+    let shape = [2, 5, 3, 3];
+    let output = Host::random(&shape, 1);
+    let seeds = Host::bits(&[2, 2], &[1, 0, 2, 5]);
+    let given = Host::random(&[2, 2, 5, 3, 3], 2);
+    for history in [false, true] {
+        let start = [Host::random(&shape, 3), Host::random(&shape, 4)];
+        let start = &start[..1 + usize::from(history)];
+        for (sigma, noise, extra) in [
+            (0.0, Noise::None, None),
+            (0.5, Noise::Philox { purpose: 3 }, Some(&seeds)),
+            (0.5, Noise::Given, Some(&given)),
+        ] {
+            let rows = [row(1.0), row(sigma)];
+            let table = Host::new(&[2, COLUMNS], bytemuck::cast_slice(&rows).to_vec());
+            let state = state();
+            let mut inputs = vec![&output, &table, &state];
+            inputs.extend(extra);
+            check_state(&SamplerUpdate { history, noise }, &inputs, start, 0.0);
+        }
+    }
+}

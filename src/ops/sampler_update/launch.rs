@@ -1,0 +1,54 @@
+//! Kernel launches of the samplers' update.
+
+use super::{Noise, SamplerUpdate};
+use crate::device::KernelWork;
+use crate::device::kernels::{self, SAMPLER_UPDATE_FWD_NHWC_F32, UNSET, dimension};
+use crate::error::Result;
+use crate::ops::LaunchArgs;
+use crate::ops::shape::Extent;
+
+kernels::params! {
+    /// `SamplerUpdate` of kernels/diffusion.cu.
+    struct Params for SAMPLER_UPDATE_FWD_NHWC_F32 {
+        output: u64, table: u64, state: u64, seeds: u64, given: u64, x: u64, history: u64,
+        batch: i32, pixels: i32, channels: i32, rows: i32, purpose: u32, unused: i32,
+    }
+}
+
+impl SamplerUpdate {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let ([output, table, state, noise @ ..], [x, history @ ..]) = (args.inputs, args.outputs)
+        else {
+            unreachable!("inputs are checked")
+        };
+        let extent = Extent::of(&x.ty.shape);
+        let int = |size| dimension("sampler_update", size);
+        int(extent.sample())?;
+        let (purpose, seeds, given) = match self.noise {
+            Noise::None => (0, None, None),
+            Noise::Philox { purpose } => (purpose, noise.first(), None),
+            Noise::Given => (0, None, noise.first()),
+        };
+        let params = Params {
+            output: UNSET,
+            table: UNSET,
+            state: UNSET,
+            seeds: UNSET,
+            given: UNSET,
+            x: UNSET,
+            history: UNSET,
+            batch: int(extent.batch)?,
+            pixels: int(extent.pixels)?,
+            channels: int(extent.channels)?,
+            rows: int(table.ty.shape[0])?,
+            purpose,
+            unused: 0,
+        };
+        Ok(vec![SAMPLER_UPDATE_FWD_NHWC_F32.over(
+            x.ty.elements(),
+            &params,
+            &[Some(output), Some(table), Some(state), seeds, given],
+            &[Some(x), history.first()],
+        )])
+    }
+}
