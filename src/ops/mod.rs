@@ -2,6 +2,8 @@
 //! and kernel launches (`launch.rs`). Adding one is a folder here, a line in this list and a
 //! kernel.
 
+pub mod accumulate;
+pub mod adamw;
 pub mod add;
 pub mod add_noise;
 pub mod advance_state;
@@ -11,10 +13,14 @@ pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod copy;
+pub mod ema;
+pub mod fill;
+pub mod grad_norm;
 pub mod group_norm;
 #[cfg(test)]
 mod kernel_parity;
 pub mod linear;
+pub mod mse_loss;
 pub mod mul;
 pub mod noise;
 pub mod place_columns;
