@@ -38,8 +38,22 @@ impl Error {
         Error::File { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
+    /// What the operating system said about `path`; a full disk comes with the remedy.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Error::Io { path: path.as_ref().to_path_buf(), source }
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let path = path.as_ref().to_path_buf();
+        match source.kind() {
+            StorageFull => {
+                let what = "the disk is full; free some space and go on from what was saved";
+                Error::File { path, what: what.into() }
+            }
+            QuotaExceeded => {
+                let what =
+                    "the disk quota is used up; free some space and go on from what was saved";
+                Error::File { path, what: what.into() }
+            }
+            _ => Error::Io { path, source },
+        }
     }
 
     pub fn invalid(what: impl Into<String>) -> Self {

@@ -3,6 +3,7 @@
 pub mod samplers;
 pub mod schedule;
 pub mod scheduler_config;
+pub mod seeds;
 
 pub use schedule::NoiseSchedule;
 pub use scheduler_config::{Prediction, SchedulerConfig};

@@ -4,6 +4,7 @@
 use super::schedule::NoiseSchedule;
 use super::scheduler_config::{FinalSigma, SchedulerConfig, Spacing, VarianceType};
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
 /// One update of the sample `x`, given the network's output `m`, the last row's `x₀` and fresh
@@ -56,13 +57,16 @@ impl SamplerTable {
 }
 
 /// Which way back from noise to image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sampler {
     /// Ancestral sampling (Ho et al. 2020, algorithm 2).
+    #[serde(rename = "ddpm")]
     Ddpm,
     /// Song et al. 2021.
+    #[serde(rename = "ddim")]
     Ddim,
     /// Second-order multistep DPM-Solver++ (Lu et al. 2022).
+    #[serde(rename = "dpmpp-2m")]
     DpmSolverPp2m,
 }
 

@@ -126,6 +126,7 @@ pub fn write(
     // The user knows the final name, not the temporary one.
     written.map_err(|error| match error {
         Error::Io { source, .. } => Error::io(folder, source),
+        Error::File { what, .. } => Error::file(folder, what),
         other => other,
     })?;
     publish(staging.path(), folder)

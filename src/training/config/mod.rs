@@ -1,0 +1,310 @@
+//! Everything that a run is made from, in five sections of a TOML file. Each key has a default and
+//! a one-line explanation; nothing that is written there is ignored.
+
+mod keys;
+mod load;
+mod presets;
+mod validate;
+
+pub use keys::explanation;
+pub use presets::PRESETS;
+
+use super::lr_schedule::{Decay, LrSchedule};
+use crate::data::transforms::Crop;
+use crate::diffusion::SchedulerConfig;
+use crate::diffusion::samplers::Sampler;
+use crate::diffusion::scheduler_config::{BetaSchedule, Prediction, Spacing, VarianceType};
+use crate::error::Result;
+use crate::models::UnetConfig;
+use crate::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::path::PathBuf;
+
+/// The settings of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub data: Data,
+    pub model: Model,
+    pub diffusion: Diffusion,
+    pub training: Training,
+    pub sampling: Sampling,
+}
+
+/// Which images, and how they become training samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    pub path: PathBuf,
+    pub size: Size,
+    pub crop: Crop,
+    pub flip: bool,
+    pub held_out: usize,
+}
+
+/// Height and width, written as one number where they agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    pub height: usize,
+    pub width: usize,
+}
+
+/// The U-Net.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    pub channels: Vec<usize>,
+    pub layers_per_block: usize,
+    pub attention: Vec<bool>,
+    pub mid_attention: bool,
+    pub attention_head_dim: usize,
+    pub norm_groups: usize,
+    pub norm_eps: f64,
+    pub time_scale_shift: TimeScaleShift,
+    pub downsample_padding: usize,
+    pub flip_sin_to_cos: bool,
+    pub freq_shift: f64,
+}
+
+/// The process from image to noise, and what the network predicts about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Diffusion {
+    pub timesteps: usize,
+    pub beta_schedule: BetaSchedule,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub prediction: Prediction,
+}
+
+/// The optimizer, and what is written down while it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    pub steps: u64,
+    pub minutes: f64,
+    pub batch_size: usize,
+    pub accumulate: usize,
+    pub learning_rate: f64,
+    pub lr_schedule: Decay,
+    pub warmup_steps: u64,
+    pub final_learning_rate: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub ema_decay: f64,
+    pub seed: u64,
+    pub log_every: u64,
+    pub sample_every: u64,
+    pub checkpoint_every: u64,
+    pub keep_checkpoints: usize,
+}
+
+/// How images are sampled, during training and after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    pub sampler: Sampler,
+    pub steps: usize,
+    pub spacing: SpacingChoice,
+    pub eta: f64,
+    pub variance: VarianceType,
+    pub clip: bool,
+    pub seeds: String,
+    pub batch: usize,
+}
+
+/// A spacing of timesteps, or the sampler's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpacingChoice {
+    #[default]
+    Auto,
+    Leading,
+    Linspace,
+    Trailing,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            size: Size { height: 32, width: 32 },
+            crop: Crop::Centre,
+            flip: true,
+            held_out: 64,
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            channels: vec![32, 64, 64],
+            layers_per_block: 2,
+            attention: vec![false, false, true],
+            mid_attention: true,
+            attention_head_dim: 8,
+            norm_groups: 32,
+            norm_eps: 1e-5,
+            time_scale_shift: TimeScaleShift::Default,
+            downsample_padding: 1,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+        }
+    }
+}
+
+impl Default for Diffusion {
+    fn default() -> Self {
+        Self {
+            timesteps: 1000,
+            beta_schedule: BetaSchedule::Linear,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            prediction: Prediction::Epsilon,
+        }
+    }
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            steps: 20_000,
+            minutes: 0.0,
+            batch_size: 16,
+            accumulate: 1,
+            learning_rate: 1e-4,
+            lr_schedule: Decay::Cosine,
+            warmup_steps: 0,
+            final_learning_rate: 0.0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+            ema_decay: 0.9999,
+            seed: 0,
+            log_every: 10,
+            sample_every: 1000,
+            checkpoint_every: 1000,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            sampler: Sampler::Ddim,
+            steps: 50,
+            spacing: SpacingChoice::Auto,
+            eta: 0.0,
+            variance: VarianceType::FixedSmall,
+            clip: true,
+            seeds: "0-15".into(),
+            batch: 16,
+        }
+    }
+}
+
+impl Config {
+    /// The network that `[model]` and `data.size` describe, for RGB images.
+    pub fn unet(&self) -> UnetConfig {
+        let model = &self.model;
+        UnetConfig {
+            sample_size: Some([self.data.size.height, self.data.size.width]),
+            down_block_types: model
+                .attention
+                .iter()
+                .map(|&on| if on { DownBlock::Attention } else { DownBlock::Plain })
+                .collect(),
+            up_block_types: model
+                .attention
+                .iter()
+                .rev()
+                .map(|&on| if on { UpBlock::Attention } else { UpBlock::Plain })
+                .collect(),
+            block_out_channels: model.channels.clone(),
+            layers_per_block: model.layers_per_block,
+            add_attention: model.mid_attention,
+            attention_head_dim: Some(model.attention_head_dim).filter(|&dim| dim > 0),
+            norm_num_groups: model.norm_groups,
+            norm_eps: model.norm_eps,
+            resnet_time_scale_shift: model.time_scale_shift,
+            downsample_padding: model.downsample_padding,
+            flip_sin_to_cos: model.flip_sin_to_cos,
+            freq_shift: model.freq_shift,
+            ..UnetConfig::default()
+        }
+    }
+
+    /// The process that `[diffusion]` describes, sampled as `[sampling]` says.
+    pub fn scheduler(&self) -> SchedulerConfig {
+        SchedulerConfig {
+            num_train_timesteps: self.diffusion.timesteps,
+            beta_start: self.diffusion.beta_start,
+            beta_end: self.diffusion.beta_end,
+            beta_schedule: self.diffusion.beta_schedule,
+            prediction_type: self.diffusion.prediction,
+            variance_type: Some(self.sampling.variance),
+            clip_sample: self.sampling.clip,
+            timestep_spacing: match self.sampling.spacing {
+                SpacingChoice::Auto => None,
+                SpacingChoice::Leading => Some(Spacing::Leading),
+                SpacingChoice::Linspace => Some(Spacing::Linspace),
+                SpacingChoice::Trailing => Some(Spacing::Trailing),
+            },
+            ..SchedulerConfig::default()
+        }
+    }
+
+    /// The learning rate of each optimizer step.
+    pub fn lr_schedule(&self) -> LrSchedule {
+        LrSchedule {
+            decay: self.training.lr_schedule,
+            peak: self.training.learning_rate,
+            end: self.training.final_learning_rate,
+            warmup: self.training.warmup_steps,
+            steps: self.training.steps,
+        }
+    }
+
+    /// The seeds of `sampling.seeds`.
+    ///
+    /// # Errors
+    /// A list that can't be read; validated configurations have none.
+    pub fn seeds(&self) -> Result<Vec<u64>> {
+        crate::diffusion::seeds::parse_seeds(&self.sampling.seeds)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        if self.height == self.width {
+            return out.serialize_u64(self.height as u64);
+        }
+        [self.height, self.width].serialize(out)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        let value = toml::Value::deserialize(input)?;
+        let number = |value: &toml::Value| {
+            value.as_integer().and_then(|number| usize::try_from(number).ok())
+        };
+        let sides = match &value {
+            toml::Value::Array(pair) if pair.len() == 2 => number(&pair[0]).zip(number(&pair[1])),
+            single => number(single).map(|side| (side, side)),
+        };
+        sides.map(|(height, width)| Size { height, width }).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{value} is no size; a positive number, or [height, width], is needed"
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
