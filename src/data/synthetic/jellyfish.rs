@@ -47,25 +47,26 @@ impl Jellyfish {
     /// `distance` 0: near and large; 1: far, small, faded.
     pub fn new(stream: &mut Stream, size: usize, distance: f32) -> Self {
         let side = size as f32;
-        let lean = if stream.chance(0.12) { 0.13 } else { 0.05 };
+        let lean = if stream.chance(0.1) { 0.1 } else { 0.04 };
         let angle = (stream.bell() * lean).clamp(-0.3, 0.3);
         let axis = [sine(angle), -cosine(angle)];
-        let radius = side * lerp(stream.range(0.17, 0.26), stream.range(0.06, 0.1), distance);
+        let radius = side * lerp(stream.range(0.17, 0.25), stream.range(0.06, 0.1), distance);
         let away = lerp(0.17, 0.05, distance);
-        let wander = lerp(0.055, 0.27, distance);
+        let wander = lerp(0.045, 0.27, distance);
         let centre = [
             side * (0.5 + axis[0] * away + stream.bell() * wander),
             side * (0.5 + axis[1] * away * 0.7 + stream.bell() * wander),
         ];
+        // Crimson and orange animals are the most frequent, then gold, pink, purple and pale ones.
         let (hue, saturation, value) = match stream.index(20) {
-            0..8 => (stream.range(-0.01, 0.06), stream.range(0.6, 0.9), stream.range(0.6, 0.95)),
-            8..12 => (stream.range(0.06, 0.12), stream.range(0.5, 0.85), stream.range(0.75, 1.0)),
-            12..15 => (stream.range(0.9, 0.98), stream.range(0.45, 0.75), stream.range(0.65, 0.95)),
-            15..17 => (stream.range(0.76, 0.88), stream.range(0.3, 0.6), stream.range(0.6, 0.9)),
-            _ => (stream.range(0.5, 0.62), stream.range(0.05, 0.25), stream.range(0.75, 0.95)),
+            0..11 => (stream.range(-0.01, 0.06), stream.range(0.6, 0.85), stream.range(0.65, 0.95)),
+            11..15 => (stream.range(0.06, 0.11), stream.range(0.5, 0.8), stream.range(0.75, 1.0)),
+            15..17 => (stream.range(0.92, 0.98), stream.range(0.45, 0.7), stream.range(0.7, 0.95)),
+            17..19 => (stream.range(0.78, 0.88), stream.range(0.3, 0.5), stream.range(0.65, 0.9)),
+            _ => (stream.range(0.5, 0.62), stream.range(0.05, 0.2), stream.range(0.8, 0.95)),
         };
         let body = hsv(hue, saturation, value * 0.82);
-        let rim = hsv(hue + 0.035, saturation * 0.45, lerp(value, 1.0, 0.65));
+        let rim = hsv(hue + 0.03, saturation * 0.6, lerp(value, 1.0, 0.5));
         let arms = hsv(hue + stream.range(-0.02, 0.04), saturation * 0.5, lerp(value, 1.0, 0.5));
         let threads = hsv(hue + stream.range(0.0, 0.06), saturation * 0.75, lerp(value, 1.0, 0.25));
         let drift = stream.range(-0.2, 0.2);
@@ -88,7 +89,7 @@ impl Jellyfish {
             wave: stream.range(0.05, 0.2),
             wave_phase: stream.unit(),
             spread: stream.range(-0.35, 0.25),
-            reach: stream.range(1.3, 2.3),
+            reach: stream.range(1.2, 2.1),
             fullness: stream.range(0.7, 1.2) * lerp(1.0, 0.45, distance),
             texture: stream.bits(),
         }
@@ -136,7 +137,7 @@ impl Jellyfish {
     pub fn paint(&self, canvas: &mut Canvas, stream: &mut Stream) {
         self.halo(canvas);
         let detail = (canvas.size as f32 / 32.0).max(0.5);
-        let threads = (3.5 * self.fullness * detail.min(6.0)) as usize + 3;
+        let threads = (3.0 * self.fullness * detail.min(6.0)) as usize + 3;
         if self.from_below {
             self.bell(canvas);
         }
@@ -189,11 +190,11 @@ impl Jellyfish {
             // The stomach shows through the middle of the bell.
             let (su, sv) = (u / 0.42, (v - self.height * 0.42) / (self.height * 0.3));
             let stomach = smoothstep(1.3, 0.3, su * su + sv * sv);
-            colour = blend(colour, scale(self.arms, 1.05), lerp(0.25, 0.38, rib_fade) * stomach);
+            colour = blend(colour, scale(self.arms, 1.05), lerp(0.12, 0.38, rib_fade) * stomach);
             // A gleam on the shoulder that faces the surface.
             let (gu, gv) = (u + 0.38, (v - self.height * 0.6) * 1.3);
             let gleam = smoothstep(0.09, 0.0, gu * gu + gv * gv);
-            colour = blend(colour, [1.0, 1.0, 0.97], lerp(0.25, 0.35, rib_fade) * gleam);
+            colour = blend(colour, [1.0, 1.0, 0.97], lerp(0.1, 0.35, rib_fade) * gleam);
             if self.from_below {
                 let inner = u * u / 0.74 + (v / (self.tilt * 0.86)).powi(2);
                 let shade = smoothstep(1.15, 0.75, inner);
@@ -201,7 +202,7 @@ impl Jellyfish {
                 colour = blend(colour, hollow, lerp(0.5, 0.85, rib_fade) * shade);
             } else {
                 let margin = smoothstep(-1.9, -0.3, distance) * smoothstep(0.25, 0.0, v);
-                colour = blend(colour, self.rim, lerp(0.3, 0.55, rib_fade) * margin);
+                colour = blend(colour, self.rim, lerp(0.15, 0.55, rib_fade) * margin);
             }
             (colour, coverage * self.clarity * lerp(0.96, 0.86, facing))
         });
@@ -232,7 +233,7 @@ impl Jellyfish {
         let loose = self.looseness();
         let count = 3 + (stream.index(3) as f32 * loose) as usize;
         let steps = (8.0 + self.radius * 0.6) as usize;
-        let (arm_length, arm_width) = (stream.range(0.45, 0.6), stream.range(0.13, 0.17));
+        let (arm_length, arm_width) = (stream.range(0.38, 0.52), stream.range(0.13, 0.17));
         for arm in 0..count {
             let place = (arm as f32 + 0.5) / count as f32 * 2.0 - 1.0;
             let u = place * 0.42 + 0.06 * loose * stream.range(-1.0, 1.0);

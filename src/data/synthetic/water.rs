@@ -24,9 +24,9 @@ impl Water {
     pub fn new(stream: &mut Stream) -> Self {
         // Open sea, coastal green, dusk, and night, by how often one would dive in them.
         let (hue, bright, dark) = match stream.index(10) {
-            0..5 => (stream.range(0.53, 0.62), stream.range(0.45, 0.8), stream.range(0.1, 0.3)),
-            5..7 => (stream.range(0.43, 0.52), stream.range(0.4, 0.65), stream.range(0.1, 0.25)),
-            7..9 => (stream.range(0.64, 0.76), stream.range(0.3, 0.55), stream.range(0.08, 0.2)),
+            0..6 => (stream.range(0.53, 0.62), stream.range(0.45, 0.8), stream.range(0.1, 0.3)),
+            6..8 => (stream.range(0.43, 0.52), stream.range(0.4, 0.65), stream.range(0.1, 0.25)),
+            8 => (stream.range(0.64, 0.76), stream.range(0.3, 0.55), stream.range(0.08, 0.2)),
             _ => (stream.range(0.56, 0.68), stream.range(0.1, 0.22), stream.range(0.03, 0.08)),
         };
         let surface = hsv(hue, stream.range(0.45, 0.8), bright);
@@ -80,9 +80,9 @@ impl Water {
     /// Drifting flakes, from a dim haze of them far off to a few bright ones near the lens.
     pub fn snow(&self, canvas: &mut Canvas, stream: &mut Stream) {
         let unit = canvas.size as f32 / 32.0;
-        let count = stream.index(6);
-        // Four times the area shows twice as many, of a size between "same pixels" and "same share".
-        let count = (count as f32 * unit.max(0.25)) as usize;
+        let count = stream.index(5);
+        // A larger picture shows more of them, and each somewhat larger.
+        let count = (count as f32 * (unit * unit).clamp(0.25, 8.0)) as usize;
         let flake = unit.sqrt();
         let drift = cosine(stream.unit());
         for _ in 0..count {
