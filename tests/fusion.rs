@@ -5,7 +5,12 @@ use cyanea::data::counter::Stream;
 use cyanea::device::TensorType;
 use cyanea::device::cpu::CpuDevice;
 use cyanea::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
+use cyanea::ops::add::Add;
+use cyanea::ops::concat::Concat;
+use cyanea::ops::conv2d::Conv2d;
 use cyanea::ops::group_norm::GroupNorm;
+use cyanea::ops::linear::linear;
+use cyanea::ops::resample::UpsampleNearest2d;
 use cyanea::ops::silu::Silu;
 
 /// Builds, differentiates with respect to every input, fuses or not, runs on the CPU; gives the
@@ -83,4 +88,69 @@ fn group_norm_takes_in_silu_forward_and_backward() {
     assert_eq!(names, ["group_norm_silu", "group_norm_silu_grad"]);
     let names = check(&inputs, norm_silu, false);
     assert_eq!(names, ["group_norm_silu"]);
+}
+
+fn conv(g: &mut Graph, x: TensorId, weight: TensorId) -> Result<TensorId> {
+    g.one(Conv2d::same([3, 3], false), &[x, weight])
+}
+
+#[test]
+fn a_convolution_takes_in_time_row_and_residual() {
+    let inputs: [(&str, &[usize]); 4] =
+        [("x", &[2, 5, 7, 6]), ("w", &[8, 6, 3, 3]), ("row", &[2, 8]), ("residual", &[2, 5, 7, 8])];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let y = conv(g, t[0], t[1])?;
+        let y = g.one(Add, &[y, t[2]])?;
+        g.one(Add, &[t[3], y])
+    };
+    assert_eq!(check(&inputs, build, false), ["conv2d"]);
+    let names = check(&inputs, build, true);
+    assert_eq!(names.iter().filter(|name| **name == "add").count(), 0);
+}
+
+#[test]
+fn a_projection_takes_in_a_residual_of_another_shape() {
+    let inputs: [(&str, &[usize]); 3] =
+        [("x", &[2, 35, 6]), ("w", &[8, 6]), ("residual", &[2, 5, 7, 8])];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let y = linear(g, t[0], t[1], None)?;
+        let y = g.reshape(y, &[2, 5, 7, 8])?;
+        let y = g.one(Add, &[y, t[2]])?;
+        g.one(Silu, &[y])
+    };
+    assert_eq!(check(&inputs, build, false), ["conv2d", "silu"]);
+    check(&inputs, build, true);
+}
+
+#[test]
+fn concatenation_and_norm_become_operands() {
+    let inputs: [(&str, &[usize]); 6] = [
+        ("a", &[2, 6, 7, 8]),
+        ("b", &[2, 6, 7, 4]),
+        ("gamma", &[12]),
+        ("beta", &[12]),
+        ("w", &[8, 12, 3, 3]),
+        ("shortcut", &[8, 12, 1, 1]),
+    ];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let joined = g.one(Concat, &[t[0], t[1]])?;
+        let h = norm_silu(g, &[joined, t[2], t[3]])?;
+        let h = conv(g, h, t[4])?;
+        let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
+        g.one(Add, &[h, skip])
+    };
+    let names = check(&inputs, build, false);
+    assert_eq!(names, ["group_norm_affine", "conv2d", "conv2d"]);
+    check(&inputs, build, true);
+}
+
+#[test]
+fn upsampling_becomes_an_index_rule() {
+    let inputs: [(&str, &[usize]); 2] = [("x", &[2, 5, 3, 6]), ("w", &[4, 6, 3, 3])];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let up = g.one(UpsampleNearest2d { factor: 2, scale: 1.0 }, &[t[0]])?;
+        conv(g, up, t[1])
+    };
+    assert_eq!(check(&inputs, build, false), ["conv2d"]);
+    check(&inputs, build, true);
 }

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, TensorType};
 use crate::error::{Error, Result};
+use crate::formats::reference_case::ReferenceCase;
 use crate::formats::tensors::Tensor;
 use crate::graph::{Build, Engine, Graph, Rate, Region, TensorId, autodiff};
 use std::collections::BTreeMap;
@@ -68,19 +69,19 @@ fn transpose(values: &[f32], outer: usize, first: usize, second: usize, inner: u
     out
 }
 
-struct Operand {
+struct Operand<'a> {
     /// As the case has it: `input.x`, `parameter.weight`.
     case_name: String,
     arrangement: Arrangement,
-    shape: Vec<usize>,
+    given: &'a Tensor,
     tensor: TensorId,
 }
 
 /// A graph made from a case, and where each of the case's tensors went.
 pub struct Recipe<'a> {
-    tensors: &'a crate::formats::tensors::Tensors,
+    case: &'a ReferenceCase,
     pub graph: Graph,
-    operands: Vec<Operand>,
+    operands: Vec<Operand<'a>>,
     outputs: Vec<(String, Arrangement, TensorId)>,
     intermediates: Vec<(String, TensorId)>,
 }
@@ -92,9 +93,9 @@ pub struct Produced {
 }
 
 impl<'a> Recipe<'a> {
-    pub fn new(tensors: &'a crate::formats::tensors::Tensors) -> Recipe<'a> {
+    pub fn new(case: &'a ReferenceCase) -> Recipe<'a> {
         Recipe {
-            tensors,
+            case,
             graph: Graph::new(),
             operands: Vec::new(),
             outputs: Vec::new(),
@@ -103,11 +104,9 @@ impl<'a> Recipe<'a> {
     }
 
     fn find(&self, name: &str) -> Option<(String, &'a Tensor)> {
-        ["input", "parameter"].iter().find_map(|kind| {
-            let name = format!("{kind}.{name}");
-            let tensor = self.tensors.get(&name)?;
-            Some((name, tensor))
-        })
+        let input = self.case.inputs.get(name).map(|tensor| ("input", tensor));
+        let parameter = || self.case.parameters.get(name).map(|tensor| ("parameter", tensor));
+        input.or_else(parameter).map(|(kind, tensor)| (format!("{kind}.{name}"), tensor))
     }
 
     /// Whether the case has this argument, as an input or as a parameter.
@@ -125,12 +124,7 @@ impl<'a> Recipe<'a> {
         let (case_name, tensor) = self.find(name).ok_or_else(|| missing(name))?;
         let shape = arrangement.shape(&tensor.shape);
         let slot = self.graph.input(&case_name, TensorType::f32(shape))?;
-        self.operands.push(Operand {
-            case_name,
-            arrangement,
-            shape: tensor.shape.clone(),
-            tensor: slot,
-        });
+        self.operands.push(Operand { case_name, arrangement, given: tensor, tensor: slot });
         Ok(slot)
     }
 
@@ -147,7 +141,7 @@ impl<'a> Recipe<'a> {
             .filter(|slot| slot.region == Region::Weights)
             .map(|slot| (slot.name.clone(), slot.ty.shape.clone()))
             .collect();
-        for name in self.tensors.names().filter_map(|name| name.strip_prefix("parameter.")) {
+        for name in self.case.parameters.keys() {
             if !slots.iter().any(|(known, _)| known == name) {
                 return Err(Error::invalid(format!(
                     "`parameter.{name}` is not a parameter of the configured network"
@@ -156,7 +150,7 @@ impl<'a> Recipe<'a> {
         }
         for (name, shape) in slots {
             let case_name = format!("parameter.{name}");
-            let given = self.tensors.get(&case_name).ok_or_else(|| missing(&name))?;
+            let given = self.case.parameters.get(&name).ok_or_else(|| missing(&name))?;
             if given.shape != shape {
                 return Err(Error::invalid(format!(
                     "`{case_name}` is {:?}; the configured network needs {shape:?}",
@@ -164,12 +158,8 @@ impl<'a> Recipe<'a> {
                 )));
             }
             let tensor = self.graph.find_slot(Region::Weights, &name).ok_or_else(|| missing(&name))?;
-            self.operands.push(Operand {
-                case_name,
-                arrangement: Arrangement::Same,
-                shape,
-                tensor,
-            });
+            let arrangement = Arrangement::Same;
+            self.operands.push(Operand { case_name, arrangement, given, tensor });
         }
         Ok(())
     }
@@ -182,7 +172,7 @@ impl<'a> Recipe<'a> {
     /// Asks for the outputs of named modules, where the graph has them.
     pub fn intermediates(&mut self) {
         for (path, tensor) in self.graph.named.clone() {
-            if self.tensors.get(&format!("intermediate.{path}")).is_some() {
+            if self.case.intermediates.iter().any(|(wanted, _)| *wanted == path) {
                 self.intermediates.push((path, tensor));
             }
         }
@@ -196,8 +186,8 @@ impl<'a> Recipe<'a> {
         let mut seeds = Vec::new();
         let mut seed_values = Vec::new();
         for (name, arrangement, tensor) in &self.outputs {
-            let upstream = format!("grad_output.{name}");
-            if let Some(given) = self.tensors.get(&upstream) {
+            if let Some(given) = self.case.grad_outputs.get(name) {
+                let upstream = format!("grad_output.{name}");
                 let ty = self.graph.ty(*tensor).clone();
                 let slot = self.graph.input(&upstream, ty)?;
                 seeds.push((*tensor, slot));
@@ -205,7 +195,9 @@ impl<'a> Recipe<'a> {
             }
         }
         let wanted: Vec<usize> = (0..self.operands.len())
-            .filter(|&i| self.tensors.get(&format!("grad_{}", self.operands[i].case_name)).is_some())
+            .filter(|&i| {
+                self.case.wanted.contains_key(&format!("grad_{}", self.operands[i].case_name))
+            })
             .collect();
         let wrt: Vec<TensorId> = wanted.iter().map(|&i| self.operands[i].tensor).collect();
         let gradients = match seeds.is_empty() {
@@ -217,26 +209,26 @@ impl<'a> Recipe<'a> {
         let mut results = Vec::new();
         for (name, arrangement, tensor) in std::mem::take(&mut self.outputs) {
             let name = format!("output.{name}");
-            let shape = self.tensors.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
-            results.push((name, arrangement, shape, tensor));
+            if let Some(wanted) = self.case.wanted.get(&name) {
+                results.push((name, arrangement, wanted.shape.clone(), tensor));
+            }
         }
         for (&index, gradient) in wanted.iter().zip(gradients) {
-            let Operand { case_name, arrangement, shape, .. } = &self.operands[index];
+            let Operand { case_name, arrangement, given, .. } = &self.operands[index];
             let name = format!("grad_{case_name}");
             let gradient = gradient.ok_or_else(|| {
                 Error::invalid(format!("`{name}` is given, but no output depends on {case_name}"))
             })?;
-            results.push((name, *arrangement, shape.clone(), gradient));
+            results.push((name, *arrangement, given.shape.clone(), gradient));
         }
         for (path, tensor) in std::mem::take(&mut self.intermediates) {
-            let name = format!("intermediate.{path}");
-            let shape = self.tensors.get(&name).map(|t| t.shape.clone()).unwrap_or_default();
-            let rank = self.graph.ty(tensor).shape.len();
-            let arrangement = match rank {
+            let wanted = self.case.intermediates.iter().find(|(wanted, _)| *wanted == path);
+            let shape = wanted.map(|(_, tensor)| tensor.shape.clone()).unwrap_or_default();
+            let arrangement = match self.graph.ty(tensor).shape.len() {
                 4 => Arrangement::ChannelsLast,
                 _ => Arrangement::Same,
             };
-            results.push((name, arrangement, shape, tensor));
+            results.push((path, arrangement, shape, tensor));
         }
         for (name, _, _, tensor) in &results {
             let ty = self.graph.ty(*tensor).clone();
@@ -246,8 +238,7 @@ impl<'a> Recipe<'a> {
 
         let mut engine = Engine::single(self.graph, device)?;
         for operand in &self.operands {
-            let Some(given) = self.tensors.get(&operand.case_name) else { continue };
-            let values = operand.arrangement.forth(&f32s(given)?, &operand.shape);
+            let values = operand.arrangement.forth(&f32s(operand.given)?, &operand.given.shape);
             match operand.case_name.strip_prefix("parameter.") {
                 Some(name) if engine.has(Region::Weights, name) => {
                     engine.write(Region::Weights, name, &values)?;

@@ -6,8 +6,8 @@ pub mod unet_config;
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;
-use crate::error::Result;
-use crate::graph::{Graph, Rate, Region, TensorId};
+use crate::error::{Error, Result};
+use crate::graph::{Engine, Graph, Rate, Region, TensorId};
 
 /// A network that predicts noise (or x₀, or v) from a noisy input and its timestep.
 pub trait Network: Send + Sync {
@@ -40,4 +40,52 @@ pub fn parameters(network: &dyn Network, size: [usize; 2]) -> Result<Vec<(String
     network.build(&mut g, x, timesteps)?;
     let weights = g.slots.into_iter().filter(|slot| slot.region == Region::Weights);
     Ok(weights.map(|slot| (slot.name, slot.ty.shape)).collect())
+}
+
+/// A network's weights: names, shapes and values in PyTorch's layout, in order of use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl Weights {
+    /// Writes all weights into an engine's slots.
+    ///
+    /// # Errors
+    /// A name or size that the engine's network does not have.
+    pub fn write(&self, engine: &mut Engine) -> Result<()> {
+        let wanted = engine.plan().layout.region(Region::Weights).len();
+        if wanted != self.tensors.len() {
+            return Err(Error::operation(
+                "weights",
+                format!("the network has {wanted} parameters, {} were given", self.tensors.len()),
+            ));
+        }
+        for (name, _, values) in &self.tensors {
+            engine.write(Region::Weights, name, values)?;
+        }
+        Ok(())
+    }
+
+    /// Reads one value for each weight from a region that mirrors the weights.
+    ///
+    /// # Errors
+    /// When the engine has no such region.
+    pub fn read(engine: &mut Engine, region: Region) -> Result<Weights> {
+        let slots: Vec<(String, Vec<usize>)> = engine
+            .plan()
+            .layout
+            .region(Region::Weights)
+            .into_iter()
+            .map(|(name, view)| (name.to_string(), view.ty.shape.clone()))
+            .collect();
+        let tensors = slots
+            .into_iter()
+            .map(|(name, shape)| {
+                let values = engine.read(region, &name)?;
+                Ok((name, shape, values))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Weights { tensors })
+    }
 }

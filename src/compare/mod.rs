@@ -1,0 +1,74 @@
+//! Replays reference cases on a device: what `cyanea compare` runs.
+
+mod attributes;
+mod operations;
+mod recipe;
+mod schedulers;
+mod training;
+
+pub use attributes::Attributes;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::formats::reference_case::ReferenceCase;
+use crate::formats::verdict::{Precision, Verdict, first_divergence, judge};
+use recipe::{Produced, Recipe};
+use std::path::Path;
+
+/// What a replay showed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub op: String,
+    pub verdict: Verdict,
+    /// Kernels that were launched; empty on `cpu`.
+    pub kernels: Vec<String>,
+    /// When the case fails: the first intermediate outside the bound for whole networks.
+    pub first_divergence: Option<String>,
+}
+
+/// Replays one case.
+///
+/// # Errors
+/// A file that can't be read, an operation or setting that isn't supported, a device that can't
+/// serve. A result that differs is no error but a verdict.
+pub fn replay(path: &Path, device: &dyn Device, precision: Precision) -> Result<Report> {
+    if precision == Precision::Fp16 {
+        return Err(Error::device(format!(
+            "the {} device computes in float32 only; leave out --precision fp16",
+            device.name()
+        )));
+    }
+    let case = ReferenceCase::read(path)?;
+    let produced = run(&case, device).map_err(|error| in_file(path, error))?;
+    let verdict = judge(&case, &produced.tensors, precision)?;
+    let first_divergence = (!verdict.pass)
+        .then(|| first_divergence(&case, &produced.tensors).map(str::to_string))
+        .flatten();
+    Ok(Report { op: case.op.clone(), verdict, kernels: produced.kernels, first_divergence })
+}
+
+fn run(case: &ReferenceCase, device: &dyn Device) -> Result<Produced> {
+    let attributes = Attributes::new(case.attributes.clone());
+    let mut recipe = Recipe::new(case);
+    if operations::build(&case.op, &attributes, &mut recipe)?.is_some() {
+        return recipe.run(device);
+    }
+    match case.op.as_str() {
+        "adamw" => training::adamw(case, &attributes, device),
+        "training" => training::run(case, &attributes, device),
+        "add_noise" => schedulers::add_noise(case, &attributes, device),
+        "ddpm_step" => schedulers::ddpm_step(case, &attributes, device),
+        "ddim" | "dpm_solver_pp_2m" => schedulers::sample(case, &attributes, device),
+        other => Err(Error::invalid(format!(
+            "the operation `{other}` can't be replayed by this version"
+        ))),
+    }
+}
+
+/// Names the file in errors that don't name one yet.
+fn in_file(path: &Path, error: Error) -> Error {
+    match error {
+        Error::File { .. } | Error::Io { .. } | Error::Device(_) => error,
+        other => Error::file(path, other.to_string()),
+    }
+}
