@@ -9,6 +9,7 @@
 //! [`training`], [`cli`].
 
 pub mod cli;
+pub mod compare;
 pub mod data;
 pub mod device;
 pub mod diffusion;

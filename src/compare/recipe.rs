@@ -2,6 +2,7 @@
 
 use crate::device::{Device, TensorType};
 use crate::error::{Error, Result};
+use crate::formats::diffusers::canonical_name;
 use crate::formats::reference_case::ReferenceCase;
 use crate::formats::tensors::Tensor;
 use crate::graph::{Build, Engine, Graph, Rate, Region, TensorId, autodiff};
@@ -72,6 +73,8 @@ fn transpose(values: &[f32], outer: usize, first: usize, second: usize, inner: u
 struct Operand<'a> {
     /// As the case has it: `input.x`, `parameter.weight`.
     case_name: String,
+    /// Where the engine keeps it.
+    slot: (Region, String),
     arrangement: Arrangement,
     given: &'a Tensor,
     tensor: TensorId,
@@ -124,7 +127,14 @@ impl<'a> Recipe<'a> {
         let (case_name, tensor) = self.find(name).ok_or_else(|| missing(name))?;
         let shape = arrangement.shape(&tensor.shape);
         let slot = self.graph.input(&case_name, TensorType::f32(shape))?;
-        self.operands.push(Operand { case_name, arrangement, given: tensor, tensor: slot });
+        let place = (Region::State, case_name.clone());
+        self.operands.push(Operand {
+            case_name,
+            slot: place,
+            arrangement,
+            given: tensor,
+            tensor: slot,
+        });
         Ok(slot)
     }
 
@@ -141,25 +151,33 @@ impl<'a> Recipe<'a> {
             .filter(|slot| slot.region == Region::Weights)
             .map(|slot| (slot.name.clone(), slot.ty.shape.clone()))
             .collect();
-        for name in self.case.parameters.keys() {
-            if !slots.iter().any(|(known, _)| known == name) {
+        for (given_name, given) in &self.case.parameters {
+            // Older files name attention's layers differently.
+            let name = canonical_name(given_name);
+            let Some((_, shape)) = slots.iter().find(|(known, _)| *known == name) else {
                 return Err(Error::invalid(format!(
-                    "`parameter.{name}` is not a parameter of the configured network"
+                    "`parameter.{given_name}` is not a parameter of the configured network"
                 )));
-            }
-        }
-        for (name, shape) in slots {
-            let case_name = format!("parameter.{name}");
-            let given = self.case.parameters.get(&name).ok_or_else(|| missing(&name))?;
-            if given.shape != shape {
+            };
+            if given.shape != *shape {
                 return Err(Error::invalid(format!(
-                    "`{case_name}` is {:?}; the configured network needs {shape:?}",
+                    "`parameter.{given_name}` is {:?}; the configured network needs {shape:?}",
                     given.shape
                 )));
             }
-            let tensor = self.graph.find_slot(Region::Weights, &name).ok_or_else(|| missing(&name))?;
-            let arrangement = Arrangement::Same;
-            self.operands.push(Operand { case_name, arrangement, given, tensor });
+            let tensor =
+                self.graph.find_slot(Region::Weights, &name).ok_or_else(|| missing(&name))?;
+            self.operands.push(Operand {
+                case_name: format!("parameter.{given_name}"),
+                slot: (Region::Weights, name.into_owned()),
+                arrangement: Arrangement::Same,
+                given,
+                tensor,
+            });
+        }
+        let given = |name: &str| self.operands.iter().any(|operand| operand.slot.1 == name);
+        if let Some((name, _)) = slots.iter().find(|(name, _)| !given(name)) {
+            return Err(missing(name));
         }
         Ok(())
     }
@@ -239,12 +257,8 @@ impl<'a> Recipe<'a> {
         let mut engine = Engine::single(self.graph, device)?;
         for operand in &self.operands {
             let values = operand.arrangement.forth(&f32s(operand.given)?, &operand.given.shape);
-            match operand.case_name.strip_prefix("parameter.") {
-                Some(name) if engine.has(Region::Weights, name) => {
-                    engine.write(Region::Weights, name, &values)?;
-                }
-                _ => engine.write(Region::State, &operand.case_name, &values)?,
-            }
+            let (region, name) = &operand.slot;
+            engine.write(*region, name, &values)?;
         }
         for (name, values) in seed_values {
             engine.write(Region::State, &name, &values)?;

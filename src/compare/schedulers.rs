@@ -178,9 +178,10 @@ pub fn steps_of(case: &ReferenceCase, limit: usize) -> Result<Vec<usize>> {
     timesteps
         .iter()
         .map(|&t| {
-            usize::try_from(t).ok().filter(|&t| t < limit).ok_or_else(|| {
-                Error::invalid(format!("timestep {t} is not in 0..{limit}"))
-            })
+            usize::try_from(t)
+                .ok()
+                .filter(|&t| t < limit)
+                .ok_or_else(|| Error::invalid(format!("timestep {t} is not in 0..{limit}")))
         })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! Noise schedules, what a network predicts, and samplers as tables of coefficients.
 
+pub mod denoiser;
 pub mod samplers;
 pub mod schedule;
 pub mod scheduler_config;

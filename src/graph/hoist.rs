@@ -68,7 +68,8 @@ pub fn hoist(graph: &Graph, rows: usize) -> Result<Hoisted> {
             part.map.insert(old, new);
             if let Some(slot) = graph.tensors[old.0].bound {
                 let slot = &graph.slots[slot.0];
-                let target = part.graph.slot(slot.region, &slot.name, slot.ty.clone(), slot.rate)?;
+                let target =
+                    part.graph.slot(slot.region, &slot.name, slot.ty.clone(), slot.rate)?;
                 part.graph.bind(new, target)?;
             }
         }
@@ -170,9 +171,7 @@ impl Split<'_> {
         if outputs.is_empty() {
             return Ok(());
         }
-        let width = |t: &TensorId| {
-            self.source.ty(*t).elements().next_multiple_of(COLUMN_ALIGNMENT)
-        };
+        let width = |t: &TensorId| self.source.ty(*t).elements().next_multiple_of(COLUMN_ALIGNMENT);
         let columns: usize = outputs.iter().map(width).sum();
         let table = TensorType::f32([self.rows, columns]);
         let graph = &mut self.step.graph;

@@ -11,6 +11,7 @@ pub mod autodiff;
 mod compile;
 mod engine;
 pub mod fuse;
+pub mod hoist;
 mod layout;
 pub mod lower;
 pub mod memory_plan;

@@ -1,9 +1,9 @@
 //! The DDPM U-Net (Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239) in
 //! all the configurations of diffusers' `UNet2DModel`, under its parameter names.
 
+use super::Network;
 use super::layers::{Padding, conv2d, conv2d_same, group_norm, linear, norm_parameters};
 use super::unet_config::{DownBlock, TimeScaleShift, UnetConfig, UpBlock};
-use super::Network;
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, TensorId};
 use crate::ops::add::Add;
@@ -42,6 +42,7 @@ impl DdpmUnet {
                 dim: config.block_out_channels[0],
                 flip_sin_to_cos: config.flip_sin_to_cos,
                 freq_shift: config.freq_shift,
+                max_period: 10_000.0,
             };
             g.one(op, &[timesteps])
         })?;
@@ -107,7 +108,9 @@ impl DdpmUnet {
         let bias = g.one(Mul, &[scale, bias])?;
         let bias = g.one(Add, &[bias, shift])?;
         let (groups, eps) = (self.config.norm_num_groups, self.config.norm_eps);
-        g.scoped(name, |g| g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias]))
+        g.scoped(name, |g| {
+            g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias])
+        })
     }
 
     /// Self-attention over all pixels, plus its input.
@@ -121,20 +124,23 @@ impl DdpmUnet {
     ) -> Result<TensorId> {
         let shape = g.ty(x).shape.clone();
         let [batch, height, width, channels] = shape[..] else {
-            return Err(Error::operation("attention", format!("needs [B, H, W, C], not {shape:?}")));
+            return Err(Error::operation(
+                "attention",
+                format!("needs [B, H, W, C], not {shape:?}"),
+            ));
         };
-        let heads = self.config.heads(channels);
+        let (heads, depth) = self.config.heads(channels);
+        let inner = heads * depth;
         g.module(name, |g| {
             let normed = match groups {
                 Some(groups) => group_norm(g, "group_norm", x, groups, self.config.norm_eps)?,
                 None => x,
             };
             let tokens = g.reshape(normed, &[batch, height * width, channels])?;
-            let q = linear(g, "to_q", tokens, channels)?;
-            let k = linear(g, "to_k", tokens, channels)?;
-            let v = linear(g, "to_v", tokens, channels)?;
-            let softmax_scale = 1.0 / ((channels / heads) as f64).sqrt();
-            let op = Attention { heads, scale: softmax_scale as f32 };
+            let q = linear(g, "to_q", tokens, inner)?;
+            let k = linear(g, "to_k", tokens, inner)?;
+            let v = linear(g, "to_v", tokens, inner)?;
+            let op = Attention { heads, scale: (1.0 / (depth as f64).sqrt()) as f32 };
             let mixed = g.one(op, &[q, k, v])?;
             let projected = g.scoped("to_out", |g| linear(g, "0", mixed, channels))?;
             let projected = g.reshape(projected, &shape)?;

@@ -75,9 +75,7 @@ pub fn linear(g: &mut Graph, name: &str, x: TensorId, features: usize) -> Result
 
 /// Parameters `weight` and `bias` of a normalisation over `channels`.
 pub fn norm_parameters(g: &mut Graph, name: &str, channels: usize) -> Result<[TensorId; 2]> {
-    g.scoped(name, |g| {
-        Ok([g.parameter("weight", &[channels])?, g.parameter("bias", &[channels])?])
-    })
+    g.scoped(name, |g| Ok([g.parameter("weight", &[channels])?, g.parameter("bias", &[channels])?]))
 }
 
 /// Group normalisation of [B, …, C]; parameters `weight` and `bias` [C].
@@ -90,5 +88,7 @@ pub fn group_norm(
 ) -> Result<TensorId> {
     let channels = *g.ty(x).shape.last().unwrap_or(&0);
     let [weight, bias] = norm_parameters(g, name, channels)?;
-    g.module(name, |g| g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias]))
+    g.module(name, |g| {
+        g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias])
+    })
 }

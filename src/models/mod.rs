@@ -1,8 +1,11 @@
 //! Networks: their settings, and the graphs they become.
 
+pub mod ddpm_unet;
 pub mod json_config;
+pub mod layers;
 pub mod unet_config;
 
+pub use ddpm_unet::DdpmUnet;
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;

@@ -176,9 +176,10 @@ impl UnetConfig {
         self.time_embedding_dim.filter(|&dim| dim > 0).unwrap_or(4 * first)
     }
 
-    /// Attention heads at `channels` channels.
-    pub fn heads(&self, channels: usize) -> usize {
-        self.attention_head_dim.map_or(1, |dim| channels / dim)
+    /// Attention heads at `channels` channels, and the channels of each. Where they do not add up to
+    /// `channels`, attention is narrower than the activation, as in diffusers.
+    pub fn heads(&self, channels: usize) -> (usize, usize) {
+        self.attention_head_dim.map_or((1, channels), |dim| (channels / dim, dim))
     }
 
     /// Groups of the normalisation in front of the middle's attention; `None`: there is none, which
@@ -327,7 +328,10 @@ impl UnetConfig {
                 || self.up_block_types[levels - 1 - level] == UpBlock::Attention
                 || (level == levels - 1 && self.add_attention);
             if let Some(dim) = self.attention_head_dim.filter(|_| attends) {
-                divides(&key, channels, "attention_head_dim", dim)?;
+                if channels < dim {
+                    let what = format!("attention_head_dim = {dim} leaves no head for so few");
+                    return Err(refuse(&key, channels, &what));
+                }
             }
         }
         let last = self.block_out_channels[levels - 1];

@@ -88,7 +88,10 @@ fn what_is_not_supported_is_named_with_what_is() {
         (r#", "layers_per_block": "two""#, ["layers_per_block", "two"]),
         (r#", "norm_eps": 0"#, ["norm_eps is 0", "positive"]),
         (r#", "attention_head_dim": 0"#, ["attention_head_dim is 0", "1 to"]),
-        (r#", "attention_head_dim": 5"#, ["block_out_channels[1] = 16", "attention_head_dim = 5"]),
+        (
+            r#", "attention_head_dim": 17"#,
+            ["block_out_channels[1] is 16", "attention_head_dim = 17"],
+        ),
         (r#", "attn_norm_num_groups": 3"#, ["= 16", "attn_norm_num_groups = 3"]),
         (r#", "freq_shift": 4"#, ["freq_shift is 4", "0 to 3"]),
         (r#", "dropout": 1"#, ["dropout is 1", "below 1"]),

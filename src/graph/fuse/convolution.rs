@@ -40,9 +40,7 @@ fn sum(graph: &mut Graph) -> bool {
                 {
                     Operand::Residual
                 }
-                [rows, channels]
-                    if (*rows == 1 || *rows == shape[0]) && *channels == shape[3] =>
-                {
+                [rows, channels] if (*rows == 1 || *rows == shape[0]) && *channels == shape[3] => {
                     Operand::Shift
                 }
                 _ => continue,
@@ -63,8 +61,7 @@ fn sum(graph: &mut Graph) -> bool {
             inputs.insert(at, added);
             let result = graph.nodes[index].outputs[0];
             let label = graph.nodes[conv_at].label.clone();
-            graph.nodes[index] =
-                Node { op: Arc::new(conv), inputs, outputs: vec![root], label };
+            graph.nodes[index] = Node { op: Arc::new(conv), inputs, outputs: vec![root], label };
             // The sum may have had another shape than the convolution.
             graph.tensors[root.0].bound = graph.tensors[result.0].bound.take();
             graph.tensors[result.0].origin = Origin::Part { of: root, offset: 0 };
