@@ -23,11 +23,11 @@ fn absent_keys_take_the_constructors_defaults_and_null_is_its_own_value() {
     let config = parse("{}").unwrap();
     assert_eq!(config, UnetConfig::default());
     assert_eq!(config.attention_head_dim, Some(8));
-    assert_eq!((config.heads(448), config.time_embed_dim()), (56, 896));
+    assert_eq!((config.heads(448), config.time_embed_dim()), ((56, 8), 896));
     let config =
         parse(&small(r#", "attention_head_dim": null, "time_embedding_dim": 20"#)).unwrap();
     assert_eq!(config.attention_head_dim, None);
-    assert_eq!((config.heads(16), config.time_embed_dim()), (1, 20));
+    assert_eq!((config.heads(16), config.time_embed_dim()), ((1, 16), 20));
 }
 
 #[test]
