@@ -13,12 +13,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
-/// Checks of the job word before a waiting thread starts to yield between checks, so that it
-/// gives way where more threads run than the machine has processors.
-const SPINS_BEFORE_YIELD: u32 = 2_000;
+/// Checks for the last worker before the caller starts to yield between checks: it gives way to
+/// that worker where more threads run than the machine has processors.
+const CALLER_SPINS: u32 = 2_000;
+
+/// Checks for a job before a worker starts to yield between checks. A worker that yields on a busy
+/// machine is away for milliseconds, so this is longer than the serial parts of a step.
+const WORKER_SPINS: u32 = 20_000;
 
 /// Checks before a worker goes to sleep while nobody keeps it awake.
-const SPINS_BEFORE_SLEEP: u32 = 20_000;
+const SPINS_BEFORE_SLEEP: u32 = 40_000;
 
 thread_local! {
     /// Whether this thread is inside a task: a nested call then runs on this thread alone.
@@ -132,7 +136,7 @@ impl Shared {
             }
             spins += 1;
             std::hint::spin_loop();
-            if spins < SPINS_BEFORE_YIELD {
+            if spins < WORKER_SPINS {
                 continue;
             }
             if spins % 64 == 0 {
@@ -278,7 +282,7 @@ impl Cpu {
         while shared.word.0.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             std::hint::spin_loop();
-            if spins > SPINS_BEFORE_YIELD {
+            if spins > CALLER_SPINS {
                 std::thread::yield_now();
             }
         }

@@ -8,9 +8,12 @@ mod direct;
 mod fill;
 mod pack;
 mod product;
+mod tiles;
 mod transform;
 mod wgrad;
 mod winograd;
+mod winograd_pack;
+mod winograd_wgrad;
 
 pub use pack::{Algorithm, Pack, pack};
 pub use wgrad::{Wgrad, column_sums, wgrad, wgrad_scratch};

@@ -6,7 +6,7 @@
 
 use super::super::Cpu;
 use super::direct::Phase;
-use super::{Conv, PANEL, panel_vectors, winograd};
+use super::{Conv, PANEL, panel_vectors, winograd_pack};
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,8 +114,8 @@ pub fn pack(cpu: &Cpu, form: &Pack, weight: &[f32], packed: &mut [f32]) {
     assert_eq!(packed.len(), form.len(), "length of the packed weight");
     match form.algorithm {
         Algorithm::Direct => {}
-        Algorithm::Winograd2 => return winograd::pack(cpu, form, 2, weight, packed),
-        Algorithm::Winograd4 => return winograd::pack(cpu, form, 4, weight, packed),
+        Algorithm::Winograd2 => return winograd_pack::pack(cpu, form, 2, weight, packed),
+        Algorithm::Winograd4 => return winograd_pack::pack(cpu, form, 4, weight, packed),
     }
     let (c_in, c_out) = form.channels();
     let conv = form.conv();

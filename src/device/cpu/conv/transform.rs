@@ -67,6 +67,42 @@ unsafe fn weight4<V: Lanes>(g: [V; 3]) -> [V; 6] {
     }
 }
 
+/// A y for F(4×4): the transpose of [`output4`].
+#[inline(always)]
+unsafe fn gradient4<V: Lanes>(y: [V; 4]) -> [V; 6] {
+    // SAFETY: as in `input4`.
+    unsafe {
+        let (two, half) = (V::splat(2.0), V::splat(0.5));
+        let (even1, odd1) = (y[2].mul_add(half, y[0]), y[3].mul_add(half, y[1]));
+        let (even2, odd2) = (y[2].mul_add(two, y[0]), y[3].mul_add(two, y[1]));
+        [
+            y[0],
+            odd1.mul_add(V::splat(FRAC_1_SQRT_2), even1),
+            odd1.mul_add(V::splat(-FRAC_1_SQRT_2), even1),
+            odd2.mul_add(V::splat(SQRT_2), even2),
+            odd2.mul_add(V::splat(-SQRT_2), even2),
+            y[3],
+        ]
+    }
+}
+
+/// Gᵀ p for F(4×4): the transpose of [`weight4`].
+#[inline(always)]
+unsafe fn kernel4<V: Lanes>(p: [V; 6]) -> [V; 3] {
+    // SAFETY: as in `input4`.
+    unsafe {
+        let (sum1, difference1) = (p[1].add(p[2]), p[1].sub(p[2]));
+        let (sum2, difference2) = (p[3].add(p[4]), p[3].sub(p[4]));
+        let third = V::splat(1.0 / 3.0);
+        let root1 = difference1.mul(V::splat(-SQRT_2 / 3.0));
+        [
+            sum1.mul_add(V::splat(-2.0 / 3.0), sum2.mul_add(V::splat(1.0 / 6.0), p[0])),
+            difference2.mul_add(V::splat(SQRT_2 / 6.0), root1),
+            sum2.sub(sum1).mul_add(third, p[5]),
+        ]
+    }
+}
+
 /// Bᵀd for F(2×2).
 #[inline(always)]
 unsafe fn input2<V: Lanes>(d: [V; 4]) -> [V; 4] {
@@ -125,6 +161,23 @@ macro_rules! axes {
 struct Input<const M: usize>;
 struct Back<const M: usize>;
 struct Weight<const M: usize>;
+
+struct Gradient;
+struct Kernel;
+
+// SAFETY (both methods): arithmetic; the caller's code is compiled for this level.
+impl Axis<4, 6> for Gradient {
+    #[inline(always)]
+    unsafe fn along<V: Lanes>(values: [V; 4]) -> [V; 6] {
+        unsafe { gradient4(values) }
+    }
+}
+impl Axis<6, 3> for Kernel {
+    #[inline(always)]
+    unsafe fn along<V: Lanes>(values: [V; 6]) -> [V; 3] {
+        unsafe { kernel4(values) }
+    }
+}
 
 axes! {
     4 of 6: input4, output4, weight4;
@@ -255,4 +308,29 @@ pub(super) unsafe fn weight<V: Lanes, const FOUR: bool>(
             forward::<Weight<2>, V, 3, 4>(from, 48, to, stride);
         }
     }
+}
+
+/// Transforms a 4×4 tile of the output's gradient as [`input`] does a tile of the input.
+///
+/// # Safety
+/// As for [`input`].
+#[inline(always)]
+pub(super) unsafe fn gradient<V: Lanes>(
+    from: *const f32,
+    pitch: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { forward::<Gradient, V, 4, 6>(from, 16 * pitch, to, stride) }
+}
+
+/// Transforms sums of products to 16 kernels of 3×3: frequency f at `from + f·stride`.
+///
+/// # Safety
+/// As for [`input`].
+#[inline(always)]
+pub(super) unsafe fn kernel<V: Lanes>(from: *const f32, stride: usize) -> [[V; 3]; 3] {
+    // SAFETY: the caller's promise.
+    unsafe { back::<Kernel, V, 6, 3>(from, stride) }
 }

@@ -8,7 +8,7 @@
 use super::super::Cpu;
 use super::super::simd::Vectorised;
 use super::product::{Kernels, Layout, Product};
-use super::{Conv, Output, PANEL, SLOTS, panel_vectors, panels, with_slots};
+use super::{Conv, Output, PANEL, SLOTS, panel_vectors, panels, winograd_wgrad, with_slots};
 
 /// Input channels of a task.
 const CHANNELS: usize = 48;
@@ -19,6 +19,9 @@ const CHAIN: usize = 256;
 /// Elements of working memory for [`wgrad`]: `dy` with its channels padded to a multiple of 16,
 /// where they are none, and sums for each thread.
 pub fn wgrad_scratch(conv: &Conv) -> usize {
+    if winograd_wgrad::suits(conv) {
+        return winograd_wgrad::scratch(conv);
+    }
     padded(conv) + tasks(conv).min(SLOTS) * 2 * CHANNELS * PANEL
 }
 
@@ -56,6 +59,9 @@ pub fn wgrad(cpu: &Cpu, conv: &Conv, args: &Wgrad, dw: &mut [f32], scratch: &mut
     assert_eq!(args.dy.len(), pixels * conv.c_out, "length of dy");
     assert_eq!(dw.len(), conv.c_out * c_in * kh * kw, "length of dw");
     assert!(scratch.len() >= wgrad_scratch(conv), "too little working memory");
+    if winograd_wgrad::suits(conv) {
+        return winograd_wgrad::wgrad(cpu, conv, args, dw, scratch);
+    }
     let (wide, sums) = scratch.split_at_mut(padded(conv));
     let pitch = conv.c_out.next_multiple_of(16);
     if !wide.is_empty() {
