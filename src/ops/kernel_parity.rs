@@ -15,6 +15,7 @@ mod convolution;
 mod diffusion;
 mod elementwise;
 mod normalisation;
+mod training;
 
 /// Kernels that tests of this process have launched.
 static LAUNCHED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -149,6 +150,10 @@ fn every_kernel_is_compared() {
     normalisation::silu();
     normalisation::group_norm();
     normalisation::group_norm_gradient();
+    training::loss();
+    training::norm_of_gradients();
+    training::optimizer_step();
+    training::averages_and_sums();
     let launched = LAUNCHED.lock().unwrap();
     for kernel in KERNELS {
         assert!(launched.contains(kernel.name), "no test compares {} with the CPU", kernel.name);

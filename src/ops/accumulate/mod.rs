@@ -1,9 +1,10 @@
 //! Adding into what outlives a step, such as gradients over micro-batches.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// In place on `sum`: sum += scale·`x`, both of one shape.
@@ -28,6 +29,10 @@ impl Op for Accumulate {
 
     fn bytes(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         3 * inputs[0].bytes() as u64
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -2,9 +2,10 @@
 //! arXiv:1711.05101, algorithm 2), with clipping by the global norm and a moving average.
 
 pub(in crate::ops) mod cpu;
+mod launch;
 
-use super::{Op, shape, state};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// In place on `w`, `m`, `v`, \[`ema`\] (all of the shape of `grads`) and `state`, from (`grads`,
@@ -51,6 +52,10 @@ impl Op for AdamW {
         // Gradients are read, everything in place is read and written.
         let outputs: usize = outputs.iter().map(|ty| 2 * ty.bytes()).sum();
         (inputs[0].bytes() + outputs) as u64
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

@@ -1,9 +1,10 @@
 //! An exponential moving average with a decay that changes from step to step.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape, state};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape, state};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// In place on `ema`: ema += (1 − decay)·(w − ema), from (`w` of the same shape, `state`), whose word
@@ -29,6 +30,10 @@ impl Op for Ema {
 
     fn bytes(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         3 * inputs[0].bytes() as u64
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

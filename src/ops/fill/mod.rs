@@ -1,9 +1,10 @@
 //! Constants, such as the gradient of a loss with respect to itself.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape};
-use crate::device::TensorType;
+use super::{LaunchArgs, Op, shape};
+use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
 
 /// `y` of the given shape, every element `value`. No inputs; the only operation that knows a shape.
@@ -23,6 +24,10 @@ impl Op for Fill {
         let ty = TensorType::f32(self.shape.clone());
         shape::float(self.name(), &ty)?;
         Ok(vec![ty])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

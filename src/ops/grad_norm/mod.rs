@@ -1,9 +1,12 @@
 //! The global norm of all gradients, and whether all are finite.
 
 mod cpu;
+mod launch;
 
-use super::{Op, shape};
-use crate::device::{Target, TensorType};
+pub(in crate::ops) use launch::{slices, square_sums};
+
+use super::{LaunchArgs, Op, shape};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 
 /// Elements of a leaf of the sum.
@@ -24,8 +27,13 @@ impl Op for GradNorm {
         Ok(vec![TensorType::f32([2])])
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        inputs[0].elements().div_ceil(BLOCK)
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        let elements = inputs[0].elements();
+        if target.is_cpu() { elements.div_ceil(BLOCK) } else { slices(elements) }
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 

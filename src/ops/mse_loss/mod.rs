@@ -1,11 +1,12 @@
 //! The mean squared error.
 
 mod cpu;
+mod launch;
 
 use super::scale_add::ScaleAdd;
 use super::shape::{self, Slices};
-use super::{Build, GradArgs, Op, TensorId};
-use crate::device::{Target, TensorType};
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
+use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -60,9 +61,16 @@ impl Op for MseLoss {
         Ok(grads)
     }
 
-    fn scratch(&self, _: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+    fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if !target.is_cpu() {
+            return MseLoss::kernel_scratch(&inputs[0].shape);
+        }
         let (batch, slices) = slices(&inputs[0].shape);
         batch * slices.count
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 
@@ -76,6 +84,10 @@ impl Op for MseLossGrad {
         shape::expect(self.name(), "dloss", inputs[0], &TensorType::f32([1]))?;
         check(self.name(), &inputs[1..])?;
         Ok(vec![inputs[1].clone()])
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        self.launches(args)
     }
 }
 
