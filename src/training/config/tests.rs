@@ -60,7 +60,7 @@ fn presets_are_the_networks_that_are_promised() {
     // 16×16 is two halvings below 64×64; on the way up it is the second level.
     assert_eq!(unet.down_block_types[2], DownBlock::Attention);
     assert_eq!(unet.up_block_types[1], UpBlock::Attention);
-    assert_eq!(unet.heads(256), 32);
+    assert_eq!(unet.heads(256), (32, 8));
     assert_eq!(quick.diffusion.prediction, Prediction::Velocity);
     assert_eq!(quick.lr_schedule().rate(49), 2e-3);
     assert_eq!(quick.seeds().unwrap().len(), 64);
