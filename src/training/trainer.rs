@@ -10,13 +10,15 @@ use crate::diffusion::scheduler_config::Prediction;
 use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
 use crate::graph::{
-    Engine, Graph, Layout, Plan, Rate, Region, WHOLE, autodiff, compile, fuse, lower,
+    Engine, Graph, Layout, Plan, Rate, Region, WHOLE, autodiff, fuse, lower,
 };
 use crate::models::{Network, Weights};
+use crate::ops::accumulate::Accumulate;
 use crate::ops::add_noise::AddNoise;
+use crate::ops::adamw::AdamW;
+use crate::ops::grad_norm::GradNorm;
 use crate::ops::mse_loss::MseLoss;
 use crate::ops::noise::{Normal, philox};
-use crate::ops::optimizer::{Accumulate, Adam, GradNorm};
 use crate::ops::state::{self, StepState};
 use std::sync::Arc;
 
@@ -43,7 +45,7 @@ pub struct Recipe {
     pub size: [usize; 2],
     pub prediction: Prediction,
     pub noise: NoiseSource,
-    pub adam: Adam,
+    pub optimizer: AdamW,
 }
 
 /// The optimizer's part of the state that is set anew before each step.
@@ -58,8 +60,21 @@ pub struct StepSettings {
 /// The graphs of a training step.
 pub struct Graphs {
     pub prepare: Graph,
+    /// For a step's first micro-batch, whose gradients replace what was there.
     pub accumulate: Graph,
+    /// For its other micro-batches, whose gradients are added; `None` where there is one only.
+    pub accumulate_more: Option<Graph>,
     pub update: Graph,
+}
+
+impl Graphs {
+    /// With the names of their programs.
+    pub fn named(&self) -> Vec<(&'static str, &Graph)> {
+        let mut named = vec![("accumulate", &self.accumulate)];
+        named.extend(self.accumulate_more.as_ref().map(|graph| ("accumulate_more", graph)));
+        named.extend([("update", &self.update), ("prepare", &self.prepare)]);
+        named
+    }
 }
 
 /// Builds the graphs of a training step.
@@ -72,11 +87,19 @@ pub fn graphs(
     recipe: &Recipe,
     target: &Target,
 ) -> Result<Graphs> {
-    let Hoisted { prepare, step, .. } = accumulate(network, schedule_steps, recipe, target)?;
+    let first = accumulate(network, schedule_steps, recipe, target, Region::Gradients)?;
+    let more = match recipe.accumulate {
+        1 => None,
+        _ => {
+            let region = Region::MicroGradients;
+            Some(accumulate(network, schedule_steps, recipe, target, region)?.step)
+        }
+    };
     // The optimizer sees each region as one vector, whose length the layout of the others tells.
-    let weights = Layout::new(&[&step])?.get(Region::Weights, WHOLE)?.ty;
+    let weights = Layout::new(&[&first.step])?.get(Region::Weights, WHOLE)?.ty;
     let update = update(weights, recipe)?;
-    Ok(Graphs { prepare, accumulate: step, update })
+    let (prepare, accumulate) = (first.prepare, first.step);
+    Ok(Graphs { prepare, accumulate, accumulate_more: more, update })
 }
 
 fn accumulate(
@@ -84,6 +107,7 @@ fn accumulate(
     schedule_steps: usize,
     recipe: &Recipe,
     target: &Target,
+    region: Region,
 ) -> Result<Hoisted> {
     let [height, width] = recipe.size;
     network.check_size(height, width)?;
@@ -123,9 +147,6 @@ fn accumulate(
         .map(|(name, ty)| g.slot(Region::Weights, name, ty.clone(), Rate::Weights))
         .collect::<Result<Vec<_>>>()?;
     let gradients = autodiff::gradients(&mut g, &[(loss, upstream)], &weights)?;
-    // One micro-batch writes its gradients where the optimizer reads them; several are added up.
-    let region =
-        if recipe.accumulate == 1 { Region::Gradients } else { Region::MicroGradients };
     for ((name, ty), gradient) in names.iter().zip(gradients) {
         let slot = g.slot(region, name, ty.clone(), Rate::Step)?;
         if let Some(gradient) = gradient {
@@ -136,12 +157,12 @@ fn accumulate(
     lower::lower(&mut g, target)?;
     g.prune(&[]);
     let mut hoisted = hoist(&g, 1)?;
-    if recipe.accumulate > 1 {
+    if region == Region::MicroGradients {
         let whole = Layout::new(&[&hoisted.step])?.get(Region::Weights, WHOLE)?.ty;
         let step = &mut hoisted.step;
         let micro = step.slot(Region::MicroGradients, WHOLE, whole.clone(), Rate::Step)?;
         let sum = step.slot(Region::Gradients, WHOLE, whole, Rate::Step)?;
-        step.push_into(Accumulate, &[micro], &[sum])?;
+        step.push_into(Accumulate { scale: 1.0 }, &[micro], &[sum])?;
     }
     Ok(hoisted)
 }
@@ -155,15 +176,15 @@ fn update(weights: TensorType, recipe: &Recipe) -> Result<Graph> {
         whole(Region::Moment1)?,
         whole(Region::Moment2)?,
     ];
-    if recipe.adam.ema {
+    if recipe.optimizer.ema {
         updated.push(whole(Region::Ema)?);
     }
     let state = g.input(STATE, state::ty())?;
-    let norm = g.one(GradNorm, &[gradients, state])?;
+    let norm = g.one(GradNorm, &[gradients])?;
     let norm_slot = g.input("grad_norm", TensorType::f32([2]))?;
     g.bind(norm, norm_slot)?;
     updated.push(state);
-    g.push_into(recipe.adam.clone(), &[gradients, norm], &updated)?;
+    g.push_into(recipe.optimizer, &[gradients, norm], &updated)?;
     Ok(g)
 }
 
@@ -177,10 +198,160 @@ pub fn plan(
     recipe: &Recipe,
     target: &Target,
 ) -> Result<Plan> {
-    let Graphs { prepare, accumulate, update } =
-        graphs(network, schedule_steps, recipe, target)?;
-    Plan::new(
-        &[("accumulate", &accumulate), ("update", &update), ("prepare", &prepare)],
-        target,
-    )
+    Plan::new(&graphs(network, schedule_steps, recipe, target)?.named(), target)
+}
+
+/// What an optimizer step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Updated {
+    /// Global norm of the gradients, before clipping.
+    pub grad_norm: f32,
+    /// Whether the step was skipped because a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// A training run's memory on a device: weights, moments, average, and the programs of a step.
+pub struct Trainer {
+    engine: Engine,
+    recipe: Recipe,
+    state: StepState,
+}
+
+impl Trainer {
+    /// Compiles, allocates and loads the weights; the average starts as the weights.
+    ///
+    /// # Errors
+    /// Sizes and devices that can't serve, and weights that are not the network's.
+    pub fn new(
+        network: &dyn Network,
+        weights: &Weights,
+        schedule: &NoiseSchedule,
+        recipe: Recipe,
+        seed: u64,
+        device: &dyn Device,
+    ) -> Result<Trainer> {
+        let plan = plan(network, schedule.timesteps(), &recipe, device.target())?;
+        let mut engine = Engine::new(plan, device)?;
+        let mut shares = Vec::with_capacity(2 * schedule.timesteps());
+        for t in 0..schedule.timesteps() {
+            let (image, noise) = schedule.shares(t)?;
+            shares.extend([image, noise]);
+        }
+        engine.write(Region::State, "shares", &shares)?;
+        engine.write(Region::State, "loss_gradient", &[1.0 / recipe.accumulate as f32])?;
+        let mut trainer = Trainer { engine, recipe, state: StepState::new(seed) };
+        trainer.set(Region::Weights, weights)?;
+        if trainer.recipe.optimizer.ema {
+            trainer.set(Region::Ema, weights)?;
+        }
+        trainer.engine.run("prepare")?;
+        Ok(trainer)
+    }
+
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Runs one micro-batch, number `index` of this step: `x0` [B, H, W, C], one timestep an image,
+    /// and `noise` like `x0` where the recipe says that it is given. Returns its loss.
+    ///
+    /// # Errors
+    /// Sizes that do not fit, or a device that fails.
+    pub fn micro_batch(
+        &mut self,
+        settings: &StepSettings,
+        index: usize,
+        x0: &[f32],
+        timesteps: &[usize],
+        noise: Option<&[f32]>,
+    ) -> Result<f32> {
+        self.state.words[state::STEP] = settings.step as u32;
+        self.state.words[state::SAMPLE] = (index * self.recipe.batch) as u32;
+        self.engine.write(Region::State, STATE, &self.state.words)?;
+        self.engine.write(Region::State, "x0", x0)?;
+        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        self.engine.write(Region::State, "timesteps", &timesteps)?;
+        match (self.recipe.noise, noise) {
+            (NoiseSource::Given, Some(noise)) => {
+                self.engine.write(Region::State, "noise", noise)?;
+            }
+            (NoiseSource::Philox, None) => {}
+            _ => return Err(Error::operation("train", "noise is given, or it is not")),
+        }
+        self.engine.run(if index == 0 { "accumulate" } else { "accumulate_more" })?;
+        Ok(self.engine.read::<f32>(Region::State, "loss")?[0])
+    }
+
+    /// The optimizer's part of a step, after its micro-batches.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn update(&mut self, settings: &StepSettings) -> Result<Updated> {
+        let skipped = self.state.words[state::SKIPPED];
+        // Skipped steps do not count for the moments.
+        let taken = (settings.step + 1).saturating_sub(u64::from(skipped)).max(1) as f64;
+        let AdamW { beta1, beta2, .. } = self.recipe.optimizer;
+        let mut set = |word, value: f64| self.state.set_float(word, value as f32);
+        set(state::LEARNING_RATE, settings.learning_rate);
+        set(state::EMA_DECAY, settings.ema_decay);
+        set(state::BIAS1, 1.0 - beta1.powf(taken));
+        set(state::BIAS2, 1.0 - beta2.powf(taken));
+        self.engine.write(Region::State, STATE, &self.state.words)?;
+        self.engine.run("update")?;
+        self.engine.run("prepare")?;
+        let words: Vec<u32> = self.engine.read(Region::State, STATE)?;
+        self.state.words.copy_from_slice(&words);
+        let norm: Vec<f32> = self.engine.read(Region::State, "grad_norm")?;
+        Ok(Updated { grad_norm: norm[0], skipped: self.state.words[state::SKIPPED] != skipped })
+    }
+
+    /// Optimizer steps skipped so far.
+    pub fn skipped(&self) -> u32 {
+        self.state.words[state::SKIPPED]
+    }
+
+    /// Reads the weights, or what mirrors them: moments, average.
+    ///
+    /// # Errors
+    /// A region that this recipe does not have.
+    pub fn get(&mut self, region: Region) -> Result<Weights> {
+        Weights::read(&mut self.engine, region)
+    }
+
+    /// Writes the weights, or what mirrors them.
+    ///
+    /// # Errors
+    /// Names or sizes that are not the network's.
+    pub fn set(&mut self, region: Region, values: &Weights) -> Result<()> {
+        for (name, _, values) in &values.tensors {
+            self.engine.write(region, name, values)?;
+        }
+        Ok(())
+    }
+
+    /// Takes up a run where another left off: weights, moments and average, and how many of its
+    /// steps were skipped.
+    ///
+    /// # Errors
+    /// Names or sizes that are not the network's.
+    pub fn restore(&mut self, parts: &[(Region, Weights)], skipped: u32) -> Result<()> {
+        for (region, values) in parts {
+            self.set(*region, values)?;
+        }
+        self.state.words[state::SKIPPED] = skipped;
+        self.engine.run("prepare")
+    }
+
+    /// The regions that a checkpoint keeps.
+    pub fn regions(&self) -> Vec<Region> {
+        let mut regions = vec![Region::Weights, Region::Moment1, Region::Moment2];
+        if self.recipe.optimizer.ema {
+            regions.push(Region::Ema);
+        }
+        regions
+    }
 }
