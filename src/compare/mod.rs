@@ -4,6 +4,7 @@ mod attributes;
 mod operations;
 mod recipe;
 mod schedulers;
+mod training;
 
 pub use attributes::Attributes;
 
@@ -53,6 +54,8 @@ fn run(case: &ReferenceCase, device: &dyn Device) -> Result<Produced> {
         return recipe.run(device);
     }
     match case.op.as_str() {
+        "adamw" => training::adamw(case, &attributes, device),
+        "training" => training::run(case, &attributes, device),
         "add_noise" => schedulers::add_noise(case, &attributes, device),
         "ddpm_step" => schedulers::ddpm_step(case, &attributes, device),
         "ddim" | "dpm_solver_pp_2m" => schedulers::sample(case, &attributes, device),

@@ -12,6 +12,7 @@ use crate::ops::conv_transpose2d::ConvTranspose2d;
 use crate::ops::conv2d::{Conv2d, Operands};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
+use crate::ops::mse_loss::MseLoss;
 use crate::ops::resample::UpsampleNearest2d;
 use crate::ops::silu::Silu;
 
@@ -42,6 +43,12 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
             let weight = r.operand("weight", Same)?;
             let bias = if r.has("bias") { Some(r.operand("bias", Same)?) } else { None };
             let y = linear::linear(&mut r.graph, x, weight, bias)?;
+            r.output("y", Same, y);
+        }
+        "mse_loss" => {
+            let x = r.operand("x", Same)?;
+            let target = r.operand("target", Same)?;
+            let y = r.graph.one(MseLoss, &[x, target])?;
             r.output("y", Same, y);
         }
         "attention" => attention(attributes, r)?,

@@ -56,9 +56,8 @@ impl HeldOut {
             }
         }
         let last = (schedule.timesteps() - 1) as f64;
-        let timesteps = (0..COUNT)
-            .map(|i| (i as f64 * last / (COUNT - 1) as f64).round() as usize)
-            .collect();
+        let timesteps =
+            (0..COUNT).map(|i| (i as f64 * last / (COUNT - 1) as f64).round() as usize).collect();
         Ok(HeldOut { x0, noise, timesteps, shape })
     }
 

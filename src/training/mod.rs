@@ -1,7 +1,9 @@
 //! Training: settings, learning rates, initial weights, optimizer, checkpoints and the loop.
 
 pub mod config;
+pub mod held_out;
 pub mod init;
 pub mod lr_schedule;
+pub mod trainer;
 
 pub use config::Config;

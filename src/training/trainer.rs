@@ -9,13 +9,11 @@ use crate::diffusion::NoiseSchedule;
 use crate::diffusion::scheduler_config::Prediction;
 use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
-use crate::graph::{
-    Engine, Graph, Layout, Plan, Rate, Region, WHOLE, autodiff, fuse, lower,
-};
+use crate::graph::{Engine, Graph, Layout, Plan, Rate, Region, WHOLE, autodiff, fuse, lower};
 use crate::models::{Network, Weights};
 use crate::ops::accumulate::Accumulate;
-use crate::ops::add_noise::AddNoise;
 use crate::ops::adamw::AdamW;
+use crate::ops::add_noise::AddNoise;
 use crate::ops::grad_norm::GradNorm;
 use crate::ops::mse_loss::MseLoss;
 use crate::ops::noise::{Normal, philox};
@@ -171,11 +169,8 @@ fn update(weights: TensorType, recipe: &Recipe) -> Result<Graph> {
     let mut g = Graph::new();
     let mut whole = |region| g.slot(region, WHOLE, weights.clone(), Rate::Step);
     let gradients = whole(Region::Gradients)?;
-    let mut updated = vec![
-        whole(Region::Weights)?,
-        whole(Region::Moment1)?,
-        whole(Region::Moment2)?,
-    ];
+    let mut updated =
+        vec![whole(Region::Weights)?, whole(Region::Moment1)?, whole(Region::Moment2)?];
     if recipe.optimizer.ema {
         updated.push(whole(Region::Ema)?);
     }
