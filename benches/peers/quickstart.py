@@ -41,7 +41,7 @@ CONFIG = {
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
     "attention_head_dim": 8,
-    "norm_num_groups": 8,
+    "norm_num_groups": 16,
     "norm_eps": 1e-6,
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
