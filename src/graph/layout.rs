@@ -97,9 +97,3 @@ impl Layout {
         slots
     }
 }
-
-/// Elements of a region that mirrors these weights, seen as one vector (with the gaps that
-/// alignment leaves, which stay zero).
-pub fn region_elements(weights: &[TensorType]) -> usize {
-    weights.iter().map(|ty| ty.bytes().next_multiple_of(ALIGNMENT) / 4).sum()
-}

@@ -1,9 +1,12 @@
 //! Training: settings, learning rates, initial weights, optimizer, checkpoints and the loop.
 
+pub mod checkpoint;
 pub mod config;
 pub mod held_out;
 pub mod init;
 pub mod lr_schedule;
+pub mod pictures;
+pub mod run;
 pub mod trainer;
 
 pub use config::Config;

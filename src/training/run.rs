@@ -1,0 +1,383 @@
+//! A training run from its first step to its pictures.
+
+use super::checkpoint::{self, Checkpoint, Progress};
+use super::config::Config;
+use super::held_out::{Evaluator, HeldOut};
+use super::init::initial_weights;
+use super::pictures::Gallery;
+use super::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
+use crate::data::counter;
+use crate::data::dataset::Dataset;
+use crate::device::Device;
+use crate::diffusion::NoiseSchedule;
+use crate::error::{Error, Result};
+use crate::formats::diffusers;
+use crate::formats::metrics::Metrics;
+use crate::formats::run_folder::RunFolder;
+use crate::formats::tensors::{Tensor, Tensors};
+use crate::graph::Region;
+use crate::models::{DdpmUnet, Network, Weights, parameters};
+use crate::ops::adamw::AdamW;
+use std::time::Instant;
+
+/// What is logged, in the order of the CSV file.
+const COLUMNS: [&str; 6] =
+    ["loss", "grad_norm", "learning_rate", "images_per_second", "seconds", "held_out_loss"];
+
+/// Words that tell the random streams of a run apart.
+const TIMESTEPS: u64 = 1;
+
+/// Where a decay is a share of the time and not of the steps, this many parts make the whole.
+const PARTS_OF_TIME: u64 = 1_000_000;
+
+/// What a run says while it goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// After each optimizer step.
+    Step {
+        /// Steps done.
+        step: u64,
+        loss: f32,
+        learning_rate: f64,
+        images_per_second: f64,
+        /// Share of the run that is done, 0 to 1.
+        share: f64,
+    },
+    /// The figure on held-out images.
+    HeldOut { step: u64, loss: f64 },
+    /// A checkpoint was written.
+    Saved { step: u64 },
+    /// One step of sampling pictures, `done` of `of`.
+    Sampling { done: usize, of: usize },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    pub steps: u64,
+    /// Seconds spent training, from all sessions of the run.
+    pub seconds: f64,
+    pub held_out_loss: f64,
+}
+
+/// What a configuration asks of a compiled training step.
+pub fn recipe(config: &Config) -> Recipe {
+    let training = &config.training;
+    Recipe {
+        batch: training.batch_size,
+        accumulate: training.accumulate,
+        size: [config.data.size.height, config.data.size.width],
+        prediction: config.diffusion.prediction,
+        noise: NoiseSource::Philox,
+        optimizer: AdamW {
+            beta1: training.betas[0],
+            beta2: training.betas[1],
+            eps: training.eps,
+            weight_decay: training.weight_decay,
+            decoupled: true,
+            max_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm),
+            ema: training.ema_decay > 0.0,
+        },
+    }
+}
+
+/// A run: its settings, its images, its folder, its state.
+pub struct Run<'a> {
+    config: &'a Config,
+    folder: &'a RunFolder,
+    images: &'a Dataset,
+    device: &'a dyn Device,
+    network: DdpmUnet,
+    trainer: Trainer,
+    evaluator: Evaluator,
+    gallery: Option<Gallery>,
+    metrics: Metrics,
+    done: Progress,
+    last_held_out: Option<(u64, f64)>,
+}
+
+impl<'a> Run<'a> {
+    /// Begins a run in its folder, or takes up the newest good checkpoint there.
+    ///
+    /// # Errors
+    /// Sizes and devices that can't serve; a checkpoint of another network or other images; what
+    /// the operating system says.
+    pub fn new(
+        config: &'a Config,
+        folder: &'a RunFolder,
+        images: &'a Dataset,
+        held_out: &Dataset,
+        device: &'a dyn Device,
+        resume: bool,
+    ) -> Result<Run<'a>> {
+        let unet = config.unet();
+        unet.validate_for_training()?;
+        let network = DdpmUnet::new(unet)?;
+        let schedule = NoiseSchedule::new(&config.scheduler())?;
+        let recipe = recipe(config);
+        let parameters = parameters(&network, recipe.size)?;
+        let seed = config.training.seed;
+        let values = initial_weights(&parameters, seed);
+        let tensors = parameters
+            .iter()
+            .zip(values)
+            .map(|((name, shape), values)| (name.clone(), shape.clone(), values))
+            .collect();
+        let weights = Weights { tensors };
+        let held_out = HeldOut::new(held_out, seed, &schedule)?;
+        if !resume {
+            held_out.write(&folder.held_out())?;
+        }
+        let mut trainer = Trainer::new(&network, &weights, &schedule, recipe, seed, device)?;
+        let evaluator = Evaluator::new(&network, held_out, schedule, device)?;
+        let data = images.fingerprint();
+        let mut done = Progress { step: 0, skipped: 0, seconds: 0.0, data };
+        if resume {
+            let found = folder.newest_checkpoint(Checkpoint::read)?;
+            let (path, mut checkpoint) = (found.path, found.content);
+            if checkpoint.progress.data != data {
+                return Err(Error::file(
+                    &path,
+                    "belongs to a run with other images; resume with the images it began with",
+                ));
+            }
+            let parts = trainer
+                .regions()
+                .into_iter()
+                .map(|region| Ok((region, checkpoint.take(region, &parameters, &path)?)))
+                .collect::<Result<Vec<_>>>()?;
+            done = checkpoint.progress;
+            trainer.restore(&parts, done.skipped)?;
+            folder.discard_checkpoints_after(done.step)?;
+        }
+        let metrics = Metrics::open(folder, &COLUMNS, done.step)?;
+        Ok(Run {
+            config,
+            folder,
+            images,
+            device,
+            network,
+            trainer,
+            evaluator,
+            gallery: None,
+            metrics,
+            done,
+            last_held_out: None,
+        })
+    }
+
+    /// Steps done so far.
+    pub fn step(&self) -> u64 {
+        self.done.step
+    }
+
+    /// Trains to the end, then writes model and pictures. `observe` is told of everything and may
+    /// stop the run with an error; on [`Error::Interrupted`] a checkpoint is written first.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, with the step and the last good checkpoint; what the
+    /// device or the operating system says.
+    pub fn train(mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Outcome> {
+        let result = self.steps(observe);
+        if let Err(Error::Interrupted) = result {
+            self.save(observe)?;
+        }
+        result?;
+        self.finish(observe)
+    }
+
+    fn steps(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        let training = &self.config.training;
+        let before = self.done.seconds;
+        let started = Instant::now();
+        let (mut losses, mut since) = (Vec::new(), Instant::now());
+        let mut rate = 0.0;
+        while self.share() < 1.0 {
+            let first = Instant::now();
+            let (loss, grad_norm, learning_rate) = self.one_step()?;
+            self.done.seconds = before + started.elapsed().as_secs_f64();
+            let images = (training.batch_size * training.accumulate) as f64;
+            let now = images / first.elapsed().as_secs_f64().max(1e-9);
+            // Smoothed for the eye.
+            rate = if rate == 0.0 { now } else { 0.9 * rate + 0.1 * now };
+            losses.push(f64::from(loss));
+            let step = self.done.step;
+            if step.is_multiple_of(training.log_every) {
+                let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+                let seconds = since.elapsed().as_secs_f64().max(1e-9);
+                self.metrics.log(
+                    step,
+                    &[
+                        ("loss", mean),
+                        ("grad_norm", f64::from(grad_norm)),
+                        ("learning_rate", learning_rate),
+                        ("images_per_second", images * losses.len() as f64 / seconds),
+                        ("seconds", self.done.seconds),
+                    ],
+                )?;
+                losses.clear();
+                since = Instant::now();
+            }
+            let share = self.share();
+            observe(Event::Step { step, loss, learning_rate, images_per_second: rate, share })?;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every) && share < 1.0;
+            if due(training.sample_every) {
+                self.held_out(observe)?;
+                self.sample_grid(observe)?;
+            }
+            if due(training.checkpoint_every) {
+                self.save(observe)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Share of the run that is done: of the steps, or of the minutes where those are set.
+    fn share(&self) -> f64 {
+        let training = &self.config.training;
+        if training.minutes > 0.0 {
+            return self.done.seconds / (60.0 * training.minutes);
+        }
+        self.done.step as f64 / training.steps as f64
+    }
+
+    fn learning_rate(&self) -> f64 {
+        let training = &self.config.training;
+        let mut schedule = self.config.lr_schedule();
+        if training.minutes <= 0.0 || self.done.step < training.warmup_steps {
+            return schedule.rate(self.done.step);
+        }
+        schedule.warmup = 0;
+        schedule.steps = PARTS_OF_TIME;
+        schedule.rate((self.share().min(1.0) * PARTS_OF_TIME as f64) as u64)
+    }
+
+    fn one_step(&mut self) -> Result<(f32, f32, f64)> {
+        let training = &self.config.training;
+        let step = self.done.step;
+        // A young average forgets its beginning faster (as in diffusers and TensorFlow).
+        let young = (1 + step) as f64 / (10 + step) as f64;
+        let settings = StepSettings {
+            step,
+            learning_rate: self.learning_rate(),
+            ema_decay: training.ema_decay.min(young),
+        };
+        let batch = training.batch_size;
+        let mut x0 = vec![0.0; batch * self.images.sample_len()];
+        let mut loss = 0.0;
+        for micro in 0..training.accumulate {
+            let first = (step * training.accumulate as u64 + micro as u64) * batch as u64;
+            self.images.fill(first, training.seed, self.config.data.flip, &mut x0);
+            let timesteps: Vec<usize> = (first..first + batch as u64)
+                .map(|sample| {
+                    let bits = counter::hash(&[training.seed, TIMESTEPS, sample]);
+                    counter::below(bits, self.config.diffusion.timesteps as u64) as usize
+                })
+                .collect();
+            let part = self.trainer.micro_batch(&settings, micro, &x0, &timesteps, None)?;
+            if !part.is_finite() {
+                return Err(self.not_finite("loss", part));
+            }
+            loss += part / training.accumulate as f32;
+        }
+        let updated = self.trainer.update(&settings)?;
+        if updated.skipped {
+            return Err(self.not_finite("norm of the gradients", updated.grad_norm));
+        }
+        self.done.step += 1;
+        self.done.skipped = self.trainer.skipped();
+        Ok((loss, updated.grad_norm, settings.learning_rate))
+    }
+
+    fn not_finite(&self, what: &str, value: f32) -> Error {
+        let last = self.folder.checkpoints().ok().and_then(|list| list.last().cloned());
+        let kept = match last {
+            Some((step, path)) => {
+                format!("the last good checkpoint is {} (step {step})", path.display())
+            }
+            None => "no checkpoint was written before".into(),
+        };
+        Error::NonFinite(format!(
+            "the {what} is {value} at step {}; training stops, and {kept}. Go on from it with a lower \
+             training.learning_rate or more training.warmup_steps",
+            self.done.step + 1
+        ))
+    }
+
+    /// The weights that samples and exports use: their average where there is one.
+    fn best_weights(&mut self) -> Result<Weights> {
+        let average = self.trainer.recipe().optimizer.ema;
+        self.trainer.get(if average { Region::Ema } else { Region::Weights })
+    }
+
+    fn save(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        let path = self.folder.checkpoint(self.done.step);
+        checkpoint::write(&path, &mut self.trainer, &self.done)?;
+        self.folder.prune_checkpoints(self.config.training.keep_checkpoints)?;
+        // Saving is what an interruption waits for; a second one must not stop it.
+        match observe(Event::Saved { step: self.done.step }) {
+            Err(Error::Interrupted) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn held_out(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<f64> {
+        let step = self.done.step;
+        if let Some((at, loss)) = self.last_held_out
+            && at == step
+        {
+            return Ok(loss);
+        }
+        let weights = self.best_weights()?;
+        let loss = self.evaluator.loss(&weights)?;
+        self.metrics.log(step, &[("held_out_loss", loss), ("seconds", self.done.seconds)])?;
+        self.last_held_out = Some((step, loss));
+        observe(Event::HeldOut { step, loss })?;
+        Ok(loss)
+    }
+
+    fn gallery(&mut self) -> Result<(&mut Gallery, Weights)> {
+        let weights = self.best_weights()?;
+        if self.gallery.is_none() {
+            self.gallery = Some(Gallery::new(self.config, &self.network, &weights, self.device)?);
+        }
+        match &mut self.gallery {
+            Some(gallery) => Ok((gallery, weights)),
+            None => unreachable!("it was just made"),
+        }
+    }
+
+    fn sample_grid(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        let path = self.folder.sample_grid(self.done.step);
+        let (gallery, weights) = self.gallery()?;
+        gallery.set_weights(&weights)?;
+        gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
+        gallery.write_grid(&path)
+    }
+
+    /// Checkpoint, figure, model and pictures.
+    fn finish(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Outcome> {
+        self.save(observe)?;
+        let held_out_loss = self.held_out(observe)?;
+        let weights = self.best_weights()?;
+        let (unet, scheduler) = (self.network.config(), self.config.scheduler());
+        diffusers::write(self.folder.model(), unet, &scheduler, &to_tensors(&weights))?;
+        let (samples, denoising, gif) =
+            (self.folder.samples_png(), self.folder.denoising_png(), self.folder.denoising_gif());
+        let (gallery, weights) = self.gallery()?;
+        gallery.set_weights(&weights)?;
+        gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
+        gallery.write_grid(&samples)?;
+        gallery.write_process(&denoising, &gif)?;
+        Ok(Outcome { steps: self.done.step, seconds: self.done.seconds, held_out_loss })
+    }
+}
+
+/// Weights as a file has them.
+pub fn to_tensors(weights: &Weights) -> Tensors {
+    let mut tensors = Tensors::new();
+    for (name, shape, values) in &weights.tensors {
+        tensors.insert(name.clone(), Tensor::f32(shape.clone(), values.clone()));
+    }
+    tensors
+}
