@@ -21,7 +21,18 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-const SUBCOMMANDS: &[&str] = &["synth", "kernels", "doctor", "completions"];
+const SUBCOMMANDS: &[&str] = &[
+    "synth",
+    "sample",
+    "config",
+    "plan",
+    "bench",
+    "compare",
+    "kernels",
+    "doctor",
+    "import",
+    "completions",
+];
 
 #[test]
 fn each_subcommand_teaches() {
@@ -144,14 +155,255 @@ fn kernels_lists_each_kernel_as_a_table_and_as_json() {
     }
 }
 
+fn stdout(command: &mut Command) -> String {
+    String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
+}
+
+fn json(command: &mut Command) -> serde_json::Value {
+    serde_json::from_str(&stdout(command.arg("--json"))).unwrap()
+}
+
+#[test]
+fn config_prints_what_can_be_read_back() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("run.toml");
+    let set = ["--set", "training.steps=7", "--set", "data.size=[16, 24]"];
+    let text = stdout(cyanea().args(["config", "--preset", "ddpm-32"]).args(set));
+    assert!(text.contains("steps = 7") && text.contains("size = [16, 24]"), "{text}");
+    // Each key stands below a line that explains it.
+    let lines: Vec<&str> = text.lines().collect();
+    for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.contains(" = ")) {
+        assert!(line.starts_with('#') || lines[index - 1].starts_with("# "), "{line}");
+    }
+    fs::write(&file, &text).unwrap();
+    assert_eq!(stdout(cyanea().arg("config").arg("--config").arg(&file)), text);
+    let presets = stdout(cyanea().args(["config", "--presets"]));
+    assert!(presets.contains("ddpm-32") && presets.contains("ddpm-64"), "{presets}");
+}
+
+#[test]
+fn plan_knows_the_published_network() {
+    let plan = json(cyanea().args(["plan", "--preset", "ddpm-64"]));
+    let keys: Vec<&str> = plan.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "parameters",
+            "flops_per_sampling_step",
+            "flops_per_training_step",
+            "arena_bytes_sampling",
+            "arena_bytes_training",
+            "persistent_bytes_sampling",
+            "persistent_bytes_training",
+            "launches_per_sampling_step",
+            "launches_per_training_step",
+            "library_calls_per_sampling_step",
+        ]
+    );
+    assert_eq!(plan["parameters"], 35_746_307);
+    // 23.4 GMAC, measured on diffusers' network; training is about three times that.
+    let flops = plan["flops_per_sampling_step"].as_f64().unwrap();
+    assert!((flops / 46.8e9 - 1.0).abs() <= 0.01, "{flops:e}");
+    let training = plan["flops_per_training_step"].as_f64().unwrap() / flops;
+    assert!((training - 3.0).abs() <= 0.1, "{training}");
+    let four = json(cyanea().args(["plan", "--preset", "ddpm-64", "--batch", "4"]));
+    assert_eq!(four["launches_per_sampling_step"], plan["launches_per_sampling_step"]);
+    let share = four["arena_bytes_sampling"].as_f64().unwrap()
+        / plan["arena_bytes_sampling"].as_f64().unwrap();
+    assert!((2.0..=4.0).contains(&share), "{share}");
+    let text = stdout(cyanea().args(["plan", "--preset", "ddpm-64"]));
+    assert!(text.contains("35,746,307") && text.contains("target cpu"), "{text}");
+}
+
+#[test]
+fn bench_counts_the_launches_that_plan_announces() {
+    let small = ["--preset", "ddpm-32", "--set", "model.channels=[32]"];
+    let small =
+        [&small[..], &["--set", "model.attention=[false]", "--set", "data.size=8"]].concat();
+    let more =
+        [&small[..], &["--set", "training.accumulate=2", "--set", "sampling.steps=2"]].concat();
+    for settings in [small, more] {
+        let plan = json(cyanea().arg("plan").args(&settings));
+        for (what, key) in
+            [("step", "launches_per_sampling_step"), ("train", "launches_per_training_step")]
+        {
+            let counts = ["--warmup", "1", "--repetitions", "4", "--batch", "2"];
+            let bench = json(cyanea().args(["bench", what]).args(&settings).args(counts));
+            assert_eq!(bench["launches"], plan[key], "{what}");
+            let samples: Vec<f64> = bench["samples_ms"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|s| s.as_f64().unwrap())
+                .collect();
+            assert_eq!(samples.len(), 4);
+            let [p50, p95] = ["p50_ms", "p95_ms"].map(|key| bench[key].as_f64().unwrap());
+            assert!(samples.contains(&p50) && samples.contains(&p95) && p50 <= p95, "{bench}");
+            assert!(p50 > 0.0, "{bench}");
+        }
+    }
+}
+
+#[test]
+fn compare_passes_differs_and_refuses() {
+    let case = "tests/fixtures/group_norm_silu_12ch_12groups.safetensors";
+    let report = json(cyanea().args(["compare", case]));
+    let report = &report.as_array().unwrap()[0];
+    assert_eq!(report["file"], case);
+    assert_eq!(report["op"], "group_norm_silu");
+    assert_eq!(report["device"], "cpu");
+    assert_eq!(report["precision"], "fp32");
+    assert_eq!(report["kernels"], serde_json::json!([]));
+    assert_eq!(report["pass"], true);
+    for tensor in report["tensors"].as_array().unwrap() {
+        assert!(tensor["name"].is_string() && tensor["pass"] == true, "{tensor}");
+        assert!(tensor["allowed_share"].as_f64().unwrap() <= 1.0, "{tensor}");
+        assert!(tensor["max_abs_error"].as_f64().unwrap() >= 0.0, "{tensor}");
+    }
+    let emulated = json(cyanea().args(["compare", case, "--device", "emulated:v100"]));
+    assert_eq!(emulated[0]["device"], "emulated:v100");
+    assert!(!emulated[0]["kernels"].as_array().unwrap().is_empty(), "{emulated}");
+
+    // The same case with one expected value changed, and with a NaN.
+    let root = tempfile::tempdir().unwrap();
+    for (name, value) in [("changed", 1e3), ("nan", f32::NAN)] {
+        let wrong = root.path().join(format!("{name}.safetensors"));
+        let mut tensors = cyanea::formats::tensors::Tensors::read(case).unwrap();
+        let y = tensors.remove("output.y").unwrap();
+        let mut values = y.to_f32().unwrap();
+        values[1] = value;
+        tensors.insert("output.y", cyanea::formats::tensors::Tensor::f32(y.shape, values));
+        tensors.write(&wrong).unwrap();
+        let assert = cyanea().args(["compare", case]).arg(&wrong).assert();
+        let output = assert.get_output();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{name}: {said}");
+        assert!(said.starts_with("error: ") && said.contains(name), "{said}");
+        let table = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(table.contains(&format!("{case}: group_norm_silu on cpu, fp32: pass")), "{table}");
+        assert!(table.contains("DIFFERS"), "{table}");
+    }
+    // One that can't be read outweighs one that differs, and both are told.
+    let changed = root.path().join("changed.safetensors");
+    cyanea()
+        .arg("compare")
+        .arg(&changed)
+        .arg("no-such-case.safetensors")
+        .assert()
+        .code(2)
+        .stdout(predicate::str::contains("DIFFERS"))
+        .stderr(predicate::str::contains("no-such-case.safetensors"));
+}
+
+const TINY: &str = "tests/fixtures/diffusers_ddpm_tiny";
+
+/// Samples of a run of the command with `arguments`, as written by --raw.
+fn samples(root: &Path, name: &str, arguments: &[&str]) -> Vec<f32> {
+    let out = root.join(name);
+    cyanea()
+        .args(["sample", "--model", TINY, "--raw", "--out"])
+        .arg(&out)
+        .args(arguments)
+        .assert()
+        .success();
+    let tensors = cyanea::formats::tensors::Tensors::read(out.join("samples.safetensors")).unwrap();
+    let samples = tensors.get("samples").unwrap();
+    assert_eq!(samples.shape[1..], [3, 16, 16]);
+    samples.to_f32().unwrap()
+}
+
+#[test]
+fn an_image_depends_on_its_seed_alone() {
+    let root = tempfile::tempdir().unwrap();
+    for sampler in ["ddpm", "ddim", "dpmpp-2m"] {
+        let common = ["--sampler", sampler, "--steps", "4", "--eta", "0.5"];
+        let common = &common[..if sampler == "ddim" { 6 } else { 4 }];
+        let all = samples(
+            root.path(),
+            &format!("{sampler}-all"),
+            &[common, &["--seeds", "3-7", "--batch", "2"]].concat(),
+        );
+        let one = samples(
+            root.path(),
+            &format!("{sampler}-one"),
+            &[common, &["--seeds", "6", "--batch", "5"]].concat(),
+        );
+        let each = 3 * 16 * 16;
+        assert_eq!(all.len(), 5 * each);
+        assert_eq!(one, all[3 * each..4 * each], "{sampler}");
+        assert_ne!(one, all[..each], "{sampler}");
+    }
+    let expected = ["00003.png", "00004.png", "00005.png", "00006.png", "00007.png"];
+    let mut written = names(&root.path().join("ddim-all"));
+    assert_eq!(written.split_off(5), ["samples.png", "samples.safetensors"]);
+    assert_eq!(written, expected);
+}
+
+#[test]
+fn given_noise_is_where_images_start() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("noise.safetensors");
+    let values: Vec<f32> = (0..2 * 768).map(|i| ((i * 37 % 101) as f32 - 50.0) / 30.0).collect();
+    let mut tensors = cyanea::formats::tensors::Tensors::new();
+    tensors.insert("noise", cyanea::formats::tensors::Tensor::f32([2, 3, 16, 16], values.clone()));
+    tensors.write(&path).unwrap();
+    let path = path.display().to_string();
+    let steps = ["--sampler", "ddim", "--steps", "3", "--noise", &path];
+    let first = samples(root.path(), "first", &steps);
+    let second = samples(root.path(), "second", &[&steps[..], &["--batch", "1"]].concat());
+    assert_eq!(first, second);
+    assert_eq!(first.len(), values.len());
+    assert_ne!(first[..768], first[768..]);
+}
+
+#[test]
+fn import_writes_todays_names() {
+    use cyanea::formats::tensors::Tensors;
+    let root = tempfile::tempdir().unwrap();
+    let (old, new) = (root.path().join("old"), root.path().join("new"));
+    // An old folder: everything in the root, and the attention's old names.
+    fs::create_dir(&old).unwrap();
+    for file in ["unet/config.json", "scheduler/scheduler_config.json"] {
+        let name = Path::new(file).file_name().unwrap();
+        fs::copy(Path::new(TINY).join(file), old.join(name)).unwrap();
+    }
+    let weights = "diffusion_pytorch_model.safetensors";
+    let tensors = Tensors::read(Path::new(TINY).join("unet").join(weights)).unwrap();
+    let renamed: Tensors = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let name = name
+                .replace("to_q", "query")
+                .replace("to_k", "key")
+                .replace("to_v", "value")
+                .replace("to_out.0", "proj_attn");
+            (name, tensor.clone())
+        })
+        .collect();
+    assert!(renamed.names().any(|name| name.contains("proj_attn")));
+    renamed.write(old.join(weights)).unwrap();
+
+    cyanea().arg("import").arg(&old).assert().success().stdout(predicate::str::contains("is well"));
+    assert_eq!(names(root.path()), ["old"]);
+    cyanea().arg("import").arg(&old).arg("--out").arg(&new).assert().success();
+    assert_eq!(names(&new), ["model_index.json", "scheduler", "unet"]);
+    let written = Tensors::read(new.join("unet").join(weights)).unwrap();
+    assert_eq!(written.iter().collect::<Vec<_>>(), tensors.iter().collect::<Vec<_>>());
+}
+
 /// Every byte goes into a pipe whose reader has left: no panic, no error.
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_error() {
     use std::process::{Command, Stdio};
-    for arguments in
-        [&["completions", "bash"][..], &["--help"], &["doctor"], &["kernels", "--json"]]
-    {
+    for arguments in [
+        &["completions", "bash"][..],
+        &["--help"],
+        &["doctor"],
+        &["kernels", "--json"],
+        &["plan"],
+        &["config"],
+    ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = Command::new(env!("CARGO_BIN_EXE_cyanea"))

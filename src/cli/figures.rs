@@ -41,9 +41,65 @@ impl std::fmt::Display for Table {
     }
 }
 
+/// `12.3 MB` and the like, in powers of 1000.
+pub fn bytes(count: u64) -> String {
+    scaled(count as f64, "B")
+}
+
+/// A count with a decimal prefix and a unit: `6.22 GFLOP`.
+pub fn scaled(count: f64, unit: &str) -> String {
+    let mut value = count;
+    for prefix in ["", "k", "M", "G", "T"] {
+        if value < 999.5 {
+            let digits = match value {
+                _ if prefix.is_empty() => 0,
+                ..9.995 => 2,
+                ..99.95 => 1,
+                _ => 0,
+            };
+            return format!("{value:.digits$} {prefix}{unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} P{unit}")
+}
+
+/// An integer in groups of three: `35,746,307`.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A setting as configurations spell it: `v_prediction`.
+pub fn plain(setting: &impl serde::Serialize) -> String {
+    match serde_json::to_value(setting) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_for_people() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(35_746_307), "35,746,307");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500), "1.50 kB");
+        assert_eq!(bytes(123_456_789), "123 MB");
+        assert_eq!(scaled(46.8e9, "FLOP"), "46.8 GFLOP");
+    }
 
     #[test]
     fn columns_are_flush() {

@@ -3,16 +3,28 @@
 //! Results go to standard output; progress, notes and errors to standard error. Exit codes: 0 done,
 //! 1 results differ from what was expected, 2 any other error, 130 interrupted.
 
+mod bench;
+mod compare;
 mod completions;
+mod config;
 mod doctor;
 mod figures;
 mod fresh_folder;
+mod import;
 mod interruption;
 mod kernels;
+mod model_folder;
 mod output;
+mod plan;
+mod plan_figures;
 mod progress;
+mod sample;
+mod settings;
 mod synth;
+mod timing;
+mod training_recipe;
 
+use crate::device::open_by_name;
 use crate::{Error, Result};
 use clap::Parser;
 use interruption::Interruption;
@@ -21,7 +33,8 @@ use std::process::ExitCode;
 const ABOUT: &str = "\
 Trains and samples diffusion U-Nets, repeatable to the bit
 
-Every subcommand has a --help with examples.";
+Runs on the CPU (the default), on an NVIDIA GPU, or on an emulator that runs the GPU's kernels on \
+the CPU. Every subcommand has a --help with examples.";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 results differ from what was expected (compare); 2 any other error, with one
@@ -34,6 +47,12 @@ Environment: RAYON_NUM_THREADS sets the number of CPU threads, CYANEA_SIMD a low
 #[command(about = "Trains and samples diffusion U-Nets, repeatable to the bit")]
 #[command(propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
+    /// Where to compute: cpu, emulated[:v100|:a100|:h100] or cuda:N
+    ///
+    /// `emulated` runs the kernels of an NVIDIA GPU on the CPU, slowly and exactly; alone it is
+    /// emulated:h100. `cyanea doctor` says which devices can serve here.
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,8 +60,14 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Synth(synth::Args),
+    Sample(sample::Args),
+    Config(config::Args),
+    Plan(plan::Args),
+    Bench(bench::Args),
+    Compare(compare::Args),
     Kernels(kernels::Args),
     Doctor(doctor::Args),
+    Import(import::Args),
     Completions(completions::Args),
 }
 
@@ -75,11 +100,19 @@ fn answer(message: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let interruption = Interruption::listen();
+    // Commands that have nothing to save are simply ended by Ctrl-C.
+    let listen = Interruption::listen;
+    let device = || open_by_name(&cli.device);
     match &cli.command {
-        Command::Synth(args) => synth::run(args, &interruption),
+        Command::Synth(args) => synth::run(args, &listen()),
+        Command::Sample(args) => sample::run(args, device()?.as_ref(), &listen()),
+        Command::Config(args) => config::run(args),
+        Command::Plan(args) => plan::run(args, &cli.device),
+        Command::Bench(args) => bench::run(args, device()?.as_ref()),
+        Command::Compare(args) => compare::run(args, device()?.as_ref()),
         Command::Kernels(args) => kernels::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Import(args) => import::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -1,0 +1,160 @@
+//! `cyanea compare`: replays reference cases and says how far off each tensor is.
+
+use super::figures::Table;
+use super::output;
+use crate::compare::{self, Report};
+use crate::device::Device;
+use crate::formats::verdict::{Precision, TensorVerdict};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "\
+Examples:
+  cyanea compare tests/fixtures/*.safetensors
+  cyanea compare case.safetensors --device emulated:v100
+  cyanea compare case.safetensors --device cuda:0 --precision fp16 --json
+
+A case is made from PyTorch code with tests/reference/export_case.py.
+
+What comes out: for each file its tensors with the largest absolute error, where that is, the error
+as a share of what is allowed (1 and below passes), and the verdict. When a network fails, the first
+submodule that is outside the bound is named: that is where to look. --json prints an array with,
+per file, file, op, device, precision, kernels, pass and tensors; a NaN is null there.
+
+Exit code 0: all pass; 1: some differ; 2: a file can't be read or replayed.";
+
+/// Replay reference cases and compare with what PyTorch got
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Reference cases (.safetensors)
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Precision of activations and weights
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: Wanted,
+    /// Print a JSON array instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Wanted {
+    Fp32,
+    Fp16,
+}
+
+impl From<Wanted> for Precision {
+    fn from(wanted: Wanted) -> Precision {
+        match wanted {
+            Wanted::Fp32 => Precision::Fp32,
+            Wanted::Fp16 => Precision::Fp16,
+        }
+    }
+}
+
+pub fn run(args: &Args, device: &dyn Device) -> Result<()> {
+    let precision = Precision::from(args.precision);
+    let mut replayed: Vec<(&Path, Report)> = Vec::new();
+    let mut failures: Vec<Error> = Vec::new();
+    for file in &args.files {
+        match compare::replay(file, device, precision) {
+            Ok(report) => {
+                if !args.json {
+                    output::say(&text(file, &report, device, args.precision))?;
+                }
+                replayed.push((file, report));
+            }
+            // The device won't serve the next file either.
+            Err(error @ Error::Device(_)) => return Err(error),
+            Err(error) => failures.push(error),
+        }
+    }
+    if args.json {
+        let all = replayed.iter().map(|(file, report)| json(file, report, device, args.precision));
+        output::say_line(&format!("{:#}", Value::Array(all.collect())))?;
+    }
+    let differ: Vec<String> = replayed
+        .iter()
+        .filter(|(_, report)| !report.verdict.pass)
+        .map(|(file, _)| file.display().to_string())
+        .collect();
+    // A file that can't be replayed outweighs one that differs; each is told.
+    if let Some(last) = failures.pop() {
+        failures.iter().for_each(|error| output::note(&format!("error: {error}")));
+        return Err(last);
+    }
+    match differ.len() {
+        0 => Ok(()),
+        count => Err(Error::Mismatch(format!(
+            "{count} of {} cases differ from the reference: {}",
+            args.files.len(),
+            differ.join(", ")
+        ))),
+    }
+}
+
+fn precision_name(precision: Wanted) -> &'static str {
+    match precision {
+        Wanted::Fp32 => "fp32",
+        Wanted::Fp16 => "fp16",
+    }
+}
+
+fn verdict(pass: Option<bool>) -> &'static str {
+    match pass {
+        Some(true) => "pass",
+        Some(false) => "DIFFERS",
+        None => "not judged",
+    }
+}
+
+fn text(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) -> String {
+    let mut text = format!(
+        "{}: {} on {}, {}: {}\n",
+        file.display(),
+        report.op,
+        device.name(),
+        precision_name(precision),
+        verdict(Some(report.verdict.pass))
+    );
+    let titles = ["  tensor", "largest error", "at", "share of allowed", "verdict"];
+    let mut table = Table::new(&titles, &[0, 2, 4]);
+    for TensorVerdict { name, max_abs_error, at, allowed_share, pass } in &report.verdict.tensors {
+        table.row([
+            format!("  {name}"),
+            format!("{max_abs_error:.3e}"),
+            format!("{at:?}"),
+            allowed_share.map_or("-".into(), |share| format!("{share:.3}")),
+            verdict(*pass).into(),
+        ]);
+    }
+    text += &table.to_string();
+    if let Some(path) = &report.first_divergence {
+        text += &format!("  the first submodule outside the bound is {path}\n");
+    }
+    text
+}
+
+fn json(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) -> Value {
+    let tensor = |tensor: &TensorVerdict| {
+        json!({
+            "name": tensor.name,
+            "max_abs_error": tensor.max_abs_error,
+            "at": tensor.at,
+            "allowed_share": tensor.allowed_share,
+            "pass": tensor.pass,
+        })
+    };
+    json!({
+        "file": file.display().to_string(),
+        "op": report.op,
+        "device": device.name(),
+        "precision": precision_name(precision),
+        "kernels": report.kernels,
+        "pass": report.verdict.pass,
+        "first_divergence": report.first_divergence,
+        "tensors": report.verdict.tensors.iter().map(tensor).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,51 @@
+//! Models as commands load them: a diffusers folder, or a run folder with one in `model/`.
+
+use crate::formats::diffusers::{self, Model};
+use crate::models::{self, DdpmUnet, Weights};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// A model whose weights are exactly those that its network needs, in float32.
+pub struct Checked {
+    pub model: Model,
+    pub network: DdpmUnet,
+    pub weights: Weights,
+}
+
+impl Checked {
+    pub fn parameters(&self) -> usize {
+        self.weights.tensors.iter().map(|(_, _, values)| values.len()).sum()
+    }
+}
+
+/// The model folder that `folder` is or has.
+pub fn locate(folder: &Path) -> PathBuf {
+    let inner = folder.join("model");
+    if !folder.join("model_index.json").is_file() && inner.join("model_index.json").is_file() {
+        return inner;
+    }
+    folder.to_path_buf()
+}
+
+/// Reads a model and checks its weights: every name, every shape, float32 or what becomes it.
+///
+/// # Errors
+/// What [`diffusers::read`] refuses, and tensors that are missing, surplus or of another shape.
+pub fn load(folder: &Path) -> Result<Checked> {
+    let mut model = diffusers::read(locate(folder))?;
+    let network = DdpmUnet::new(model.unet.clone())?;
+    let multiple = model.unet.size_multiple();
+    let size = model.unet.sample_size.unwrap_or([multiple; 2]);
+    let path = model.weights_path.clone();
+    let parameters = models::parameters(&network, size)
+        .map_err(|error| Error::file(&path, error.to_string()))?;
+    model.weights.require_names(parameters.iter().map(|(name, _)| name.as_str()), &path)?;
+    let tensors = parameters
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = model.weights.take_f32(&name, &shape, &path)?;
+            Ok((name, shape, values))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Checked { model, network, weights: Weights { tensors } })
+}

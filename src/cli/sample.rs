@@ -1,0 +1,254 @@
+//! `cyanea sample`: images from a trained model.
+
+use super::fresh_folder::FreshFolder;
+use super::interruption::Interruption;
+use super::model_folder::{self, Checked};
+use super::{output, progress};
+use crate::device::Device;
+use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
+use crate::diffusion::samplers::{self, Sampler, SamplerTable};
+use crate::diffusion::seeds::parse_seeds;
+use crate::formats::image_grid::write_grid;
+use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
+use crate::formats::picture::Pictures;
+use crate::formats::tensors::{Tensor, Tensors};
+use crate::models::Network;
+use crate::training::config::Config;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The grid shows at most so many images; each has a file of its own anyway.
+const MOST_IN_GRID: usize = 256;
+
+const EXAMPLES: &str = "\
+Examples:
+  cyanea sample --model runs/quickstart --out samples
+  cyanea sample --model ddpm-cifar10-32 --seeds 0-63 --sampler dpmpp-2m --steps 20 --out samples
+  cyanea sample --model model --noise start.safetensors --raw --out samples
+
+What comes out: OUT/samples.png, a grid of the images (the first 256), and each image as a PNG of
+its own, named by its seed (with --noise by its number in the file). With --raw also
+OUT/samples.safetensors: the float32 tensor `samples`, [N, C, H, W], -1 to 1, before conversion to
+8 bits. An image depends on its seed, the model and the sampler alone, not on --batch, the other
+seeds or the number of threads.
+
+A run folder samples as its config.toml says; a diffusers folder with ddim in 50 steps; options
+replace either.";
+
+/// Make images from a trained model
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Model: a diffusers folder, or a run folder with one in it
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Folder to write to; made where missing, refused where it holds something
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// One image for each seed: numbers and ranges, such as 0-63 or 1,5,9-12
+    #[arg(long, value_name = "SEEDS")]
+    seeds: Option<String>,
+    /// Start from given noise: a safetensors file with a tensor `noise`, [N, C, H, W]; fresh noise
+    /// of the sampler then comes from --seeds, or from 0, 1, 2, …
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
+    /// Images computed at once: a matter of speed and memory
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: Option<u32>,
+    /// Sampler: ddpm, ddim or dpmpp-2m
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<String>,
+    /// Network evaluations an image, at most the timesteps of training
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    steps: Option<usize>,
+    /// Share of fresh noise in ddim, from 0 (none) to 1 (as much as ddpm)
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    eta: Option<f64>,
+    /// Height and width in pixels, as 64 or 48x80 [default: the model's]
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+    /// Also write the images before conversion to 8 bits
+    #[arg(long)]
+    raw: bool,
+}
+
+/// What each image starts from.
+struct Starts {
+    seeds: Vec<u64>,
+    /// [N, H, W, C], where it is given.
+    noise: Option<Vec<f32>>,
+    /// Names of the images' files.
+    names: Vec<String>,
+}
+
+pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Result<()> {
+    super::fresh_folder::check_free(&args.out)?;
+    let settings = settings(&args.model)?;
+    let checked = model_folder::load(&args.model)?;
+    let table = table(args, &settings, &checked)?;
+    let channels = checked.network.channels()[0];
+    if channels != 1 && channels != 3 {
+        return Err(Error::file(
+            &args.model,
+            format!("makes images of {channels} channels; 1 (grey) or 3 (RGB) can be shown"),
+        ));
+    }
+    let size = size(args, &checked)?;
+    checked.network.check_size(size[0], size[1])?;
+    let starts = starts(args, &settings, [channels, size[0], size[1]])?;
+    let count = starts.seeds.len();
+    let wanted = args.batch.map_or(settings.sampling.batch, |batch| batch as usize);
+    let batch = wanted.min(count);
+    let shape = Shape { batch, size };
+    let mut denoiser = Denoiser::new(&checked.network, &checked.weights, &table, shape, device)?;
+
+    let folder = FreshFolder::create(&args.out)?;
+    let evaluations = (count.div_ceil(batch) * table.len()) as u64;
+    let bar = progress::bar(evaluations, "sampling", "steps");
+    let mut kept = Vec::new();
+    let each = size[0] * size[1] * channels;
+    for first in (0..count).step_by(batch) {
+        let here = batch.min(count - first);
+        begin(&mut denoiser, &starts, first, batch, [size[0], size[1], channels])?;
+        let mut samples = denoiser.finish(&mut |_, _| {
+            bar.inc(1);
+            interruption.check()
+        })?;
+        samples.truncate(here * each);
+        let pictures = Pictures::from_values(&samples, here, size[0], size[1], channels)?;
+        pictures
+            .write_each(folder.path(), |index| format!("{}.png", starts.names[first + index]))?;
+        let room = if args.raw { count } else { MOST_IN_GRID };
+        kept.extend_from_slice(&samples[..each * here.min(room.saturating_sub(first))]);
+    }
+    let shown = count.min(MOST_IN_GRID);
+    let grid = Pictures::from_values(&kept[..shown * each], shown, size[0], size[1], channels)?;
+    write_grid(&folder.path().join("samples.png"), &grid)?;
+    if args.raw {
+        let values = nhwc_to_nchw(&kept, [count, channels, size[0], size[1]]);
+        let mut tensors = Tensors::new();
+        tensors.insert("samples", Tensor::f32([count, channels, size[0], size[1]], values));
+        tensors.write(folder.path().join("samples.safetensors"))?;
+    }
+    bar.finish_and_clear();
+    folder.keep();
+    output::say_line(&format!(
+        "{count} images of {}×{} pixels in {}",
+        size[0],
+        size[1],
+        args.out.display()
+    ))
+}
+
+/// Those of a run folder, or the defaults.
+fn settings(model: &Path) -> Result<Config> {
+    let file = model.join("config.toml");
+    let own = file.is_file() && model_folder::locate(model) != model;
+    Config::load(None, own.then_some(file.as_path()), &[])
+}
+
+fn table(args: &Args, settings: &Config, checked: &Checked) -> Result<SamplerTable> {
+    let scheduler = &checked.model.scheduler;
+    let sampler: Sampler = match &args.sampler {
+        Some(name) => name.parse()?,
+        None => settings.sampling.sampler,
+    };
+    let clip = match sampler {
+        Sampler::Ddpm | Sampler::Ddim => scheduler.clip(),
+        // As diffusers' DPMSolverMultistepScheduler.
+        Sampler::DpmSolverPp2m => None,
+    };
+    let steps = match args.steps {
+        Some(steps) => steps,
+        None => settings.sampling.steps.min(scheduler.num_train_timesteps),
+    };
+    samplers::table(scheduler, sampler, steps, args.eta.unwrap_or(settings.sampling.eta), clip)
+}
+
+fn size(args: &Args, checked: &Checked) -> Result<[usize; 2]> {
+    let Some(text) = &args.size else {
+        return checked.model.unet.sample_size.ok_or_else(|| {
+            Error::file(
+                &args.model,
+                "its configuration has no sample_size; give the size with --size",
+            )
+        });
+    };
+    let sides: Vec<Option<usize>> = text.split('x').map(|side| side.trim().parse().ok()).collect();
+    match sides[..] {
+        [Some(side)] if (1..=8192).contains(&side) => Ok([side, side]),
+        [Some(height), Some(width)]
+            if (1..=8192).contains(&height) && (1..=8192).contains(&width) =>
+        {
+            Ok([height, width])
+        }
+        _ => Err(Error::invalid(format!(
+            "--size {text} is no size; write a number of pixels from 1 to 8192, or HEIGHTxWIDTH"
+        ))),
+    }
+}
+
+fn starts(args: &Args, settings: &Config, [channels, height, width]: [usize; 3]) -> Result<Starts> {
+    let seeds = args.seeds.as_deref().map(parse_seeds).transpose()?;
+    let Some(path) = &args.noise else {
+        let seeds = match seeds {
+            Some(seeds) => seeds,
+            None => parse_seeds(&settings.sampling.seeds)?,
+        };
+        let names = names(&seeds);
+        return Ok(Starts { seeds, noise: None, names });
+    };
+    let mut tensors = Tensors::read(path)?;
+    let shape = tensors.get("noise").map(|tensor| tensor.shape.clone()).unwrap_or_default();
+    let count = match shape[..] {
+        [count, ..] if count > 0 => count,
+        _ => 1,
+    };
+    let values = tensors.take_f32("noise", &[count, channels, height, width], path)?;
+    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+        let what = format!("the tensor `noise` is NaN or infinite at element {index}");
+        return Err(Error::file(path, what));
+    }
+    let numbers: Vec<u64> = (0..count as u64).collect();
+    let names = names(&numbers);
+    let seeds = seeds.unwrap_or(numbers);
+    if seeds.len() != count {
+        return Err(Error::file(
+            path,
+            format!("has noise for {count} images, but --seeds names {}", seeds.len()),
+        ));
+    }
+    let noise = Some(nchw_to_nhwc(&values, [count, channels, height, width]));
+    Ok(Starts { seeds, noise, names })
+}
+
+/// As wide as the largest needs, so that a listing has them in order.
+fn names(numbers: &[u64]) -> Vec<String> {
+    let width = numbers.iter().max().map_or(0, |most| most.to_string().len()).max(5);
+    numbers.iter().map(|number| format!("{number:0width$}")).collect()
+}
+
+/// Begins the batch whose first image is `first`; a short last batch is filled up with repetitions
+/// of its last image.
+fn begin(
+    denoiser: &mut Denoiser,
+    starts: &Starts,
+    first: usize,
+    batch: usize,
+    [height, width, channels]: [usize; 3],
+) -> Result<()> {
+    let last = starts.seeds.len() - 1;
+    let members: Vec<usize> = (first..first + batch).map(|index| index.min(last)).collect();
+    let seeds: Vec<u64> = members.iter().map(|&index| starts.seeds[index]).collect();
+    let each = height * width * channels;
+    let noise: Vec<f32> = match &starts.noise {
+        Some(noise) => {
+            members.iter().flat_map(|&i| noise[i * each..(i + 1) * each].iter().copied()).collect()
+        }
+        None => {
+            seeds.iter().flat_map(|&seed| start_noise(seed, [height, width, channels])).collect()
+        }
+    };
+    denoiser.start_from(&noise, &seeds)
+}

@@ -1,0 +1,47 @@
+//! Options of every subcommand that starts from a configuration.
+
+use crate::Result;
+use crate::training::config::Config;
+use std::path::PathBuf;
+
+/// Where settings come from; what is named later replaces what is named before: defaults, preset,
+/// file, `--set`.
+#[derive(Debug, clap::Args)]
+pub struct Settings {
+    /// Start from a preset; `cyanea config --presets` lists them
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Read settings from a TOML file; `cyanea config` prints one with every key explained
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key, for instance --set training.steps=2000; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Settings {
+    /// # Errors
+    /// What [`Config::load`] refuses.
+    pub fn load(&self) -> Result<Config> {
+        self.load_with(&[])
+    }
+
+    /// With more `section.key=value`s, of options that stand for a key; they come last.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn load_with(&self, more: &[String]) -> Result<Config> {
+        let set: Vec<String> = self.set.iter().chain(more).cloned().collect();
+        Config::load(self.preset.as_deref(), self.config.as_deref(), &set)
+    }
+
+    /// A few words for headings: `preset ddpm-32`, `run.toml`, `the defaults`.
+    pub fn name(&self) -> String {
+        match (&self.preset, &self.config) {
+            (Some(preset), None) => format!("preset {preset}"),
+            (None, Some(file)) => file.display().to_string(),
+            (Some(preset), Some(file)) => format!("preset {preset} with {}", file.display()),
+            (None, None) => "the default settings".into(),
+        }
+    }
+}
