@@ -61,14 +61,10 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
         }
     }
     let command_line = flags.join(" ");
-    let folder = sources.folder.to_string_lossy();
     let objects: Vec<PathBuf> = units
         .iter()
         .map(|unit| {
-            cache.file(
-                &[&version, &command_line, &folder, &sources.headers, unit.source, &unit.text],
-                "o",
-            )
+            cache.file(&[&version, &command_line, &sources.headers, unit.source, &unit.text], "o")
         })
         .collect();
     cache::parallel(units.len(), |index| {
@@ -119,8 +115,13 @@ fn compile(
     let stem = object.with_extension(format!("tmp{}", std::process::id()));
     let (source, temporary) = (stem.with_extension("cpp"), stem.with_extension("part"));
     cache::write(&source, unit.text.as_bytes())?;
+    // Messages and debug information say `kernels/…`, wherever the project lies, so that equal
+    // sources give equal objects.
+    let map = |from: &Path| format!("-ffile-prefix-map={}=kernels", from.display());
     let output = Command::new(compiler)
         .args(flags)
+        .arg(map(kernels))
+        .args(object.parent().map(map))
         .arg("-I")
         .arg(kernels)
         .arg("-c")

@@ -109,7 +109,8 @@ fn collect(folder: &Path, texts: &mut Vec<String>) -> Result<(), String> {
         if path.is_dir() {
             collect(&path, texts)?;
         } else {
-            texts.push(format!("{}\n{}", path.display(), text(&path)?));
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            texts.push(format!("{name}\n{}", text(&path)?));
         }
     }
     Ok(())

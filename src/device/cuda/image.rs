@@ -1,7 +1,7 @@
 //! Which of the built-in images a GPU runs.
 
 use crate::device::CodePath;
-use crate::device::kernels::{Arch, GPU_COMPILER, IMAGES, Image};
+use crate::device::kernels::{Arch, IMAGES, Image};
 use crate::error::{Error, Result};
 
 /// The image of a file for a compute capability (70 for 7.0): the newest machine code of the same
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// None fits; says what the build has and how to make one.
 pub(super) fn choose(source: &str, capability: u32, code_path: CodePath) -> Result<&'static Image> {
-    if GPU_COMPILER.is_none() {
+    if IMAGES.is_empty() {
         return Err(Error::device(
             "this build has no GPU kernels; run scripts/cuda-toolchain.sh and build again",
         ));
