@@ -125,8 +125,8 @@ impl Rows<'_> {
             to[..left * 16].fill(0.0);
             to[right * 16..].fill(0.0);
             let line = (area.sample * height + (y as usize >> up)) * width;
-            let mut x = (area.x + left as isize) as usize;
-            for to in to[left * 16..right * 16].chunks_exact_mut(16) {
+            let columns = (area.x + left as isize) as usize..;
+            for (x, to) in columns.zip(to[left * 16..right * 16].chunks_exact_mut(16)) {
                 let at = (line + (x >> up)) * self.channels + self.channel;
                 let from = &self.from[at..at + 16];
                 for lane in 0..16 {
@@ -139,7 +139,6 @@ impl Rows<'_> {
                     }
                     to[lane] = value;
                 }
-                x += 1;
             }
         }
     }

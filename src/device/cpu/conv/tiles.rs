@@ -50,11 +50,16 @@ impl Plan {
     /// where the weights (`weights` floats) are small enough to be read by all.
     pub fn block_alone(&self, threads: usize, weights: usize) -> Option<usize> {
         let block = self.block();
+        if weights > SMALL_WEIGHTS {
+            // Each block streams all weights; with fewer tiles that takes longer than the products.
+            let enough = block >= 16 && self.tiles >= 2 * threads * block;
+            return enough.then_some(block);
+        }
         if threads == 1 || self.tiles >= 4 * threads * block {
             return Some(block);
         }
         let share = self.tiles.div_ceil(2 * threads);
-        (weights <= SMALL_WEIGHTS && share >= 4).then(|| share.next_multiple_of(4).min(block))
+        (share >= 4).then(|| share.next_multiple_of(4).min(block))
     }
 
     /// Floats between two frequencies of V, and all of it.

@@ -200,9 +200,8 @@ unsafe fn columns<A: Axis<N, M>, V: Lanes, const N: usize, const M: usize>(
             for (i, value) in values.iter_mut().enumerate() {
                 *value = V::load(from.add(i * row + j * column));
             }
-            let values = A::along(values);
-            for i in 0..M {
-                middle[i][j] = values[i];
+            for (middle, value) in middle.iter_mut().zip(A::along(values)) {
+                middle[j] = value;
             }
         }
         middle

@@ -41,11 +41,11 @@ impl LaneWork for PackWork<'_> {
                 let column = self.panel * PANEL + 16 * vector;
                 let mut taps = [[0.0f32; 16]; 9];
                 if k < c_in {
-                    for lane in 0..(c_out - column).min(16) {
+                    for (lane, column) in (column..c_out.min(column + 16)).enumerate() {
                         let at = if self.form.transposed {
-                            k * inner + column + lane
+                            k * inner + column
                         } else {
-                            (column + lane) * inner + k
+                            column * inner + k
                         };
                         let kernel = &self.weight[at * 9..at * 9 + 9];
                         for (tap, &value) in kernel.iter().enumerate() {
