@@ -12,7 +12,6 @@ use crate::formats::reference_case::ReferenceCase;
 use crate::graph::hoist::STATE;
 use crate::graph::{Engine, Graph, Region};
 use crate::ops::add_noise::AddNoise;
-use crate::ops::sampler_update::Row;
 use crate::ops::state::StepState;
 use std::collections::BTreeMap;
 
@@ -151,8 +150,7 @@ impl Updates {
         let output = g.input("output", TensorType::f32(shape))?;
         append_update(&mut g, output, x, table, true)?;
         let mut engine = Engine::single(g, device)?;
-        let rows: Vec<Row> = table.rows.iter().map(Row::from).collect();
-        engine.write(Region::State, "coefficients", &rows)?;
+        engine.write(Region::State, "coefficients", &table.rows)?;
         engine.write(Region::State, STATE, &StepState::new(0).words)?;
         if let (Some(noise), true) = (noise, engine.has(Region::State, "noise")) {
             engine.write(Region::State, "noise", noise)?;

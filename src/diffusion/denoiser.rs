@@ -3,7 +3,7 @@
 //! `prepare` runs once, `table` once with all timesteps, `denoise` once for each row of the
 //! table: network, update, and counting on, with no word from the host in between.
 
-use super::samplers::{SamplerTable, UpdateRow};
+use super::samplers::SamplerTable;
 use crate::device::{Device, Target, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
@@ -11,7 +11,7 @@ use crate::graph::{Engine, Graph, Plan, Rate, Region, fuse, lower};
 use crate::models::{Network, Weights};
 use crate::ops::advance_state::AdvanceState;
 use crate::ops::noise::{normal::Stream, philox};
-use crate::ops::sampler_update::{self, Noise, Row, SamplerUpdate};
+use crate::ops::sampler_update::{self, Noise, SamplerUpdate};
 use crate::ops::state::{self, StepState};
 
 /// Stream of the noise that an image starts from.
@@ -25,25 +25,6 @@ pub struct Shape {
     pub batch: usize,
     /// Height and width.
     pub size: [usize; 2],
-}
-
-impl From<&UpdateRow> for Row {
-    fn from(row: &UpdateRow) -> Row {
-        Row {
-            x0_from_x: row.x0_from_sample,
-            x0_from_output: row.x0_from_model,
-            // ε stands for the network's output itself.
-            eps_from_output: 1.0,
-            clip: row.clip,
-            x: row.from_sample,
-            x0: row.from_x0,
-            eps: row.from_model,
-            history: row.from_last_x0,
-            sigma: row.from_noise,
-            next_x0: 1.0,
-            ..Row::default()
-        }
-    }
 }
 
 /// Appends the update of `x` from the network's output, and counting on to the next row.
@@ -76,7 +57,7 @@ pub fn append_update(
             Noise::Given
         }
     };
-    let history = table.rows.iter().any(|row| row.from_last_x0 != 0.0);
+    let history = table.takes_history();
     let mut slots = vec![x];
     if history {
         slots.push(g.input("history", TensorType::f32(shape))?);
@@ -151,9 +132,8 @@ impl Denoiser {
     ) -> Result<Denoiser> {
         let mut engine = Engine::new(plan(network, table, shape, device.target())?, device)?;
         let timesteps: Vec<f32> = table.timesteps.iter().map(|&t| t as f32).collect();
-        let rows: Vec<Row> = table.rows.iter().map(Row::from).collect();
         engine.write(Region::State, "timesteps", &timesteps)?;
-        engine.write(Region::State, "coefficients", &rows)?;
+        engine.write(Region::State, "coefficients", &table.rows)?;
         let mut denoiser = Denoiser {
             takes_seeds: engine.has(Region::State, "seeds"),
             engine,

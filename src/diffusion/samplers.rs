@@ -4,40 +4,15 @@
 use super::schedule::NoiseSchedule;
 use super::scheduler_config::{FinalSigma, SchedulerConfig, Spacing, VarianceType};
 use crate::error::{Error, Result};
+use crate::ops::sampler_update::Row;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
-
-/// One update of the sample `x`, given the network's output `m`, the last row's `x₀` and fresh
-/// noise `z`, element by element:
-///
-/// ```text
-/// x₀ = clamp(x0_from_sample·x + x0_from_model·m, −clip, clip)
-/// x  ← from_sample·x + from_model·m + from_x0·x₀ + from_last_x0·x₀_last + from_noise·z
-/// ```
-///
-/// `x₀` is kept for the next row. The predicted noise, which DDIM's direction needs *before*
-/// clipping, is linear in `x` and `m` and is folded into their coefficients.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C)]
-pub struct UpdateRow {
-    pub x0_from_sample: f32,
-    pub x0_from_model: f32,
-    /// Infinite where nothing is clipped.
-    pub clip: f32,
-    pub from_sample: f32,
-    pub from_model: f32,
-    pub from_x0: f32,
-    /// 0 in the first row, whatever the history holds.
-    pub from_last_x0: f32,
-    /// 0: this row takes no noise.
-    pub from_noise: f32,
-}
 
 /// A sampling run: for each network evaluation the timestep it is given and the update after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerTable {
     pub timesteps: Vec<usize>,
-    pub rows: Vec<UpdateRow>,
+    pub rows: Vec<Row>,
 }
 
 impl SamplerTable {
@@ -52,7 +27,12 @@ impl SamplerTable {
 
     /// Whether any row takes fresh noise.
     pub fn takes_noise(&self) -> bool {
-        self.rows.iter().any(|row| row.from_noise != 0.0)
+        self.rows.iter().any(|row| row.sigma != 0.0)
+    }
+
+    /// Whether any row reads what an earlier one kept.
+    pub fn takes_history(&self) -> bool {
+        self.rows.iter().any(|row| row.history != 0.0)
     }
 }
 
@@ -133,19 +113,12 @@ pub fn table(
         Sampler::DpmSolverPp2m => dpm_rows(config, &schedule, &timesteps, clip)?,
     };
     for (row, t) in rows.iter().zip(&timesteps) {
-        let numbers = [
-            row.x0_from_sample,
-            row.x0_from_model,
-            row.from_sample,
-            row.from_model,
-            row.from_x0,
-            row.from_last_x0,
-            row.from_noise,
-        ];
+        let unclipped = Row { clip: 0.0, ..*row };
+        let numbers: &[f32] = bytemuck::cast_slice(std::slice::from_ref(&unclipped));
         if !numbers.iter().all(|number| number.is_finite()) {
             return Err(Error::invalid(format!(
-                "{} can't step from timestep {t}: ᾱ is {:e} there, too little of the image to \
-                 compute with; take a smaller beta_end or fewer timesteps",
+                "{} can't step from timestep {t}: ᾱ is {:e} there, too close to 0 or 1 for float32; \
+                 take other betas or fewer timesteps",
                 sampler.name(),
                 schedule.alpha_bar()[*t]
             )));
@@ -224,7 +197,7 @@ fn ddpm_rows(
     schedule: &NoiseSchedule,
     timesteps: &[usize],
     clip: f32,
-) -> Result<Vec<UpdateRow>> {
+) -> Result<Vec<Row>> {
     let variance_type = config.variance_type.unwrap_or(VarianceType::FixedSmall);
     let alpha_bar = schedule.alpha_bar();
     let mut rows = Vec::with_capacity(timesteps.len());
@@ -237,16 +210,15 @@ fn ddpm_rows(
             VarianceType::FixedSmall => ((1.0 - next) / (1.0 - now) * beta).max(1e-20),
             VarianceType::FixedLarge => beta,
         };
-        let (x0_from_sample, x0_from_model) = schedule.image_shares(t)?;
-        rows.push(UpdateRow {
-            x0_from_sample,
-            x0_from_model,
+        let (x0_from_x, x0_from_output) = schedule.image_shares(t)?;
+        rows.push(Row {
+            x0_from_x,
+            x0_from_output,
             clip,
-            from_sample: alpha.sqrt() * (1.0 - next) / (1.0 - now),
-            from_model: 0.0,
-            from_x0: next.sqrt() * beta / (1.0 - now),
-            from_last_x0: 0.0,
-            from_noise: if t > 0 { variance.sqrt() } else { 0.0 },
+            x: alpha.sqrt() * (1.0 - next) / (1.0 - now),
+            x0: next.sqrt() * beta / (1.0 - now),
+            sigma: if t > 0 { variance.sqrt() } else { 0.0 },
+            ..Row::default()
         });
     }
     Ok(rows)
@@ -261,7 +233,7 @@ fn ddim_rows(
     timesteps: &[usize],
     eta: f32,
     clip: f32,
-) -> Result<Vec<UpdateRow>> {
+) -> Result<Vec<Row>> {
     let alpha_bar = schedule.alpha_bar();
     let stride = schedule.timesteps() / timesteps.len();
     let last = if config.set_alpha_to_one { 1.0 } else { alpha_bar[0] };
@@ -273,17 +245,18 @@ fn ddim_rows(
         // Rounding, or an ᾱ₀ that the run ends on twice, must not lead below zero.
         let sigma = eta * variance.max(0.0).sqrt();
         let direction = (1.0 - next - sigma * sigma).max(0.0).sqrt();
-        let (x0_from_sample, x0_from_model) = schedule.image_shares(t)?;
-        let (noise_from_sample, noise_from_model) = schedule.noise_shares(t)?;
-        rows.push(UpdateRow {
-            x0_from_sample,
-            x0_from_model,
+        let (x0_from_x, x0_from_output) = schedule.image_shares(t)?;
+        let (eps_from_x, eps_from_output) = schedule.noise_shares(t)?;
+        rows.push(Row {
+            x0_from_x,
+            x0_from_output,
+            eps_from_x,
+            eps_from_output,
             clip,
-            from_sample: direction * noise_from_sample,
-            from_model: direction * noise_from_model,
-            from_x0: next.sqrt(),
-            from_last_x0: 0.0,
-            from_noise: sigma,
+            x0: next.sqrt(),
+            eps: direction,
+            sigma,
+            ..Row::default()
         });
     }
     Ok(rows)
@@ -313,7 +286,7 @@ fn dpm_rows(
     schedule: &NoiseSchedule,
     timesteps: &[usize],
     clip: f32,
-) -> Result<Vec<UpdateRow>> {
+) -> Result<Vec<Row>> {
     let sigma = |t: usize| {
         let alpha_bar = schedule.alpha_bar()[t];
         ((1.0 - alpha_bar) / alpha_bar).sqrt()
@@ -340,46 +313,43 @@ fn dpm_rows(
             let h_last = now.lambda - levels[index - 1].lambda;
             0.5 * towards_x0 * (1.0 / (h_last / h))
         };
-        let (x0_from_sample, x0_from_model) = schedule.image_shares(timesteps[index])?;
-        rows.push(UpdateRow {
-            x0_from_sample,
-            x0_from_model,
+        let (x0_from_x, x0_from_output) = schedule.image_shares(timesteps[index])?;
+        rows.push(Row {
+            x0_from_x,
+            x0_from_output,
             clip,
-            from_sample: next.noise / now.noise,
-            from_model: 0.0,
-            from_x0: towards_x0 + correction,
-            from_last_x0: -correction,
-            from_noise: 0.0,
+            x: next.noise / now.noise,
+            x0: towards_x0 + correction,
+            history: -correction,
+            next_x0: 1.0,
+            ..Row::default()
         });
     }
     Ok(rows)
 }
 
-/// Applies a row as its definition says; what devices are checked against. `last_x0` holds the
-/// history and becomes this row's x₀; `noise` is read where the row takes noise.
+/// Applies a row as [`Row`] defines it; what devices are checked against. `noise` is read where the
+/// row takes noise, and history that a row gives no weight is not read.
 ///
 /// # Panics
 /// Where the slices differ in length.
-pub fn apply(
-    row: &UpdateRow,
-    sample: &mut [f32],
-    model: &[f32],
-    last_x0: &mut [f32],
-    noise: &[f32],
-) {
-    assert_eq!(sample.len(), model.len());
-    assert_eq!(sample.len(), last_x0.len());
-    for (index, (x, x0)) in sample.iter_mut().zip(last_x0).enumerate() {
-        let m = model[index];
-        let now = (row.x0_from_sample * *x + row.x0_from_model * m).clamp(-row.clip, row.clip);
-        let mut next = row.from_sample * *x + row.from_model * m + row.from_x0 * now;
-        if row.from_last_x0 != 0.0 {
-            next += row.from_last_x0 * *x0;
-        }
-        if row.from_noise != 0.0 {
-            next += row.from_noise * noise[index];
-        }
-        (*x, *x0) = (next, now);
+pub fn apply(row: &Row, x: &mut [f32], output: &[f32], history: &mut [f32], noise: &[f32]) {
+    assert_eq!(x.len(), output.len());
+    assert_eq!(x.len(), history.len());
+    for (index, (x, history)) in x.iter_mut().zip(history).enumerate() {
+        let (now, o) = (*x, output[index]);
+        let x0 = (row.x0_from_x * now + row.x0_from_output * o).clamp(-row.clip, row.clip);
+        let eps = row.eps_from_x * now + row.eps_from_output * o;
+        let weighed = |weight: f32, value: f32| if weight == 0.0 { 0.0 } else { weight * value };
+        *x = row.x * now
+            + row.x0 * x0
+            + row.eps * eps
+            + weighed(row.history, *history)
+            + if row.sigma == 0.0 { 0.0 } else { row.sigma * noise[index] };
+        *history = row.next_x * now
+            + row.next_x0 * x0
+            + row.next_eps * eps
+            + weighed(row.next_history, *history);
     }
 }
 

@@ -259,26 +259,31 @@ fn noise_is_taken_where_the_sampler_has_some() {
     assert!(noise(Sampler::Ddpm, 0.0) && noise(Sampler::Ddim, 0.5));
     assert!(!noise(Sampler::Ddim, 0.0) && !noise(Sampler::DpmSolverPp2m, 0.0));
     let ddpm = table(&config(), Sampler::Ddpm, 1000, 0.0, Some(1.0)).unwrap();
-    assert_eq!(ddpm.rows.last().unwrap().from_noise, 0.0, "no noise at timestep 0");
-    assert!(ddpm.rows[998].from_noise > 0.0);
+    assert_eq!(ddpm.rows.last().unwrap().sigma, 0.0, "no noise at timestep 0");
+    assert!(ddpm.rows[998].sigma > 0.0);
     assert_eq!((ddpm.len(), ddpm.is_empty()), (1000, false));
+    let solver = table(&config(), Sampler::DpmSolverPp2m, 10, 0.0, None).unwrap();
+    assert!(solver.takes_history() && !ddpm.takes_history());
+    assert_eq!(solver.rows[0].history, 0.0, "nothing is known in the first row");
 }
 
 #[test]
 fn clipping_holds_the_predicted_image_in_its_range() {
-    let row = UpdateRow {
-        x0_from_sample: 10.0,
-        x0_from_model: 0.0,
+    let row = Row {
+        x0_from_x: 10.0,
         clip: 0.5,
-        from_sample: 1.0,
-        from_model: 2.0,
-        from_x0: 4.0,
-        from_last_x0: 8.0,
-        from_noise: 16.0,
+        x: 1.0,
+        eps_from_output: 1.0,
+        eps: 2.0,
+        x0: 4.0,
+        history: 8.0,
+        sigma: 16.0,
+        next_x0: 1.0,
+        ..Row::default()
     };
-    let (mut x, mut last) = ([1.0, -1.0, 0.01], [1.0, 2.0, 3.0]);
-    apply(&row, &mut x, &[0.25, 0.5, 0.0], &mut last, &[0.5, 0.25, 0.0]);
-    assert_relative_eq!(last[..], [0.5, -0.5, 0.1][..], max_relative = 1e-6);
+    let (mut x, mut history) = ([1.0, -1.0, 0.01], [1.0, 2.0, 3.0]);
+    apply(&row, &mut x, &[0.25, 0.5, 0.0], &mut history, &[0.5, 0.25, 0.0]);
+    assert_relative_eq!(history[..], [0.5, -0.5, 0.1][..], max_relative = 1e-6);
     assert_relative_eq!(
         x[..],
         [1.0 + 0.5 + 2.0 + 8.0 + 8.0, -1.0 + 1.0 - 2.0 + 16.0 + 4.0, 0.01 + 0.4 + 24.0][..],
@@ -302,6 +307,9 @@ fn what_can_not_be_sampled_is_said() {
     assert!(message.contains("timestep 1000"), "{message}");
     let message = said(&config(), Sampler::DpmSolverPp2m, 1000, 0.0, None);
     assert!(message.contains("different timesteps"), "{message}");
+    let no_noise = SchedulerConfig { beta_start: 1e-12, beta_end: 1e-11, ..config() };
+    let message = said(&no_noise, Sampler::Ddpm, 10, 0.0, None);
+    assert!(message.contains("ᾱ is 1e0"), "{message}");
     let all_noise = SchedulerConfig { beta_start: 0.9, beta_end: 0.95, ..config() };
     for sampler in [Sampler::Ddpm, Sampler::Ddim, Sampler::DpmSolverPp2m] {
         let message = said(&all_noise, sampler, 10, 0.0, None);
