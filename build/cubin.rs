@@ -19,8 +19,12 @@ const FRAME_SIZE: u8 = 0x11;
 /// The form of such an attribute: a size follows, then so many bytes.
 const SIZED: u8 = 0x04;
 
-/// For each symbol what its kernel needs.
-pub fn resources(cubin: &[u8], symbols: &[String]) -> Result<Vec<Resources>, String> {
+/// Shared memory that the system keeps for itself in each block from compute capability 9.0 on, and
+/// that cubins count in.
+const RESERVED_SHARED_BYTES: u32 = 1024;
+
+/// For each symbol what its kernel needs; `arch` is 90 for compute capability 9.0.
+pub fn resources(cubin: &[u8], symbols: &[String], arch: u32) -> Result<Vec<Resources>, String> {
     let file = object::read::elf::ElfFile64::<Endianness>::parse(cubin)
         .map_err(|e| format!("unreadable machine code: {e}"))?;
     let info = file.section_by_name(".nv.info").ok_or("machine code without .nv.info")?;
@@ -54,7 +58,8 @@ pub fn resources(cubin: &[u8], symbols: &[String]) -> Result<Vec<Resources>, Str
             return Err(format!("machine code without a register count for {symbol}"));
         }
         if let Some(shared) = file.section_by_name(&format!(".nv.shared.{symbol}")) {
-            resources.shared_bytes = shared.size() as u32;
+            let reserved = if arch >= 90 { RESERVED_SHARED_BYTES } else { 0 };
+            resources.shared_bytes = (shared.size() as u32).saturating_sub(reserved);
         }
     }
     Ok(found)

@@ -115,7 +115,7 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
         let bytes = cache::read(&cached)?;
         let resources = match arch.ptx {
             true => vec![None; names.len()],
-            false => cubin::resources(&bytes, &names)?.into_iter().map(Some).collect(),
+            false => cubin::resources(&bytes, &names, arch.number)?.into_iter().map(Some).collect(),
         };
         let extension = if arch.ptx { "ptx" } else { "cubin" };
         let path = out.join(format!("{file}-{}-path{code_path}.{extension}", arch.name()));
