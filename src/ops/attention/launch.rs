@@ -36,7 +36,7 @@ kernels::params! {
 }
 
 /// The kernel whose rows are just long enough.
-fn fitting<'a>(depth: usize, kernels: [&'a Kernel; 3]) -> Result<&'a Kernel> {
+fn fitting(depth: usize, kernels: [&Kernel; 3]) -> Result<&Kernel> {
     let index = [8, 64, 512].iter().position(|&most| depth <= most);
     index.map(|index| kernels[index]).ok_or_else(|| {
         let what = format!("{depth} channels a head; the kernels take at most 512");
