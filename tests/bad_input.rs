@@ -75,7 +75,9 @@ fn synth_refuses_sizes_and_counts_that_make_no_sense() {
 
 /// Each subcommand that takes a configuration, with what else it needs.
 fn with_configuration() -> Vec<Command> {
-    let mut all = Vec::new();
+    let mut train = cyanea();
+    train.args(["train", "--data", "no-such-pictures", "--out", "no-such-run"]);
+    let mut all = vec![train];
     for subcommand in [&["config"][..], &["plan"], &["bench", "step"]] {
         let mut command = cyanea();
         command.args(subcommand);
@@ -127,6 +129,7 @@ fn configurations_are_refused_with_source_key_value_and_remedy() {
             holds(&error(command.args([option, value])), words);
         }
     }
+    assert!(!Path::new("no-such-run").exists());
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "only the file itself");
 }
 

@@ -22,7 +22,9 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 const SUBCOMMANDS: &[&str] = &[
+    "quickstart",
     "synth",
+    "train",
     "sample",
     "config",
     "plan",
@@ -31,6 +33,7 @@ const SUBCOMMANDS: &[&str] = &[
     "kernels",
     "doctor",
     "import",
+    "export",
     "completions",
 ];
 

@@ -3,7 +3,6 @@
 use super::output;
 use super::settings::Settings;
 use super::timing::Timing;
-use super::training_recipe;
 use crate::Result;
 use crate::device::Device;
 use crate::device::cpu::Cpu;
@@ -12,7 +11,8 @@ use crate::diffusion::{NoiseSchedule, samplers};
 use crate::models::{self, DdpmUnet, Network, Weights};
 use crate::training::config::Config;
 use crate::training::init::initial_weights;
-use crate::training::trainer::{StepSettings, Trainer};
+use crate::training::run::recipe;
+use crate::training::trainer::{Recipe, StepSettings, Trainer};
 use serde_json::{Value, json};
 
 const EXAMPLES: &str = "\
@@ -129,7 +129,7 @@ fn train(args: &Measured, device: &dyn Device) -> Result<()> {
     let config = args.settings.load()?;
     let (network, weights) = network(&config)?;
     let batch = args.batch.map_or(config.training.batch_size, |batch| batch as usize);
-    let recipe = training_recipe::of(&config, batch);
+    let recipe = Recipe { batch, ..recipe(&config) };
     let schedule = NoiseSchedule::new(&config.scheduler())?;
     let seed = config.training.seed;
     let [height, width] = size(&config);

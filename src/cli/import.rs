@@ -3,7 +3,7 @@
 use super::{figures, fresh_folder, model_folder, output};
 use crate::Result;
 use crate::formats::diffusers;
-use crate::formats::tensors::{Tensor, Tensors};
+use crate::training::run::to_tensors;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -47,12 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.out {
         None => output::say_line(&format!("{}: {network}; all is well", args.model.display())),
         Some(out) => {
-            let tensors = checked.weights.tensors.iter();
-            let weights: Tensors = tensors
-                .map(|(name, shape, values)| {
-                    (name.clone(), Tensor::f32(shape.clone(), values.clone()))
-                })
-                .collect();
+            let weights = to_tensors(&checked.weights);
             diffusers::write(out, &model.unet, &model.scheduler, &weights)?;
             output::say_line(&format!("{}: {network}", out.display()))
         }

@@ -8,6 +8,7 @@ mod compare;
 mod completions;
 mod config;
 mod doctor;
+mod export;
 mod figures;
 mod fresh_folder;
 mod import;
@@ -18,11 +19,13 @@ mod output;
 mod plan;
 mod plan_figures;
 mod progress;
+mod quickstart;
 mod sample;
 mod settings;
 mod synth;
 mod timing;
-mod training_recipe;
+mod train;
+mod training_run;
 
 use crate::device::open_by_name;
 use crate::{Error, Result};
@@ -59,7 +62,9 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Quickstart(quickstart::Args),
     Synth(synth::Args),
+    Train(train::Args),
     Sample(sample::Args),
     Config(config::Args),
     Plan(plan::Args),
@@ -68,6 +73,7 @@ enum Command {
     Kernels(kernels::Args),
     Doctor(doctor::Args),
     Import(import::Args),
+    Export(export::Args),
     Completions(completions::Args),
 }
 
@@ -104,7 +110,9 @@ fn run(cli: &Cli) -> Result<()> {
     let listen = Interruption::listen;
     let device = || open_by_name(&cli.device);
     match &cli.command {
+        Command::Quickstart(args) => quickstart::run(args, device()?.as_ref(), &listen()),
         Command::Synth(args) => synth::run(args, &listen()),
+        Command::Train(args) => train::run(args, device, &listen()),
         Command::Sample(args) => sample::run(args, device()?.as_ref(), &listen()),
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args, &cli.device),
@@ -113,6 +121,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Kernels(args) => kernels::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -1,13 +1,14 @@
 //! `cyanea plan`: what a network costs on a target, before anything runs.
 
+use super::output;
 use super::plan_figures::{self, Cost};
 use super::settings::Settings;
-use super::{output, training_recipe};
 use crate::Result;
 use crate::device::{Target, open_by_name};
 use crate::diffusion::{denoiser, samplers};
 use crate::models::DdpmUnet;
-use crate::training::trainer;
+use crate::training::run::recipe;
+use crate::training::trainer::{self, Recipe};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,7 +57,7 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
     let size = [config.data.size.height, config.data.size.width];
     let shape = denoiser::Shape { batch, size };
     let sampling = denoiser::plan(&network, &table, shape, &target)?;
-    let recipe = training_recipe::of(&config, batch);
+    let recipe = Recipe { batch, ..recipe(&config) };
     let training = trainer::plan(&network, scheduler.num_train_timesteps, &recipe, &target)?;
 
     let parameters = plan_figures::parameters(&training);

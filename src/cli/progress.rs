@@ -2,6 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Done, now, to do.
+pub const CHARACTERS: &str = "━╸─";
+
 /// A bar over `count` things of a kind, with their rate and the time left.
 pub fn bar(count: u64, what: &str, unit: &str) -> ProgressBar {
     let template = format!(
@@ -9,7 +12,7 @@ pub fn bar(count: u64, what: &str, unit: &str) -> ProgressBar {
     );
     let style = ProgressStyle::with_template(&template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━╸─");
+        .progress_chars(CHARACTERS);
     let bar = ProgressBar::new(count).with_style(style).with_prefix(what.to_string());
     bar.tick();
     bar

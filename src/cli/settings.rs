@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::training::config::Config;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where settings come from; what is named later replaces what is named before: defaults, preset,
 /// file, `--set`.
@@ -23,16 +23,15 @@ impl Settings {
     /// # Errors
     /// What [`Config::load`] refuses.
     pub fn load(&self) -> Result<Config> {
-        self.load_with(&[])
+        Config::load(self.preset.as_deref(), self.config.as_deref(), &self.set)
     }
 
-    /// With more `section.key=value`s, of options that stand for a key; they come last.
+    /// The settings of a run's own file, changed by `--set` alone.
     ///
     /// # Errors
     /// As [`Settings::load`].
-    pub fn load_with(&self, more: &[String]) -> Result<Config> {
-        let set: Vec<String> = self.set.iter().chain(more).cloned().collect();
-        Config::load(self.preset.as_deref(), self.config.as_deref(), &set)
+    pub fn load_from(&self, file: &Path) -> Result<Config> {
+        Config::load(None, Some(file), &self.set)
     }
 
     /// A few words for headings: `preset ddpm-32`, `run.toml`, `the defaults`.

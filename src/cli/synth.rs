@@ -5,10 +5,9 @@ use super::interruption::Interruption;
 use super::{output, progress};
 use crate::Result;
 use crate::data::synthetic::{self, MAX_SIZE, MIN_SIZE};
-use crate::formats::atomic::write_atomic;
-use image::ImageFormat;
+use crate::formats::picture::write_png;
 use rayon::prelude::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,21 +42,7 @@ pub struct Args {
 
 pub fn run(args: &Args, interruption: &Interruption) -> Result<()> {
     let folder = FreshFolder::create(&args.out)?;
-    let bar = progress::bar(args.count.into(), "drawing", "pictures");
-    (0..args.count).into_par_iter().try_for_each(|index| {
-        interruption.check()?;
-        let picture = synthetic::render(args.seed, index.into(), args.size)?;
-        let path = folder.path().join(format!("{index:05}.png"));
-        write_atomic(&path, |out| {
-            picture.write_to(out, ImageFormat::Png).map_err(|error| match error {
-                image::ImageError::IoError(error) => error,
-                other => std::io::Error::other(other),
-            })
-        })?;
-        bar.inc(1);
-        Ok(())
-    })?;
-    bar.finish_and_clear();
+    draw(folder.path(), args.seed, args.count, args.size, interruption)?;
     folder.keep();
     output::say_line(&format!(
         "{} pictures of {1}×{1} pixels in {2}",
@@ -65,4 +50,27 @@ pub fn run(args: &Args, interruption: &Interruption) -> Result<()> {
         args.size,
         args.out.display()
     ))
+}
+
+/// Draws the first `count` pictures of a collection into a folder.
+///
+/// # Errors
+/// A size out of range, what the operating system says, or an interruption.
+pub fn draw(
+    folder: &Path,
+    seed: u64,
+    count: u32,
+    size: u32,
+    interruption: &Interruption,
+) -> Result<()> {
+    let bar = progress::bar(count.into(), "drawing", "pictures");
+    (0..count).into_par_iter().try_for_each(|index| {
+        interruption.check()?;
+        let picture = synthetic::render(seed, index.into(), size)?;
+        write_png(&folder.join(format!("{index:05}.png")), &picture)?;
+        bar.inc(1);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    Ok(())
 }
