@@ -1,7 +1,8 @@
-//! Every reference case in `tests/fixtures`, replayed on the CPU device.
+//! Every reference case in `tests/fixtures`, replayed on the CPU and on the emulator.
 
 use cyanea::compare::replay;
 use cyanea::device::cpu::CpuDevice;
+use cyanea::device::{Device, open_by_name};
 use cyanea::formats::verdict::Precision;
 use std::path::PathBuf;
 
@@ -20,12 +21,22 @@ fn cases() -> Vec<PathBuf> {
 
 #[test]
 fn every_case_passes_on_the_cpu() {
-    let device = CpuDevice::new();
+    check(&CpuDevice::new());
+}
+
+#[test]
+fn every_case_passes_on_both_code_paths_of_the_emulator() {
+    for name in ["emulated:v100", "emulated:h100"] {
+        check(open_by_name(name).expect("the emulator is always there").as_ref());
+    }
+}
+
+fn check(device: &dyn Device) {
     let mut failed = Vec::new();
     let mut closest = (0.0f64, String::new());
     for path in cases() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        match replay(&path, &device, Precision::Fp32) {
+        match replay(&path, device, Precision::Fp32) {
             Err(error) => failed.push(format!("{name}: {error}")),
             Ok(report) => {
                 for tensor in &report.verdict.tensors {
@@ -45,6 +56,17 @@ fn every_case_passes_on_the_cpu() {
             }
         }
     }
-    println!("the closest call is {} with {:.3} of what is allowed", closest.1, closest.0);
-    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+    println!(
+        "{}: the closest call is {} with {:.3} of what is allowed",
+        device.name(),
+        closest.1,
+        closest.0
+    );
+    assert!(
+        failed.is_empty(),
+        "{} failures on {}:\n{}",
+        failed.len(),
+        device.name(),
+        failed.join("\n")
+    );
 }

@@ -16,7 +16,7 @@ use crate::formats::metrics::Metrics;
 use crate::formats::run_folder::RunFolder;
 use crate::formats::tensors::{Tensor, Tensors};
 use crate::graph::Region;
-use crate::models::{DdpmUnet, Network, Weights, parameters};
+use crate::models::{DdpmUnet, Weights, parameters};
 use crate::ops::adamw::AdamW;
 use std::time::Instant;
 
