@@ -145,6 +145,7 @@ fn train(args: &Measured, device: &dyn Device) -> Result<()> {
         ema_decay: config.training.ema_decay,
     };
     let trainer = Trainer::new(&network, &weights, &schedule, recipe, seed, device)?;
+    drop(weights);
     let mut run = Training { trainer, settings, before: 0 };
     let begin = |run: &mut Training| {
         run.before = run.trainer.engine().session().launches();

@@ -33,7 +33,7 @@ model: cyanea sample --model runs/quickstart --seeds 64-127 --out more.";
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Minutes of training; drawing and sampling take less than one more on two cores
-    #[arg(long, value_name = "MINUTES", default_value_t = 4.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 4.25, allow_negative_numbers = true)]
     minutes: f64,
     /// Of pictures, weights, timesteps and noise
     #[arg(long, default_value_t = 0, allow_negative_numbers = true,
@@ -55,8 +55,12 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
             args.minutes
         )));
     }
-    let settings =
-        [format!("training.minutes={:?}", args.minutes), format!("training.seed={}", args.seed)];
+    let settings = [
+        format!("training.minutes={:?}", args.minutes),
+        format!("training.seed={}", args.seed),
+        // One grid on the way is enough: each takes the time of a hundred steps of training.
+        "training.sample_every=500".to_string(),
+    ];
     let mut config = Config::load(Some("quickstart"), None, &settings)?;
     RunFolder::check_free(&args.out)?;
     let own = args.out.join("data");
