@@ -104,6 +104,27 @@ fn synth_writes_the_pictures_that_seed_index_and_size_name() {
     assert_eq!(read(&more), read(&out));
 }
 
+#[cfg(unix)]
+#[test]
+fn interrupted_drawing_leaves_nothing() {
+    use std::process::Command;
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("many");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cyanea"))
+        .args(["synth", "--size", "256", "--count", "1000000", "--out"])
+        .arg(&out)
+        .spawn()
+        .unwrap();
+    while !fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(names(root.path()), [] as [String; 0]);
+}
+
 #[test]
 fn completions_know_the_subcommands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

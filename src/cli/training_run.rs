@@ -98,7 +98,9 @@ pub fn train(
         }
         Err(error) => Err(error),
         Ok(Outcome { steps, seconds, held_out_loss }) => {
-            let took = HumanDuration(Duration::from_secs_f64(seconds.max(0.0)));
+            // From a checkpoint, which may say anything.
+            let seconds = if seconds.is_finite() { seconds.clamp(0.0, 1e9) } else { 0.0 };
+            let took = HumanDuration(Duration::from_secs_f64(seconds));
             output::say(&format!(
                 "trained {steps} steps in {took}\n\
                  held-out loss {held_out_loss:.4}\n\
