@@ -1,0 +1,124 @@
+//! Random small U-Nets: the fused graph against the plain one, forward and all gradients, on the
+//! CPU and on the kernels.
+
+use cyanea::Result;
+use cyanea::data::counter::Stream;
+use cyanea::device::cpu::CpuDevice;
+use cyanea::device::{Device, TensorType, open_by_name};
+use cyanea::graph::{Build, Engine, Graph, Rate, Region, autodiff, fuse};
+use cyanea::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
+use cyanea::models::{DdpmUnet, Network, UnetConfig, Weights, parameters};
+use cyanea::training::init::initial_weights;
+use proptest::prelude::*;
+
+const BATCH: usize = 2;
+
+fn configs() -> impl Strategy<Value = (UnetConfig, [usize; 2])> {
+    let levels = prop::collection::vec((1usize..4, any::<bool>(), any::<bool>()), 1..4);
+    (levels, 1usize..3, 0usize..2, any::<bool>(), any::<bool>(), 1usize..4, 1usize..4).prop_map(
+        |(levels, layers, padding, shifted, middle, height, width)| {
+            let down = |on| if on { DownBlock::Attention } else { DownBlock::Plain };
+            let up = |on| if on { UpBlock::Attention } else { UpBlock::Plain };
+            let multiple = 1 << (levels.len() - 1);
+            let config = UnetConfig {
+                block_out_channels: levels.iter().map(|&(c, ..)| 4 * c).collect(),
+                down_block_types: levels.iter().map(|&(_, on, _)| down(on)).collect(),
+                up_block_types: levels.iter().rev().map(|&(_, _, on)| up(on)).collect(),
+                layers_per_block: layers,
+                downsample_padding: padding,
+                resnet_time_scale_shift: match shifted {
+                    true => TimeScaleShift::ScaleShift,
+                    false => TimeScaleShift::Default,
+                },
+                add_attention: middle,
+                attention_head_dim: Some(4),
+                norm_num_groups: 2,
+                ..UnetConfig::default()
+            };
+            (config, [height * multiple, width * multiple])
+        },
+    )
+}
+
+/// The output and all gradients of a network, fused or not, and how many nodes it took.
+fn run(
+    config: &UnetConfig,
+    size: [usize; 2],
+    fused: bool,
+    device: &dyn Device,
+) -> Result<(usize, Vec<Vec<f32>>)> {
+    let network = DdpmUnet::new(config.clone())?;
+    let image = TensorType::f32([BATCH, size[0], size[1], 3]);
+    let mut g = Graph::new();
+    let x = g.input("x", image.clone())?;
+    let timesteps = g.input("timesteps", TensorType::f32([BATCH]))?;
+    let y = network.build(&mut g, x, timesteps)?;
+    let upstream = g.input("upstream", image)?;
+    let mut wrt = vec![x];
+    for slot in g.slots.clone() {
+        if slot.region == Region::Weights {
+            wrt.push(g.slot(slot.region, &slot.name, slot.ty, Rate::Weights)?);
+        }
+    }
+    let gradients = autodiff::gradients(&mut g, &[(y, upstream)], &wrt)?;
+    let results: Vec<_> = std::iter::once(y).chain(gradients.into_iter().flatten()).collect();
+    assert_eq!(results.len(), wrt.len() + 1, "every parameter matters");
+    for (index, &tensor) in results.iter().enumerate() {
+        let ty = g.ty(tensor).clone();
+        let slot = g.input(&format!("result {index}"), ty)?;
+        g.bind(tensor, slot)?;
+    }
+    if fused {
+        fuse::fuse(&mut g)?;
+    }
+    let nodes = g.nodes.len();
+    let mut engine = Engine::single(g, device)?;
+    let shapes = parameters(&network, size)?;
+    let values = initial_weights(&shapes, 3);
+    let tensors = shapes.into_iter().zip(values).map(|((n, s), v)| (n, s, v)).collect();
+    Weights { tensors }.write(&mut engine)?;
+    let random = |stream: u64| {
+        let mut stream = Stream::new(&[stream]);
+        (0..BATCH * size[0] * size[1] * 3).map(|_| stream.bell()).collect::<Vec<f32>>()
+    };
+    engine.write(Region::State, "x", &random(1))?;
+    engine.write(Region::State, "upstream", &random(2))?;
+    engine.write(Region::State, "timesteps", &[3.0f32, 800.0])?;
+    engine.run("run")?;
+    let values = (0..results.len())
+        .map(|index| engine.read(Region::State, &format!("result {index}")))
+        .collect::<Result<_>>()?;
+    Ok((nodes, values))
+}
+
+fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device) {
+    let (plain, want) = run(config, size, false, device).unwrap();
+    let (fused, got) = run(config, size, true, device).unwrap();
+    assert!(fused < plain, "{fused} nodes of {plain}");
+    let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
+    let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
+    for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+        // Gradients that are zero but for rounding are measured by the largest one.
+        let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= 2e-4 * scale, "result {index}: {g} is not {w} ({scale})");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn fused_networks_agree_on_the_cpu((config, size) in configs()) {
+        check(&config, size, &CpuDevice::new());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+    #[test]
+    fn fused_networks_agree_on_the_kernels((config, size) in configs()) {
+        check(&config, size, open_by_name("emulated:v100").unwrap().as_ref());
+        check(&config, size, open_by_name("emulated:h100").unwrap().as_ref());
+    }
+}
