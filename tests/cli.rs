@@ -240,6 +240,29 @@ fn plan_knows_the_published_network() {
 }
 
 #[test]
+fn plan_predicts_for_gpus_and_says_that_it_does() {
+    let model_case = ["--batch", "16", "--epochs", "10000", "--images", "667"];
+    let plan = |target: &str| {
+        let arguments = ["plan", "--preset", "ddpm-32", "--json", "--target", target];
+        json(cyanea().args(arguments).args(model_case))
+    };
+    let (v100, h100) = (plan("v100"), plan("h100"));
+    for key in ["predicted_us_per_sampling_step", "predicted_us_per_training_step"] {
+        let [old, new] = [&v100, &h100].map(|plan| plan[key].as_f64().unwrap());
+        assert!(0.0 < new && new < old, "{key}: {new} and {old}");
+    }
+    // 416,875 steps of 16 images.
+    let hours = v100["predicted_us_per_training_step"].as_f64().unwrap() * 416_875.0 / 3.6e9;
+    let said = v100["predicted_training_hours"].as_f64().unwrap();
+    assert!((said / hours - 1.0).abs() <= 1e-9, "{said} is not {hours}");
+    let text = stdout(cyanea().args(["plan", "--preset", "ddpm-32", "--target", "a100"]));
+    assert!(text.contains("a prediction, not a measurement") && text.contains("conv2d_fwd"));
+    let cpu = cyanea().args(["plan", "--preset", "ddpm-32"]).args(model_case).assert().code(2);
+    let error = String::from_utf8_lossy(&cpu.get_output().stderr).into_owned();
+    assert!(error.contains("no prediction for the cpu target"), "{error}");
+}
+
+#[test]
 fn bench_counts_the_launches_that_plan_announces() {
     let small = ["--preset", "ddpm-32", "--set", "model.channels=[32]"];
     let small =

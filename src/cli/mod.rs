@@ -18,6 +18,7 @@ mod model_folder;
 mod output;
 mod plan;
 mod plan_figures;
+mod prediction;
 mod progress;
 mod quickstart;
 mod sample;

@@ -2,6 +2,7 @@
 
 use super::output;
 use super::plan_figures::{self, Cost};
+use super::prediction::{Prediction, training_hours};
 use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
@@ -15,6 +16,7 @@ Examples:
   cyanea plan --preset ddpm-64
   cyanea plan --preset ddpm-32 --batch 16 --json
   cyanea plan --config run.toml --target v100
+  cyanea plan --preset ddpm-64 --target v100 --batch 16 --epochs 10000 --images 667
 
 What comes out: parameters; FLOPs (twice the multiplications of convolutions, products and
 attention, whatever algorithm computes them), bytes that must move, and launches, each per step;
@@ -22,7 +24,13 @@ launches before the loop; memory (the arena lives inside a step; persistent memo
 weights, what the optimizer keeps, tables and state); the largest tensors. A sampling step is one
 network evaluation with the sampler's update, a training step one update of the weights with the
 configuration's training.accumulate batches before it. Nothing runs and nothing is allocated, so a
-target needs no GPU. The keys of --json carry their units in their names.";
+target needs no GPU. The keys of --json carry their units in their names.
+
+For v100, a100 and h100 a predicted time follows: for each launch of a sampling step the floor from
+FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, the gap to the next
+launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
+kernel for a training step. A prediction from data sheets, which real kernels do not reach, and
+never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
 #[derive(Debug, clap::Args)]
@@ -37,6 +45,14 @@ pub struct Args {
     /// What to plan for: cpu, v100, a100 or h100; by default that of --device
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
+    /// With --images: also predict the hours of so many passes over the images
+    #[arg(long, value_name = "N", requires = "images",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    epochs: Option<u64>,
+    /// Training images, for --epochs
+    #[arg(long, value_name = "M", requires = "epochs",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    images: Option<u64>,
     /// Print a JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -62,8 +78,30 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
 
     let parameters = plan_figures::parameters(&training);
     let (s, t) = (Cost::sampling(&sampling), Cost::training(&training, recipe.accumulate));
+    let predicted = match target.is_cpu() && args.epochs.is_none() {
+        true => None,
+        false => {
+            let step = plan_figures::training_step(recipe.accumulate);
+            let sampling = Prediction::of(&sampling, plan_figures::SAMPLING_STEP, &target)?;
+            Some((sampling, Prediction::of(&training, &step, &target)?))
+        }
+    };
+    let hours = predicted.as_ref().zip(args.epochs.zip(args.images)).map(
+        |((_, training), (epochs, images))| {
+            let batch = (batch * recipe.accumulate) as u64;
+            training_hours(training.microseconds(), epochs, images, batch)
+        },
+    );
     if args.json {
-        return output::say_line(&format!("{:#}", plan_figures::json(parameters, &s, &t)));
+        let mut json = plan_figures::json(parameters, &s, &t);
+        if let Some((sampling, training)) = &predicted {
+            json["predicted_us_per_sampling_step"] = sampling.microseconds().into();
+            json["predicted_us_per_training_step"] = training.microseconds().into();
+        }
+        if let Some(hours) = hours {
+            json["predicted_training_hours"] = hours.into();
+        }
+        return output::say_line(&format!("{json:#}"));
     }
     let head = format!(
         "{}: {}×{} pixels, batch {batch}, target {}",
@@ -72,5 +110,22 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         size[1],
         target.name
     );
-    output::say(&plan_figures::text(&head, parameters, &s, &t))
+    let mut text = plan_figures::text(&head, parameters, &s, &t);
+    if let Some((sampling, training)) = &predicted {
+        text += &format!(
+            "\npredicted floors of a sampling step (a prediction, not a measurement)\n{}\npredicted \
+             floors of a training step, by kernel\n{}\npredicted at best: {:.1} µs a sampling step, \
+             {:.1} µs a training step\n",
+            sampling.launches(),
+            training.by_kernel(),
+            sampling.microseconds(),
+            training.microseconds()
+        );
+    }
+    if let (Some(hours), Some(epochs), Some(images)) = (hours, args.epochs, args.images) {
+        text += &format!(
+            "predicted at best: {hours:.1} hours of training for {epochs} epochs of {images} images\n"
+        );
+    }
+    output::say(&text)
 }

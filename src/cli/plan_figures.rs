@@ -7,6 +7,16 @@ use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+/// Programs of a sampling step, with how often each runs in one.
+pub const SAMPLING_STEP: &[(&str, usize)] = &[("denoise", 1)];
+
+/// Programs of a training step of `accumulate` micro-batches: these, the optimizer, and the weights
+/// brought into the device's forms.
+pub fn training_step(accumulate: usize) -> [(&'static str, usize); 4] {
+    let more = accumulate.saturating_sub(1);
+    [("accumulate", 1), ("accumulate_more", more), ("update", 1), ("prepare", 1)]
+}
+
 /// Programs that run before a loop, in the order of their runs.
 const BEFORE: &[&str] = &["prepare", "table"];
 /// How many of the largest tensors are printed.
@@ -85,15 +95,13 @@ impl Cost {
 
     /// Of a sampling run: one network evaluation and update is a step.
     pub fn sampling(plan: &Plan) -> Cost {
-        Cost::of(plan, &[("denoise", 1)])
+        Cost::of(plan, SAMPLING_STEP)
     }
 
-    /// Of training: `accumulate` micro-batches, the optimizer, and the weights brought into the
-    /// device's forms are a step; nothing runs before the loop that does not run in it.
+    /// Of training: a step is [`training_step`]; nothing runs before the loop that does not run in
+    /// it.
     pub fn training(plan: &Plan, accumulate: usize) -> Cost {
-        let more = accumulate.saturating_sub(1);
-        let step = [("accumulate", 1), ("accumulate_more", more), ("update", 1), ("prepare", 1)];
-        Cost { launches_before: Vec::new(), ..Cost::of(plan, &step) }
+        Cost { launches_before: Vec::new(), ..Cost::of(plan, &training_step(accumulate)) }
     }
 }
 

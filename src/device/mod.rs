@@ -10,11 +10,13 @@ pub mod emulated;
 pub mod kernels;
 mod program;
 mod select;
+mod speed;
 mod target;
 mod types;
 
 pub use program::{CpuWork, KernelWork, Launch, Program, Space, View, Work};
 pub use select::open_by_name;
+pub use speed::Speed;
 pub use target::{CodePath, Target};
 pub use types::{DType, TensorType};
 

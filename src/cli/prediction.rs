@@ -1,0 +1,170 @@
+//! The predicted time of a step on a GPU that is not there: for each launch the floors from FLOPs
+//! and from bytes, and the gap to the next. A prediction, never a measurement.
+
+use super::figures::{Table, grouped};
+use crate::device::{DType, Launch, Program, Speed, Target, Work};
+use crate::graph::Plan;
+use crate::{Error, Result};
+use std::collections::HashMap;
+
+/// One launch's floors, in microseconds.
+struct Row {
+    name: String,
+    kernel: &'static str,
+    times: usize,
+    flops: f64,
+    bytes: f64,
+    blocks: u64,
+}
+
+/// The predicted time of a step.
+pub struct Prediction {
+    rows: Vec<Row>,
+    gap: f64,
+    multiprocessors: u32,
+}
+
+impl Prediction {
+    /// Of the named programs of a plan, each with how often it runs in a step.
+    ///
+    /// # Errors
+    /// The CPU target, which has no published figures to predict from.
+    pub fn of(plan: &Plan, step: &[(&str, usize)], target: &Target) -> Result<Prediction> {
+        let speed = target.speed().ok_or_else(|| {
+            Error::invalid(format!(
+                "there is no prediction for the {} target; measure it with `cyanea bench`, or take \
+                 --target v100, a100 or h100",
+                target.name
+            ))
+        })?;
+        let rows = step
+            .iter()
+            .filter_map(|(name, times)| Some((plan.program(name)?, *times)))
+            .filter(|(_, times)| *times > 0)
+            .flat_map(|(program, times)| launches(program, times, &speed))
+            .collect();
+        Ok(Prediction {
+            rows,
+            gap: speed.launch_gap * 1e6,
+            multiprocessors: target.multiprocessors,
+        })
+    }
+
+    /// Microseconds of a whole step: for each launch the larger floor, and the gap.
+    pub fn microseconds(&self) -> f64 {
+        self.rows.iter().map(|row| row.times as f64 * (row.flops.max(row.bytes) + self.gap)).sum()
+    }
+
+    /// Every launch, in order.
+    pub fn launches(&self) -> String {
+        let titles = ["launch", "kernel", "FLOPs µs", "bytes µs", "gap µs", "blocks", "of SMs"];
+        let mut table = Table::new(&titles, &[0, 1]);
+        for row in &self.rows {
+            let times = if row.times > 1 { format!(" ×{}", row.times) } else { String::new() };
+            table.row([
+                format!("  {}{times}", row.name),
+                row.kernel.to_string(),
+                format!("{:.2}", row.flops),
+                format!("{:.2}", row.bytes),
+                format!("{:.1}", self.gap),
+                grouped(row.blocks),
+                format!("{:.2}", row.blocks as f64 / f64::from(self.multiprocessors)),
+            ]);
+        }
+        table.to_string()
+    }
+
+    /// The same, added up by kernel, the most expensive first.
+    pub fn by_kernel(&self) -> String {
+        let mut order: Vec<&'static str> = Vec::new();
+        let mut sums: HashMap<&'static str, [f64; 4]> = HashMap::new();
+        for row in &self.rows {
+            let sum = sums.entry(row.kernel).or_insert_with(|| {
+                order.push(row.kernel);
+                [0.0; 4]
+            });
+            let times = row.times as f64;
+            let floor = times * (row.flops.max(row.bytes) + self.gap);
+            for (to, add) in
+                sum.iter_mut().zip([times, times * row.flops, times * row.bytes, floor])
+            {
+                *to += add;
+            }
+        }
+        order.sort_by(|a, b| sums[b][3].total_cmp(&sums[a][3]));
+        let titles = ["kernel", "launches", "FLOPs µs", "bytes µs", "gaps µs", "predicted µs"];
+        let mut table = Table::new(&titles, &[0]);
+        for kernel in order {
+            let [launches, flops, bytes, floor] = sums[kernel];
+            table.row([
+                format!("  {kernel}"),
+                grouped(launches as u64),
+                format!("{flops:.1}"),
+                format!("{bytes:.1}"),
+                format!("{:.1}", launches * self.gap),
+                format!("{floor:.1}"),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+fn launches(program: &Program, times: usize, speed: &Speed) -> Vec<Row> {
+    let row = |launch: &Launch| {
+        let Work::Kernel(work) = &launch.work else { return None };
+        let half = work.pointers.iter().any(|(_, view)| view.ty.dtype == DType::F16);
+        let peak = if half { speed.flops_f16 } else { speed.flops_f32 };
+        Some(Row {
+            name: if launch.label.is_empty() {
+                launch.operation.to_string()
+            } else {
+                launch.label.clone()
+            },
+            kernel: work.kernel,
+            times,
+            flops: launch.flops as f64 / peak * 1e6,
+            bytes: launch.bytes as f64 / speed.bytes * 1e6,
+            blocks: work.grid.iter().map(|&n| u64::from(n)).product(),
+        })
+    };
+    program.launches.iter().filter_map(row).collect()
+}
+
+/// Hours of training `epochs` passes over `images` at `microseconds` a step of `batch` images.
+pub fn training_hours(microseconds: f64, epochs: u64, images: u64, batch: u64) -> f64 {
+    let steps = (epochs as f64 * images as f64 / batch as f64).ceil();
+    steps * microseconds / 3.6e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::TensorType;
+    use crate::graph::Graph;
+    use crate::ops::silu::Silu;
+
+    #[test]
+    fn floors_are_those_of_the_data_sheet() {
+        let mut g = Graph::new();
+        let ty = TensorType::f32([4, 1 << 20]);
+        let x = g.input("x", ty.clone()).unwrap();
+        let y = g.input("y", ty).unwrap();
+        g.push_into(Silu, &[x], &[y]).unwrap();
+        let plan = Plan::new(&[("denoise", &g)], &Target::V100).unwrap();
+        let prediction = Prediction::of(&plan, &[("denoise", 3)], &Target::V100).unwrap();
+        // 32 MiB at 0.9 TB/s, and a gap of 1.5 µs, three times.
+        let once = (8 << 22) as f64 / 0.9e12 * 1e6 + 1.5;
+        assert!((prediction.microseconds() - 3.0 * once).abs() <= 1e-6 * once);
+        let text = prediction.launches();
+        assert!(text.contains("silu_fwd") && text.contains("×3"), "{text}");
+        assert!(prediction.by_kernel().contains("silu_fwd"));
+        assert!(Prediction::of(&plan, &[("denoise", 1)], &Target::CPU).is_err());
+    }
+
+    #[test]
+    fn hours_of_the_model_case() {
+        // 667 images, 10,000 epochs, 16 images a step, 100 ms a step.
+        let hours = training_hours(1e5, 10_000, 667, 16);
+        assert!((hours - 416_875.0 * 0.1 / 3600.0).abs() <= 1e-9 * hours);
+    }
+}
