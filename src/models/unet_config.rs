@@ -327,11 +327,10 @@ impl UnetConfig {
             let attends = self.down_block_types[level] == DownBlock::Attention
                 || self.up_block_types[levels - 1 - level] == UpBlock::Attention
                 || (level == levels - 1 && self.add_attention);
-            if let Some(dim) = self.attention_head_dim.filter(|_| attends) {
-                if channels < dim {
-                    let what = format!("attention_head_dim = {dim} leaves no head for so few");
-                    return Err(refuse(&key, channels, &what));
-                }
+            let too_wide = |dim: &usize| attends && channels < *dim;
+            if let Some(dim) = self.attention_head_dim.filter(too_wide) {
+                let what = format!("attention_head_dim = {dim} leaves no head for so few");
+                return Err(refuse(&key, channels, &what));
             }
         }
         let last = self.block_out_channels[levels - 1];
