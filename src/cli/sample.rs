@@ -154,11 +154,7 @@ fn table(args: &Args, settings: &Config, checked: &Checked) -> Result<SamplerTab
         Some(name) => name.parse()?,
         None => settings.sampling.sampler,
     };
-    let clip = match sampler {
-        Sampler::Ddpm | Sampler::Ddim => scheduler.clip(),
-        // As diffusers' DPMSolverMultistepScheduler.
-        Sampler::DpmSolverPp2m => None,
-    };
+    let clip = sampler.clip(scheduler);
     let steps = match args.steps {
         Some(steps) => steps,
         None => settings.sampling.steps.min(scheduler.num_train_timesteps),

@@ -103,7 +103,7 @@ pub fn sample(
 ) -> Result<Produced> {
     let config = SchedulerConfig::from_json(&scheduler_keys(attributes))?;
     let sampler = if case.op == "ddim" { Sampler::Ddim } else { Sampler::DpmSolverPp2m };
-    let clip = if sampler == Sampler::Ddim { config.clip() } else { None };
+    let clip = sampler.clip(&config);
     let (steps, eta) = (attributes.size("steps")?, attributes.number_or("eta", 0.0)?);
     let table = samplers::table(&config, sampler, steps, eta, clip)?;
     let given = steps_of(case, config.num_train_timesteps)?;

@@ -58,6 +58,15 @@ impl Sampler {
         Self::NAMES[self as usize]
     }
 
+    /// The range that the predicted image is clipped to: the configuration's for DDPM and DDIM, none
+    /// for DPM-Solver++, as in diffusers.
+    pub fn clip(self, config: &SchedulerConfig) -> Option<f32> {
+        match self {
+            Sampler::Ddpm | Sampler::Ddim => config.clip(),
+            Sampler::DpmSolverPp2m => None,
+        }
+    }
+
     /// How diffusers spreads this sampler's timesteps where a configuration doesn't say.
     pub fn default_spacing(self) -> Spacing {
         match self {

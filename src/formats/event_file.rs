@@ -2,6 +2,7 @@
 //! tensorflow/core/lib/io/record_writer.h), written by hand because scalars need five fields of it.
 
 use super::atomic::{create_folder, write_atomic};
+use super::metrics::read_log;
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -23,11 +24,7 @@ impl EventFile {
         create_folder(folder)?;
         // TensorBoard takes every file whose name contains `tfevents`.
         let path = folder.join("events.out.tfevents.0000000000.cyanea");
-        let old = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io(&path, error)),
-        };
+        let old = read_log(&path)?.unwrap_or_default();
         let mut kept = Vec::with_capacity(old.len());
         let mut rest = old.as_slice();
         while let Some((event, next)) = split_record(rest) {

@@ -8,7 +8,7 @@ use super::run_folder::RunFolder;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -113,14 +113,36 @@ fn first_line(path: &Path) -> Result<Option<String>> {
     BufReader::new(file).lines().next().transpose().map_err(|error| Error::io(path, error))
 }
 
+/// A log is read as a whole when a run goes on; more than this is none of ours.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// The bytes of a log, `None` where there is none yet.
+///
+/// # Errors
+/// Something that is no file, a file beyond 1 GiB, and what the operating system says.
+pub(super) fn read_log(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let about = file.metadata().map_err(|error| Error::io(path, error))?;
+    if !about.is_file() || about.len() > MOST_BYTES {
+        return Err(Error::file(
+            path,
+            "is no log of a run (a file of at most 1 GiB); move it away",
+        ));
+    }
+    let mut bytes = Vec::new();
+    // Bounded, though the file may grow while it is read.
+    let read = file.take(MOST_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| Error::io(path, error)).map(|_| Some(bytes))
+}
+
 /// Removes every line that `keep` refuses, and an unfinished last one. A file that isn't there
 /// stays away; one that needs no change is not touched.
 fn cut(path: &Path, mut keep: impl FnMut(&str) -> bool) -> Result<()> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::io(path, error)),
-    };
+    let Some(bytes) = read_log(path)? else { return Ok(()) };
     let mut kept = Vec::with_capacity(bytes.len());
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         let whole = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());

@@ -13,6 +13,15 @@ fn text(path: &Path) -> String {
 }
 
 #[test]
+fn what_is_no_log_is_refused_without_reading_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(folder.path().join("run"), "").unwrap();
+    std::os::unix::fs::symlink("/dev/zero", run.metrics_jsonl()).unwrap();
+    let error = Metrics::open(&run, &["loss"], 0).err().unwrap().to_string();
+    assert!(error.contains("metrics.jsonl") && error.contains("no log"), "{error}");
+}
+
+#[test]
 fn lines_are_written_in_all_three_forms() {
     let (_place, run) = run();
     let mut metrics = Metrics::open(&run, &COLUMNS, 0).unwrap();

@@ -3,7 +3,6 @@
 use super::config::Config;
 use crate::device::Device;
 use crate::diffusion::denoiser::{Denoiser, Shape};
-use crate::diffusion::samplers::{self, Sampler};
 use crate::error::Result;
 use crate::formats::image_grid::{
     evenly_spaced, write_grid, write_process_gif, write_process_grid,
@@ -39,14 +38,8 @@ impl Gallery {
         weights: &Weights,
         device: &dyn Device,
     ) -> Result<Gallery> {
-        let scheduler = config.scheduler();
+        let table = config.sampler_table()?;
         let sampling = &config.sampling;
-        let clip = match sampling.sampler {
-            Sampler::Ddpm | Sampler::Ddim => scheduler.clip(),
-            Sampler::DpmSolverPp2m => None,
-        };
-        let table =
-            samplers::table(&scheduler, sampling.sampler, sampling.steps, sampling.eta, clip)?;
         let seeds = config.seeds()?;
         let shape = Shape {
             batch: sampling.batch.min(seeds.len()).max(1),

@@ -12,7 +12,7 @@ pub use presets::PRESETS;
 use super::lr_schedule::{Decay, LrSchedule};
 use crate::data::transforms::Crop;
 use crate::diffusion::SchedulerConfig;
-use crate::diffusion::samplers::Sampler;
+use crate::diffusion::samplers::{self, Sampler, SamplerTable};
 use crate::diffusion::scheduler_config::{BetaSchedule, Prediction, Spacing, VarianceType};
 use crate::error::Result;
 use crate::models::UnetConfig;
@@ -257,6 +257,15 @@ impl Config {
             },
             ..SchedulerConfig::default()
         }
+    }
+
+    /// The table of a sampling run with the settings of `[sampling]`.
+    ///
+    /// # Errors
+    /// Settings out of range; validated configurations have none.
+    pub fn sampler_table(&self) -> Result<SamplerTable> {
+        let (scheduler, Sampling { sampler, steps, eta, .. }) = (self.scheduler(), &self.sampling);
+        samplers::table(&scheduler, *sampler, *steps, *eta, sampler.clip(&scheduler))
     }
 
     /// The learning rate of each optimizer step.

@@ -1,7 +1,6 @@
 //! Values that types alone don't rule out.
 
 use super::Config;
-use crate::diffusion::samplers;
 use crate::error::{Error, Result};
 use std::fmt::Display;
 
@@ -171,8 +170,7 @@ impl Config {
         self.seeds()
             .map(drop)
             .or_else(|error| problem(["sampling.seeds"], format!("sampling.seeds: {error}")))?;
-        let clip = sampling.clip.then_some(1.0);
-        samplers::table(&self.scheduler(), sampling.sampler, sampling.steps, sampling.eta, clip)
+        self.sampler_table()
             .map(drop)
             .or_else(|error| problem(["sampling", "diffusion"], format!("[sampling]: {error}")))
     }
