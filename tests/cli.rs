@@ -243,7 +243,7 @@ fn plan_knows_the_published_network() {
 fn plan_predicts_for_gpus_and_says_that_it_does() {
     let model_case = ["--batch", "16", "--epochs", "10000", "--images", "667"];
     let plan = |target: &str| {
-        let arguments = ["plan", "--preset", "ddpm-32", "--json", "--target", target];
+        let arguments = ["plan", "--preset", "ddpm-32", "--target", target];
         json(cyanea().args(arguments).args(model_case))
     };
     let (v100, h100) = (plan("v100"), plan("h100"));
