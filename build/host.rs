@@ -47,10 +47,17 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
     }
 
     // The tests of the emulator itself lie in the library too; only tests pull them in.
-    let mut units: Vec<Unit> = ["host/runtime.cpp", "host/selftest.cpp"]
+    let mut units: Vec<Unit> = ["host/runtime.cpp", "host/selftest.cpp", "host/selftest_mma.cpp"]
         .into_iter()
         .map(|name| Unit { name: name.into(), text: format!("#include \"{name}\"\n"), source: "" })
         .collect();
+    for path in CODE_PATHS {
+        units.push(Unit {
+            name: format!("host/selftest_tile.cpp for sm_{path}"),
+            text: format!("#define CYANEA_CODE_PATH {path}\n#include \"host/selftest_tile.cpp\"\n"),
+            source: "",
+        });
+    }
     for (index, file) in sources.files.iter().enumerate() {
         for path in CODE_PATHS {
             units.push(Unit {

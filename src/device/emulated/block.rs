@@ -438,3 +438,7 @@ unsafe extern "C" fn static_shared(
 #[cfg(test)]
 #[path = "block_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "mma_tests.rs"]
+mod mma_tests;
