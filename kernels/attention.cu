@@ -3,48 +3,51 @@
 //
 // One thread a query (for dk and dv: a key) of one head; it keeps its rows of D values to itself
 // and walks over all keys (queries), which the threads of a warp read together. DEPTH is the most
-// that D may be; beyond 64 the rows lie in local memory.
+// that D may be; beyond 64 the rows lie in local memory. E is the type of q, k, v, y and their
+// gradients.
+#include "common/half.cuh"
 
+template <class E>
 struct Attention {
-    const float* q;
-    const float* k;
-    const float* v;
-    float* y;
+    const E* q;
+    const E* k;
+    const E* v;
+    E* y;
     float* lse;  // [B, N, heads]: ln of the sum of exp(scores)
     int queries, keys, heads, depth;
     float scale;
     int unused;
 };
 
-template <int DEPTH>
-__device__ __forceinline__ void read_row(const float* from, int depth, float (&row)[DEPTH]) {
-    for (int d = 0; d < DEPTH; ++d) row[d] = d < depth ? from[d] : 0.0f;
+template <int DEPTH, class E>
+__device__ __forceinline__ void read_row(const E* from, int depth, float (&row)[DEPTH]) {
+    for (int d = 0; d < DEPTH; ++d) row[d] = d < depth ? get(from + d) : 0.0f;
 }
 
-template <int DEPTH>
-__device__ __forceinline__ void write_row(float* to, int depth, const float (&row)[DEPTH],
+template <int DEPTH, class E>
+__device__ __forceinline__ void write_row(E* to, int depth, const float (&row)[DEPTH],
                                           float factor) {
     for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) to[d] = row[d] * factor;
+        if (d < depth) put(to + d, row[d] * factor);
 }
 
-template <int DEPTH>
-__device__ __forceinline__ float dot(const float (&row)[DEPTH], const float* other, int depth) {
+template <int DEPTH, class E>
+__device__ __forceinline__ float dot(const float (&row)[DEPTH], const E* other, int depth) {
     float sum = 0.0f;
     for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) sum = fmaf(row[d], other[d], sum);
+        if (d < depth) sum = fmaf(row[d], get(other + d), sum);
     return sum;
 }
 
-template <int DEPTH>
-__device__ __forceinline__ void add_scaled(float (&row)[DEPTH], float factor, const float* other,
+template <int DEPTH, class E>
+__device__ __forceinline__ void add_scaled(float (&row)[DEPTH], float factor, const E* other,
                                            int depth) {
     for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) row[d] = fmaf(factor, other[d], row[d]);
+        if (d < depth) row[d] = fmaf(factor, get(other + d), row[d]);
 }
 
-template <int DEPTH>
-__global__ void __launch_bounds__(64) attention_fwd(Attention p) {
+template <int DEPTH, class E>
+__global__ void __launch_bounds__(64) attention_fwd(Attention<E> p) {
     int query = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
     if (query >= p.queries) return;
     long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;
@@ -72,24 +75,25 @@ __global__ void __launch_bounds__(64) attention_fwd(Attention p) {
     p.lse[(sample * p.queries + query) * p.heads + head] = top + logf(weight);
 }
 
+template <class E>
 struct AttentionBackward {
-    const float* dy;
-    const float* q;
-    const float* k;
-    const float* v;
-    const float* y;
+    const E* dy;
+    const E* q;
+    const E* k;
+    const E* v;
+    const E* y;
     const float* lse;
-    float* dq;
-    float* dk;
-    float* dv;
+    E* dq;
+    E* dk;
+    E* dv;
     float* delta;  // [B, N, heads]: sum of dy * y; the first kernel writes it for the second
     int queries, keys, heads, depth;
     float scale;
     int unused;
 };
 
-template <int DEPTH>
-__global__ void __launch_bounds__(64) attention_dgrad_q(AttentionBackward p) {
+template <int DEPTH, class E>
+__global__ void __launch_bounds__(64) attention_dgrad_q(AttentionBackward<E> p) {
     int query = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
     if (query >= p.queries) return;
     long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;
@@ -110,8 +114,8 @@ __global__ void __launch_bounds__(64) attention_dgrad_q(AttentionBackward p) {
     write_row(p.dq + own, p.depth, dq, p.scale);
 }
 
-template <int DEPTH>
-__global__ void __launch_bounds__(64) attention_dgrad_kv(AttentionBackward p) {
+template <int DEPTH, class E>
+__global__ void __launch_bounds__(64) attention_dgrad_kv(AttentionBackward<E> p) {
     int key = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
     if (key >= p.keys) return;
     long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;

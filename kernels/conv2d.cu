@@ -6,21 +6,23 @@
 //
 // A block of 64 threads makes a tile of 32 x 32 results, 4 x 4 a thread, from slices of 32 values
 // of k that it loads into shared memory. A slice is summed by itself before it is added to the
-// total, which keeps long sums exact. Every image has the same order of sums in any batch.
+// total, which keeps long sums exact. Every image has the same order of sums in any batch. E is the
+// type of sources, weight, residual and result.
 #include "common/activation.cuh"
 #include "common/shared.cuh"
 #include "common/source.cuh"
 
 #define TILE 32
 
+template <class E>
 struct Conv2d {
-    Source source;
+    Source<E> source;
     const float* affine;  // scale [C], shift [C], a sample each `affine_stride`; or null
-    const float* weight;  // [c_out, C, kh, kw]; transposed: [C, c_out, kh, kw]
+    const E* weight;  // [c_out, C, kh, kw]; transposed: [C, c_out, kh, kw]
     const float* bias;    // [c_out], or null
     const float* shift;   // [c_out], a sample each `shift_stride`; or null
-    const float* residual;  // as y, or null
-    float* y;
+    const E* residual;  // as y, or null
+    E* y;
     int batch, height, width, c1, c2;
     int out_height, out_width, c_out, kh, kw;
     int stride_h, stride_w, pad_top, pad_left;
@@ -55,8 +57,8 @@ __device__ __forceinline__ void add_slice(const float* a, const float* b, int m,
         for (int j = 0; j < 4; ++j) total[i][j] += sum[i][j];
 }
 
-template <bool TRANSPOSED>
-__global__ void __launch_bounds__(64) conv2d(Conv2d p) {
+template <bool TRANSPOSED, class E>
+__global__ void __launch_bounds__(64) conv2d(Conv2d<E> p) {
     CYANEA_SHARED(float, a, TILE * TILE);
     CYANEA_SHARED(float, b, TILE * TILE);
     int thread = threadIdx.x, channels = p.c1 + p.c2, taps = p.kh * p.kw, depth = channels * taps;
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(64) conv2d(Conv2d p) {
                 long long at = TRANSPOSED
                     ? (static_cast<long long>(k / taps) * p.c_out + out) * taps + k % taps
                     : static_cast<long long>(out) * depth + k;
-                value = p.weight[at];
+                value = get(p.weight + at);
             }
             b[row * TILE + i / TILE] = value;
         }
@@ -113,22 +115,24 @@ __global__ void __launch_bounds__(64) conv2d(Conv2d p) {
             float value = total[i][j];
             if (p.bias) value += p.bias[out];
             if (p.shift) value += p.shift[of * p.shift_stride + out];
-            if (p.residual) value += p.residual[to * p.c_out + out];
-            p.y[to * p.c_out + out] = value;
+            if (p.residual) value += get(p.residual + (to * p.c_out + out));
+            put(p.y + (to * p.c_out + out), value);
         }
     }
 }
 
+template <class E>
 struct Conv2dWeights {
-    const float* x;   // [B, height, width, c_in]
-    const float* dy;  // [B, out_height, out_width, c_out]
+    const E* x;   // [B, height, width, c_in]
+    const E* dy;  // [B, out_height, out_width, c_out]
     float* dw;        // [c_out, c_in, kh, kw]
     int batch, height, width, c_in;
     int out_height, out_width, c_out, kh, kw;
     int stride_h, stride_w, pad_top, pad_left, unused;
 };
 
-__global__ void __launch_bounds__(64) conv2d_wgrad_nhwc_f32(Conv2dWeights p) {
+template <class E>
+__global__ void __launch_bounds__(64) conv2d_wgrad(Conv2dWeights<E> p) {
     CYANEA_SHARED(float, a, TILE * TILE);
     CYANEA_SHARED(float, b, TILE * TILE);
     int thread = threadIdx.x, taps = p.kh * p.kw, columns = p.c_in * taps;
@@ -147,11 +151,11 @@ __global__ void __launch_bounds__(64) conv2d_wgrad_nhwc_f32(Conv2dWeights p) {
                 int ox = static_cast<int>(k % p.out_width);
                 int oy = static_cast<int>(k / p.out_width % p.out_height);
                 long long sample = k / p.out_width / p.out_height;
-                if (out < p.c_out) left = p.dy[k * p.c_out + out];
+                if (out < p.c_out) left = get(p.dy + (k * p.c_out + out));
                 int iy = read_at<false>(oy, ky, p.stride_h, p.pad_top, p.height, 0);
                 int ix = read_at<false>(ox, kx, p.stride_w, p.pad_left, p.width, 0);
                 if (column < columns && iy >= 0 && ix >= 0)
-                    right = p.x[((sample * p.height + iy) * p.width + ix) * p.c_in + c];
+                    right = get(p.x + (((sample * p.height + iy) * p.width + ix) * p.c_in + c));
             }
             a[row * TILE + thread % TILE] = left;
             b[row * TILE + thread % TILE] = right;

@@ -1,5 +1,6 @@
 // Group normalisation of NHWC activations [B, P pixels, C], with an optional SiLU, and its
-// gradient. C = c1 + c2 channels come from one tensor or from two.
+// gradient. C = c1 + c2 channels come from one tensor or from two, of elements of type E; everything
+// else is float32.
 //
 //   stats     one block a sample and group: the mean, then the sum of squared deviations from it.
 //   forward   one thread an element.
@@ -10,15 +11,17 @@
 #include "common/reduce.cuh"
 #include "common/source.cuh"
 
+template <class E>
 struct GroupNormStats {
-    Source source;
+    Source<E> source;
     float* stats;  // [B, groups, 2]: mean, 1 / sqrt(variance + eps)
     int pixels, c1, c2, groups;
     float eps;
     int unused;
 };
 
-__global__ void __launch_bounds__(256) group_norm_stats_fwd_nhwc_f32(GroupNormStats p) {
+template <class E>
+__global__ void __launch_bounds__(256) group_norm_stats(GroupNormStats<E> p) {
     CYANEA_SHARED(float, partial, 32);
     int group = blockIdx.x, sample = blockIdx.y;
     int width = (p.c1 + p.c2) / p.groups, count = width * p.pixels;
@@ -40,17 +43,18 @@ __global__ void __launch_bounds__(256) group_norm_stats_fwd_nhwc_f32(GroupNormSt
     }
 }
 
+template <class E>
 struct GroupNormForward {
-    Source source;
+    Source<E> source;
     const float* gamma;  // [C], or [B, C] where `affine_stride` is C
     const float* beta;
     const float* stats;
-    float* y;
+    E* y;
     int pixels, c1, c2, groups, affine_stride, batch;
 };
 
-template <bool SILU>
-__global__ void __launch_bounds__(256) group_norm_fwd(GroupNormForward p) {
+template <bool SILU, class E>
+__global__ void __launch_bounds__(256) group_norm_fwd(GroupNormForward<E> p) {
     int channels = p.c1 + p.c2;
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     long long pixel = i / channels;
@@ -60,7 +64,7 @@ __global__ void __launch_bounds__(256) group_norm_fwd(GroupNormForward p) {
     long long affine = static_cast<long long>(sample) * p.affine_stride + c;
     float x = load(p.source, pixel, c, p.c1, p.c2);
     float z = fmaf((x - stats[0]) * stats[1], p.gamma[affine], p.beta[affine]);
-    p.y[i] = SILU ? silu(z) : z;
+    put(p.y + i, SILU ? silu(z) : z);
 }
 
 // affine[b, 0, c] and affine[b, 1, c], so that the normalised value is x * first + second.
@@ -84,26 +88,28 @@ __global__ void __launch_bounds__(256) group_norm_affine_fwd_nhwc_f32(GroupNormA
     to[p.channels] = fmaf(-stats[0], factor, p.beta[from]);
 }
 
+// `D` is the type of the result: E, or float for the sums.
+template <class E, class D>
 struct GroupNormBackward {
-    const float* dy;
-    Source source;
+    const E* dy;
+    Source<E> source;
     const float* gamma;
     const float* beta;
     const float* stats;
     const float* sums;  // [B, 2, C]: sums of dz and of dz * xhat over the pixels
-    float* dx;
-    float* dx2;
+    D* dx;
+    D* dx2;
     int pixels, c1, c2, groups, affine_stride, batch;
 };
 
 // dz and xhat of one element.
-template <bool SILU>
-__device__ __forceinline__ float2 group_norm_dz(const GroupNormBackward& p, long long pixel,
+template <bool SILU, class E, class D>
+__device__ __forceinline__ float2 group_norm_dz(const GroupNormBackward<E, D>& p, long long pixel,
                                                 int sample, int c) {
     int channels = p.c1 + p.c2;
     const float* stats = p.stats + 2 * (sample * p.groups + c / (channels / p.groups));
     float xhat = (load(p.source, pixel, c, p.c1, p.c2) - stats[0]) * stats[1];
-    float dz = p.dy[pixel * channels + c];
+    float dz = get(p.dy + (pixel * channels + c));
     if (SILU) {
         long long affine = static_cast<long long>(sample) * p.affine_stride + c;
         dz *= silu_derivative(fmaf(xhat, p.gamma[affine], p.beta[affine]));
@@ -112,8 +118,8 @@ __device__ __forceinline__ float2 group_norm_dz(const GroupNormBackward& p, long
 }
 
 // Writes the sums, which it takes as `dx`.
-template <bool SILU>
-__global__ void __launch_bounds__(256) group_norm_sums(GroupNormBackward p) {
+template <bool SILU, class E>
+__global__ void __launch_bounds__(256) group_norm_sums(GroupNormBackward<E, float> p) {
     CYANEA_SHARED(float, partial, 512);
     int channels = p.c1 + p.c2, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int c = blockIdx.x * 32 + lane, sample = blockIdx.y;
@@ -136,8 +142,8 @@ __global__ void __launch_bounds__(256) group_norm_sums(GroupNormBackward p) {
     }
 }
 
-template <bool SILU>
-__global__ void __launch_bounds__(256) group_norm_dgrad(GroupNormBackward p) {
+template <bool SILU, class E>
+__global__ void __launch_bounds__(256) group_norm_dgrad(GroupNormBackward<E, E> p) {
     int channels = p.c1 + p.c2, width = channels / p.groups;
     int group = blockIdx.x, sample = blockIdx.y, count = width * p.pixels;
     const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride;

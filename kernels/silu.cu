@@ -1,28 +1,34 @@
-// SiLU, y = x / (1 + exp(-x)), and its gradient, on any number of elements.
+// SiLU, y = x / (1 + exp(-x)), and its gradient, on any number of elements
+// of type E.
 //
 // One thread an element: both kernels are bound by memory, and neighbouring threads touch
 // neighbouring elements.
 #include "common/activation.cuh"
+#include "common/half.cuh"
 
+template <class E>
 struct SiluForward {
-    const float* x;
-    float* y;
+    const E* x;
+    E* y;
     long long elements;
 };
 
+template <class E>
 struct SiluBackward {
-    const float* x;
-    const float* dy;
-    float* dx;
+    const E* x;
+    const E* dy;
+    E* dx;
     long long elements;
 };
 
-__global__ void __launch_bounds__(256) silu_fwd_nhwc_f32(SiluForward p) {
+template <class E>
+__global__ void __launch_bounds__(256) silu_fwd(SiluForward<E> p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.elements) p.y[i] = silu(p.x[i]);
+    if (i < p.elements) put(p.y + i, silu(get(p.x + i)));
 }
 
-__global__ void __launch_bounds__(256) silu_dgrad_nhwc_f32(SiluBackward p) {
+template <class E>
+__global__ void __launch_bounds__(256) silu_dgrad(SiluBackward<E> p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.elements) p.dx[i] = p.dy[i] * silu_derivative(p.x[i]);
+    if (i < p.elements) put(p.dx + i, get(p.dy + i) * silu_derivative(get(p.x + i)));
 }

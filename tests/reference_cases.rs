@@ -3,8 +3,7 @@
 
 use cyanea::compare::replay;
 use cyanea::device::cpu::CpuDevice;
-use cyanea::device::{Device, open_by_name};
-use cyanea::formats::verdict::Precision;
+use cyanea::device::{Device, Precision, open_by_name, open_by_name_with};
 use std::path::PathBuf;
 
 /// The fixtures that are reference cases, in order of their names.
@@ -66,4 +65,45 @@ fn every_case_passes_on_the_path_of_volta() {
 #[test]
 fn every_case_passes_on_the_path_of_hopper() {
     every_case_passes(&*open_by_name("emulated:h100").unwrap());
+}
+
+/// Every case that has PyTorch's own float16 results is within twice their error. The others, of
+/// float32 whatever the precision, are replayed all the same.
+fn every_case_passes_in_float16(target: &str) {
+    let device = open_by_name_with(target, Precision::Fp16).unwrap();
+    let mut failed = Vec::new();
+    let mut closest = (0.0f64, String::new());
+    let mut judged = 0;
+    for path in cases() {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        match replay(&path, device.as_ref(), Precision::Fp16) {
+            Err(error) => failed.push(format!("{name}: {error}")),
+            Ok(report) => {
+                let tensors = &report.verdict.tensors;
+                judged += usize::from(tensors.iter().any(|tensor| tensor.pass.is_some()));
+                for tensor in tensors {
+                    let share = tensor.allowed_share.unwrap_or(0.0);
+                    if tensor.pass == Some(false) {
+                        failed.push(format!("{name}: {} is {share:.3} of the limit", tensor.name));
+                    } else if share > closest.0 {
+                        closest = (share, format!("{name} {}", tensor.name));
+                    }
+                }
+            }
+        }
+    }
+    println!("{judged} cases are judged in float16 on {target}");
+    println!("the closest call is {} with {:.3} of what is allowed", closest.1, closest.0);
+    assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
+    assert!(judged > 70, "only {judged} cases were judged");
+}
+
+#[test]
+fn every_case_passes_in_float16_on_the_path_of_volta() {
+    every_case_passes_in_float16("emulated:v100");
+}
+
+#[test]
+fn every_case_passes_in_float16_on_the_path_of_hopper() {
+    every_case_passes_in_float16("emulated:h100");
 }

@@ -3,8 +3,8 @@
 use super::figures::Table;
 use super::output;
 use crate::compare::{self, Report};
-use crate::device::Device;
-use crate::formats::verdict::{Precision, TensorVerdict};
+use crate::device::{Device, Precision, open_by_name_with};
+use crate::formats::verdict::TensorVerdict;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -54,8 +54,10 @@ impl From<Wanted> for Precision {
     }
 }
 
-pub fn run(args: &Args, device: &dyn Device) -> Result<()> {
+pub fn run(args: &Args, device: &str) -> Result<()> {
     let precision = Precision::from(args.precision);
+    let device = open_by_name_with(device, precision)?;
+    let device = device.as_ref();
     let mut replayed: Vec<(&Path, Report)> = Vec::new();
     let mut failures: Vec<Error> = Vec::new();
     for file in &args.files {

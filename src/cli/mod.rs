@@ -118,7 +118,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args, &cli.device),
         Command::Bench(args) => bench::run(args, device()?.as_ref()),
-        Command::Compare(args) => compare::run(args, device()?.as_ref()),
+        Command::Compare(args) => compare::run(args, &cli.device),
         Command::Kernels(args) => kernels::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Import(args) => import::run(args),

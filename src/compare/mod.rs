@@ -32,9 +32,9 @@ pub struct Report {
 /// A file that can't be read, an operation or setting that isn't supported, a device that can't
 /// serve. A result that differs is no error but a verdict.
 pub fn replay(path: &Path, device: &dyn Device, precision: Precision) -> Result<Report> {
-    if precision == Precision::Fp16 {
+    if precision != device.target().precision {
         return Err(Error::device(format!(
-            "the {} device computes in float32 only; leave out --precision fp16",
+            "{} was opened for another precision than {precision:?}",
             device.name()
         )));
     }

@@ -1,7 +1,7 @@
 //! The kernels of `kernels/manifest.toml` as the Rust side sees them: names, sizes, host entries
 //! and the images that the build made for GPUs.
 
-use super::{CodePath, KernelWork, Program, Space, Target, View, Work};
+use super::{CodePath, DType, KernelWork, Program, Space, Target, TensorType, View, Work};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 
@@ -128,6 +128,14 @@ impl Kernel {
         // A grid that is too large is refused when it is loaded.
         let blocks = u32::try_from(elements.div_ceil(self.threads as usize)).unwrap_or(u32::MAX);
         self.launch([blocks, 1, 1], [self.threads, 1, 1], 0, params, read, written)
+    }
+}
+
+/// Of two instances of a kernel the one for tensors of this type: float32 or float16.
+pub fn of_type<'a>(ty: &TensorType, f32: &'a Kernel, f16: &'a Kernel) -> &'a Kernel {
+    match ty.dtype {
+        DType::F16 => f16,
+        _ => f32,
     }
 }
 

@@ -15,9 +15,9 @@ mod target;
 mod types;
 
 pub use program::{CpuWork, KernelWork, Launch, Program, Space, View, Work};
-pub use select::open_by_name;
+pub use select::{open_by_name, open_by_name_with};
 pub use speed::Speed;
-pub use target::{CodePath, Target};
+pub use target::{CodePath, Precision, Target};
 pub use types::{DType, TensorType};
 
 use crate::error::Result;

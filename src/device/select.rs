@@ -3,15 +3,24 @@
 use super::cpu::CpuDevice;
 use super::cuda::Cuda;
 use super::emulated::Emulated;
-use super::{Device, Target};
+use super::{Device, Precision, Target};
 use crate::error::{Error, Result};
+
+/// Opens a device by its name, computing in float32; see [`open_by_name_with`].
+///
+/// # Errors
+/// As [`open_by_name_with`].
+pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
+    open_by_name_with(name, Precision::Fp32)
+}
 
 /// Opens `cpu`, `emulated`, `emulated:v100|a100|h100` (`emulated` alone is `h100`), `cuda:N`, or
 /// `cuda:N:v100`, which runs the kernels' sm_70 path on any newer GPU.
 ///
 /// # Errors
-/// A name that is none of these, or a device that can't serve, with the reason in one sentence.
-pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
+/// A name that is none of these, or a device that can't serve, with the reason in one sentence;
+/// float16 on `cpu`.
+pub fn open_by_name_with(name: &str, precision: Precision) -> Result<Box<dyn Device>> {
     let unknown = || {
         Error::invalid(format!(
             "there is no device `{name}`; known are cpu, emulated, emulated:v100, emulated:a100, \
@@ -22,16 +31,26 @@ pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
         Ok(target) if !target.is_cpu() => Ok(target),
         _ => Err(unknown()),
     };
+    let emulated = |target: Target| -> Result<Box<dyn Device>> {
+        Ok(Box::new(Emulated::new(target.with_precision(precision)?)?))
+    };
+    let cuda = |number: &str, code_path| -> Result<Box<dyn Device>> {
+        let number = number.parse().map_err(|_| unknown())?;
+        Ok(Box::new(Cuda::new(number, code_path, precision)?))
+    };
     let parts: Vec<&str> = name.split(':').collect();
     match parts[..] {
-        ["cpu"] => Ok(Box::new(CpuDevice::new())),
-        ["emulated"] => Ok(Box::new(Emulated::new(Target::H100)?)),
-        ["emulated", name] => Ok(Box::new(Emulated::new(target(name)?)?)),
-        ["cuda"] => Ok(Box::new(Cuda::new(0, None)?)),
-        ["cuda", number] => Ok(Box::new(Cuda::new(number.parse().map_err(|_| unknown())?, None)?)),
+        ["cpu"] => {
+            Target::CPU.with_precision(precision)?;
+            Ok(Box::new(CpuDevice::new()))
+        }
+        ["emulated"] => emulated(Target::H100),
+        ["emulated", name] => emulated(target(name)?),
+        ["cuda"] => cuda("0", None),
+        ["cuda", number] => cuda(number, None),
         ["cuda", number, name] => {
             let code_path = Some(target(name)?.code_path);
-            Ok(Box::new(Cuda::new(number.parse().map_err(|_| unknown())?, code_path)?))
+            cuda(number, code_path)
         }
         _ => Err(unknown()),
     }
@@ -52,6 +71,14 @@ mod tests {
             let Err(error) = open_by_name(wrong) else { panic!("`{wrong}` opened") };
             assert!(error.to_string().contains("known are"), "{error}");
         }
+    }
+
+    #[test]
+    fn float16_is_for_kernels() {
+        let half = open_by_name_with("emulated:v100", Precision::Fp16).unwrap();
+        assert_eq!(half.target().precision, Precision::Fp16);
+        let Err(error) = open_by_name_with("cpu", Precision::Fp16) else { panic!("cpu opened") };
+        assert!(error.to_string().contains("float32 only"), "{error}");
     }
 
     #[test]

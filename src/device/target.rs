@@ -13,7 +13,15 @@ pub enum CodePath {
     Sm80,
 }
 
-/// An input of compilation: code path and the figures that plans depend on.
+/// Element type of activations and of the weights that products read. Sums, statistics, losses and
+/// master weights are float32 in either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    Fp32,
+    Fp16,
+}
+
+/// An input of compilation: code path, precision and the figures that plans depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// `cpu`, `v100`, `a100` or `h100`.
@@ -23,28 +31,37 @@ pub struct Target {
     pub multiprocessors: u32,
     /// Shared memory that one block may ask for, in bytes.
     pub shared_bytes: u32,
+    pub precision: Precision,
 }
 
 impl Target {
-    pub const CPU: Target =
-        Target { name: "cpu", code_path: CodePath::Cpu, multiprocessors: 0, shared_bytes: 0 };
+    pub const CPU: Target = Target {
+        name: "cpu",
+        code_path: CodePath::Cpu,
+        multiprocessors: 0,
+        shared_bytes: 0,
+        precision: Precision::Fp32,
+    };
     pub const V100: Target = Target {
         name: "v100",
         code_path: CodePath::Sm70,
         multiprocessors: 80,
         shared_bytes: 96 << 10,
+        precision: Precision::Fp32,
     };
     pub const A100: Target = Target {
         name: "a100",
         code_path: CodePath::Sm80,
         multiprocessors: 108,
         shared_bytes: 163 << 10,
+        precision: Precision::Fp32,
     };
     pub const H100: Target = Target {
         name: "h100",
         code_path: CodePath::Sm80,
         multiprocessors: 132,
         shared_bytes: 227 << 10,
+        precision: Precision::Fp32,
     };
 
     /// Looks a target up by name.
@@ -60,6 +77,19 @@ impl Target {
                     "unknown target `{name}`; known are cpu, v100, a100 and h100"
                 ))
             })
+    }
+
+    /// The same target, computing in another precision.
+    ///
+    /// # Errors
+    /// Float16 on the CPU, which has no kernels for it.
+    pub fn with_precision(self, precision: Precision) -> Result<Target> {
+        if self.is_cpu() && precision == Precision::Fp16 {
+            return Err(Error::device(
+                "the cpu device computes in float32 only; leave out --precision fp16",
+            ));
+        }
+        Ok(Target { precision, ..self })
     }
 
     pub fn is_cpu(&self) -> bool {

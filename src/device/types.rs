@@ -34,8 +34,17 @@ impl TensorType {
         TensorType { shape: shape.into(), dtype: DType::F32 }
     }
 
+    pub fn f16(shape: impl Into<Vec<usize>>) -> Self {
+        TensorType { shape: shape.into(), dtype: DType::F16 }
+    }
+
     pub fn u32(shape: impl Into<Vec<usize>>) -> Self {
         TensorType { shape: shape.into(), dtype: DType::U32 }
+    }
+
+    /// The same shape with elements of another type.
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        TensorType { shape: self.shape.clone(), dtype }
     }
 
     pub fn elements(&self) -> usize {

@@ -2,15 +2,9 @@
 //! the expected tensor in float32, and relative to PyTorch's own half-precision error in float16.
 
 use super::reference_case::{Kind, ReferenceCase, Wanted};
+pub use crate::device::Precision;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-
-/// Precision of the device that the case was replayed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    Fp32,
-    Fp16,
-}
 
 /// What is said about one tensor.
 #[derive(Clone, Debug, PartialEq)]

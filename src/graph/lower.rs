@@ -1,18 +1,20 @@
 //! Chooses the forms that a target wants: packed weights, transforms. What turns weights into
 //! such a form becomes a node of its own, shared by all readers, and so falls into `prepare`.
 
-use super::{Graph, Node, TensorId};
+use super::{Graph, Node, TensorId, precision};
 use crate::device::{Target, TensorType};
 use crate::error::{Error, Result};
 use crate::ops::Build;
 use std::collections::HashMap;
 
-/// Rewrites every node that the target wants in another form.
+/// Rewrites every node that the target wants in another form, after [`precision`] has chosen element
+/// types.
 ///
 /// # Errors
 /// When a shape rule refuses what an operation asked for, or the rewritten node would produce
 /// something else than its readers expect.
 pub fn lower(graph: &mut Graph, target: &Target) -> Result<()> {
+    precision::apply(graph, target)?;
     let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
     let mut shared: HashMap<(TensorId, String), TensorId> = HashMap::new();
     for mut node in std::mem::take(&mut graph.nodes) {

@@ -1,8 +1,8 @@
 //! From a network to programs: a graph of operations and the passes over it.
 //!
 //! A network is described once with [`Graph`] (through [`Build`]); then, in this order,
-//! [`autodiff`] appends gradient nodes, [`fuse`] rewrites nodes to richer operands, [`lower`]
-//! chooses a target's forms, [`hoist`] sorts nodes by how often they must run, [`Layout`] places
+//! [`autodiff`] appends gradient nodes, [`fuse`] rewrites nodes to richer operands, [`precision`]
+//! chooses element types and [`lower`] a target's forms, [`hoist`] sorts nodes by how often they must run, [`Layout`] places
 //! what outlives a run, and [`compile()`] plans the arena and emits a [`crate::device::Program`].
 //!
 //! Nodes stand in execution order and every pass keeps that order.
@@ -15,6 +15,7 @@ pub mod hoist;
 mod layout;
 pub mod lower;
 pub mod memory_plan;
+pub mod precision;
 
 pub use crate::ops::{Build, TensorId};
 pub use compile::compile;

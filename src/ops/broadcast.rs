@@ -9,9 +9,19 @@ use crate::device::cpu::{Cpu, Cut, Io};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
+/// What may be float16: `a`, and `b` unless it is a row.
+fn marks(inputs: &[&TensorType]) -> [bool; 2] {
+    [true, inputs.len() == 2 && inputs[0].shape == inputs[1].shape]
+}
+
+/// What is float16, see [`super::Op::half`].
+pub fn half(inputs: &[&TensorType]) -> Vec<bool> {
+    shape::follow(inputs, &marks(inputs))
+}
+
 /// The type of the result.
 pub fn infer(name: &str, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-    shape::floats(name, inputs, 2..=2)?;
+    shape::halves(name, inputs, 2..=2, &marks(inputs))?;
     let (a, b) = (inputs[0], inputs[1]);
     if a.shape != b.shape && Rows::of(a, b).is_none() {
         return Err(Error::operation(

@@ -6,7 +6,8 @@ use super::{LaunchArgs, Op};
 use crate::device::cpu::Cpu;
 use crate::device::emulated::Emulated;
 use crate::device::kernels::KERNELS;
-use crate::device::{Device, Launch, Program, Space, Target, TensorType, View, Work};
+use crate::device::{DType, Device, Launch, Program, Space, Target, TensorType, View, Work};
+use half::f16;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
@@ -76,7 +77,7 @@ fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[H
     let device = Emulated::with_seed(target.clone(), seed).unwrap();
     let mut session = device.open(memory.bytes, program.arena_bytes).unwrap();
     for (view, host) in input_views.iter().zip(inputs) {
-        session.write(view.offset, bytemuck::cast_slice(&host.data)).unwrap();
+        session.write(view.offset, &bytes(host)).unwrap();
     }
     let mut hosts: Vec<Host> = outputs
         .iter()
@@ -86,27 +87,85 @@ fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[H
         hosts = state.to_vec();
     }
     for (view, host) in output_views.iter().zip(&hosts) {
-        session.write(view.offset, bytemuck::cast_slice(&host.data)).unwrap();
+        session.write(view.offset, &bytes(host)).unwrap();
     }
     let loaded = session.load(Arc::new(program)).unwrap();
     session.run(loaded).unwrap();
     assert_eq!(session.launches(), count);
     LAUNCHED.lock().unwrap().extend(session.kernels());
     for (view, host) in output_views.iter().zip(&mut hosts) {
-        session.read(view.offset, bytemuck::cast_slice_mut(&mut host.data)).unwrap();
+        let mut read = vec![0u8; view.ty.bytes()];
+        session.read(view.offset, &mut read).unwrap();
+        host.data = match host.ty.dtype {
+            DType::F16 => {
+                read.chunks(2).map(|b| f16::from_ne_bytes([b[0], b[1]]).to_f32()).collect()
+            }
+            _ => bytemuck::pod_collect_to_vec(&read),
+        };
     }
     for (view, host) in input_views.iter().zip(inputs) {
         let mut after = vec![0u8; view.ty.bytes()];
         session.read(view.offset, &mut after).unwrap();
-        assert!(after == bytemuck::cast_slice::<f32, u8>(&host.data), "an input was changed");
+        assert!(after == bytes(host), "an input was changed");
     }
     hosts
+}
+
+/// A tensor as it lies in memory.
+fn bytes(host: &Host) -> Vec<u8> {
+    match host.ty.dtype {
+        DType::F16 => host.data.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
+        _ => bytemuck::cast_slice(&host.data).to_vec(),
+    }
+}
+
+/// The host's values as float16 can hold them.
+fn rounded(host: &Host) -> Host {
+    let data = host.data.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+    Host { ty: host.ty.with_dtype(DType::F16), data }
+}
+
+/// What operations with a float16 form give for inputs that float16 holds exactly, against the CPU on
+/// the same values; results that are float16 may be rounded once more.
+fn check_half(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
+    let halves: Vec<TensorType> = inputs.iter().map(|host| rounded(host).ty).collect();
+    let half = op.half(&halves.iter().collect::<Vec<_>>());
+    if !half.contains(&true) {
+        return;
+    }
+    let marked = |index: usize| half.get(index) == Some(&true);
+    let typed: Vec<Host> = (inputs.iter().enumerate())
+        .map(|(index, host)| if marked(index) { rounded(host) } else { (*host).clone() })
+        .collect();
+    let plain: Vec<Host> = typed
+        .iter()
+        .zip(inputs)
+        .map(|(host, given)| Host { ty: given.ty.clone(), data: host.data.clone() })
+        .collect();
+    let mut want = run_on(&Cpu::new(2), op, &plain.iter().collect::<Vec<_>>(), &[]).unwrap();
+    let typed: Vec<&Host> = typed.iter().collect();
+    let types: Vec<&TensorType> = typed.iter().map(|host| &host.ty).collect();
+    for (want, ty) in want.iter_mut().zip(op.infer(&types).unwrap()) {
+        if ty.dtype == DType::F16 {
+            *want = rounded(want);
+        }
+    }
+    let rounding = if tolerance == 0.0 { 0.0 } else { 1e-3 };
+    compare(op, &typed, &[], &want, tolerance + rounding);
 }
 
 /// Compares kernels and CPU: each element within `tolerance` times the largest magnitude of its
 /// tensor (with 0: the same bits), in a form in which NaN fails.
 fn check_state(op: &dyn Op, inputs: &[&Host], state: &[Host], tolerance: f32) {
     let want = run_on(&Cpu::new(2), op, inputs, state).unwrap();
+    compare(op, inputs, state, &want, tolerance);
+    if state.is_empty() {
+        check_half(op, inputs, tolerance);
+    }
+}
+
+/// Runs the kernels on both code paths and in two orders, and compares with `want`.
+fn compare(op: &dyn Op, inputs: &[&Host], state: &[Host], want: &[Host], tolerance: f32) {
     for target in [Target::V100, Target::H100] {
         let got = emulate(&target, 1, op, inputs, state);
         let again = emulate(&target, 2, op, inputs, state);
@@ -142,6 +201,7 @@ fn every_kernel_is_compared() {
     diffusion::timesteps();
     diffusion::sampler_updates();
     elementwise::add_and_mul();
+    elementwise::casts();
     elementwise::channels();
     elementwise::copies();
     elementwise::resampling();

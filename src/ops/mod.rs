@@ -9,6 +9,7 @@ pub mod add_noise;
 pub mod advance_state;
 pub mod attention;
 mod broadcast;
+pub mod cast;
 pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
@@ -132,6 +133,14 @@ pub trait Op: CpuKernel + Debug + Any {
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
         let _ = (target, inputs);
         None
+    }
+
+    /// Which inputs are float16 where a target computes in float16, given the types that they have so
+    /// far; those beyond the list, and all by default, are float32. The types of the outputs follow
+    /// from those of the inputs by the shape rule.
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        let _ = inputs;
+        Vec::new()
     }
 
     /// Kernel launches for a GPU target, in order.

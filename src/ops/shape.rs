@@ -69,6 +69,38 @@ pub fn floats(operation: &str, inputs: &[&TensorType], count: RangeInclusive<usi
     Ok(())
 }
 
+/// Checks the number of inputs, that none is empty, and their element types: the inputs that `half`
+/// marks are all float32 or all float16, the others float32. Returns the type of the marked ones.
+///
+/// # Errors
+/// Names the operation and what it was given.
+pub fn halves(
+    operation: &str,
+    inputs: &[&TensorType],
+    count: RangeInclusive<usize>,
+    half: &[bool],
+) -> Result<DType> {
+    arity(operation, inputs, count)?;
+    let marked = |index: usize| half.get(index) == Some(&true);
+    let first = inputs.iter().enumerate().find(|(index, _)| marked(*index));
+    let dtype = first.map_or(DType::F32, |(_, ty)| ty.dtype);
+    for (index, ty) in inputs.iter().enumerate() {
+        if !(marked(index) && dtype == DType::F16 && ty.dtype == dtype) {
+            float(operation, ty)?;
+        } else if ty.shape.is_empty() || ty.elements() == 0 {
+            return Err(Error::operation(operation, format!("an input is empty: {ty:?}")));
+        }
+    }
+    Ok(dtype)
+}
+
+/// For operations that only move or combine elements: the inputs that `may` marks are float16 as soon
+/// as one of them is.
+pub fn follow(inputs: &[&TensorType], may: &[bool]) -> Vec<bool> {
+    let half = inputs.iter().zip(may).any(|(ty, may)| *may && ty.dtype == DType::F16);
+    may.iter().map(|may| *may && half).collect()
+}
+
 /// Checks the number of inputs.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use super::{image, probe, refused};
 use crate::device::kernels::{self, Kernel, Sizes};
-use crate::device::{CodePath, Device, Loaded, Program, Session, Space, Target, Work};
+use crate::device::{CodePath, Device, Loaded, Precision, Program, Session, Space, Target, Work};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{DriverError, result};
@@ -27,7 +27,7 @@ impl Cuda {
     ///
     /// # Errors
     /// No driver, no such GPU, a chip before Volta, or a code path that the chip can't run.
-    pub fn new(ordinal: u32, code_path: Option<CodePath>) -> Result<Cuda> {
+    pub fn new(ordinal: u32, code_path: Option<CodePath>, precision: Precision) -> Result<Cuda> {
         let count = probe::devices()?;
         if ordinal >= count {
             return Err(Error::device(format!(
@@ -67,6 +67,7 @@ impl Cuda {
         target.multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         target.shared_bytes =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        target = target.with_precision(precision)?;
         Ok(Cuda { ordinal, device, capability, target })
     }
 }

@@ -34,6 +34,10 @@ impl Op for Add {
         Ok(vec![args.needs[0].then_some(dy), db])
     }
 
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        broadcast::half(inputs)
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }

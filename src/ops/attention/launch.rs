@@ -1,13 +1,17 @@
 //! Kernel launches of attention; kernels/attention.cu says how work is split.
 
 use super::{Attention, AttentionGrad, Sizes};
-use crate::device::KernelWork;
 use crate::device::kernels::{
-    self, ATTENTION_D8_FWD_NHWC_F32, ATTENTION_D64_FWD_NHWC_F32, ATTENTION_D512_FWD_NHWC_F32,
-    ATTENTION_KV_D8_DGRAD_NHWC_F32, ATTENTION_KV_D64_DGRAD_NHWC_F32,
-    ATTENTION_KV_D512_DGRAD_NHWC_F32, ATTENTION_Q_D8_DGRAD_NHWC_F32,
-    ATTENTION_Q_D64_DGRAD_NHWC_F32, ATTENTION_Q_D512_DGRAD_NHWC_F32, Kernel, UNSET, dimension,
+    self, ATTENTION_D8_FWD_NHWC_F16, ATTENTION_D8_FWD_NHWC_F32, ATTENTION_D64_FWD_NHWC_F16,
+    ATTENTION_D64_FWD_NHWC_F32, ATTENTION_D512_FWD_NHWC_F16, ATTENTION_D512_FWD_NHWC_F32,
+    ATTENTION_KV_D8_DGRAD_NHWC_F16, ATTENTION_KV_D8_DGRAD_NHWC_F32,
+    ATTENTION_KV_D64_DGRAD_NHWC_F16, ATTENTION_KV_D64_DGRAD_NHWC_F32,
+    ATTENTION_KV_D512_DGRAD_NHWC_F16, ATTENTION_KV_D512_DGRAD_NHWC_F32,
+    ATTENTION_Q_D8_DGRAD_NHWC_F16, ATTENTION_Q_D8_DGRAD_NHWC_F32, ATTENTION_Q_D64_DGRAD_NHWC_F16,
+    ATTENTION_Q_D64_DGRAD_NHWC_F32, ATTENTION_Q_D512_DGRAD_NHWC_F16,
+    ATTENTION_Q_D512_DGRAD_NHWC_F32, Kernel, UNSET, dimension,
 };
+use crate::device::{DType, KernelWork, TensorType};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
@@ -16,8 +20,7 @@ const THREADS: usize = 64;
 
 kernels::params! {
     /// `Attention`.
-    struct Forward for ATTENTION_D8_FWD_NHWC_F32, ATTENTION_D64_FWD_NHWC_F32,
-        ATTENTION_D512_FWD_NHWC_F32
+    struct Forward for ATTENTION_D8_FWD_NHWC_F32, ATTENTION_D8_FWD_NHWC_F16, ATTENTION_D64_FWD_NHWC_F32, ATTENTION_D64_FWD_NHWC_F16, ATTENTION_D512_FWD_NHWC_F32, ATTENTION_D512_FWD_NHWC_F16
     {
         q: u64, k: u64, v: u64, y: u64, lse: u64,
         queries: i32, keys: i32, heads: i32, depth: i32, scale: f32, unused: i32,
@@ -26,17 +29,21 @@ kernels::params! {
 
 kernels::params! {
     /// `AttentionBackward`.
-    struct Backward for ATTENTION_Q_D8_DGRAD_NHWC_F32, ATTENTION_Q_D64_DGRAD_NHWC_F32,
-        ATTENTION_Q_D512_DGRAD_NHWC_F32, ATTENTION_KV_D8_DGRAD_NHWC_F32,
-        ATTENTION_KV_D64_DGRAD_NHWC_F32, ATTENTION_KV_D512_DGRAD_NHWC_F32
+    struct Backward for ATTENTION_Q_D8_DGRAD_NHWC_F32, ATTENTION_Q_D8_DGRAD_NHWC_F16, ATTENTION_Q_D64_DGRAD_NHWC_F32, ATTENTION_Q_D64_DGRAD_NHWC_F16, ATTENTION_Q_D512_DGRAD_NHWC_F32, ATTENTION_Q_D512_DGRAD_NHWC_F16, ATTENTION_KV_D8_DGRAD_NHWC_F32, ATTENTION_KV_D8_DGRAD_NHWC_F16, ATTENTION_KV_D64_DGRAD_NHWC_F32, ATTENTION_KV_D64_DGRAD_NHWC_F16, ATTENTION_KV_D512_DGRAD_NHWC_F32, ATTENTION_KV_D512_DGRAD_NHWC_F16
     {
         dy: u64, q: u64, k: u64, v: u64, y: u64, lse: u64, dq: u64, dk: u64, dv: u64, delta: u64,
         queries: i32, keys: i32, heads: i32, depth: i32, scale: f32, unused: i32,
     }
 }
 
-/// The kernel whose rows are just long enough.
-fn fitting(depth: usize, kernels: [&Kernel; 3]) -> Result<&Kernel> {
+/// The kernel whose rows are just long enough, of those for float32 or for float16.
+fn fitting<'a>(
+    depth: usize,
+    ty: &TensorType,
+    f32: [&'a Kernel; 3],
+    f16: [&'a Kernel; 3],
+) -> Result<&'a Kernel> {
+    let kernels = if ty.dtype == DType::F16 { f16 } else { f32 };
     let index = [8, 64, 512].iter().position(|&most| depth <= most);
     index.map(|index| kernels[index]).ok_or_else(|| {
         let what = format!("{depth} channels a head; the kernels take at most 512");
@@ -74,7 +81,9 @@ impl Attention {
         };
         let kernel = fitting(
             sizes.depth,
+            &q.ty,
             [&ATTENTION_D8_FWD_NHWC_F32, &ATTENTION_D64_FWD_NHWC_F32, &ATTENTION_D512_FWD_NHWC_F32],
+            [&ATTENTION_D8_FWD_NHWC_F16, &ATTENTION_D64_FWD_NHWC_F16, &ATTENTION_D512_FWD_NHWC_F16],
         )?;
         Ok(vec![kernel.launch(
             grid(&sizes, sizes.queries)?,
@@ -120,18 +129,30 @@ impl AttentionGrad {
         };
         let for_q = fitting(
             sizes.depth,
+            &q.ty,
             [
                 &ATTENTION_Q_D8_DGRAD_NHWC_F32,
                 &ATTENTION_Q_D64_DGRAD_NHWC_F32,
                 &ATTENTION_Q_D512_DGRAD_NHWC_F32,
             ],
+            [
+                &ATTENTION_Q_D8_DGRAD_NHWC_F16,
+                &ATTENTION_Q_D64_DGRAD_NHWC_F16,
+                &ATTENTION_Q_D512_DGRAD_NHWC_F16,
+            ],
         )?;
         let for_kv = fitting(
             sizes.depth,
+            &q.ty,
             [
                 &ATTENTION_KV_D8_DGRAD_NHWC_F32,
                 &ATTENTION_KV_D64_DGRAD_NHWC_F32,
                 &ATTENTION_KV_D512_DGRAD_NHWC_F32,
+            ],
+            [
+                &ATTENTION_KV_D8_DGRAD_NHWC_F16,
+                &ATTENTION_KV_D64_DGRAD_NHWC_F16,
+                &ATTENTION_KV_D512_DGRAD_NHWC_F16,
             ],
         )?;
         let read = [Some(dy), Some(q), Some(k), Some(v), Some(y), Some(lse)];

@@ -88,7 +88,7 @@ impl Op for Attention {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 3..=3)?;
+        shape::halves(self.name(), inputs, 3..=3, &[true; 3])?;
         let sizes = Sizes::check(self.name(), self.heads, inputs[0], inputs[1])?;
         shape::expect(self.name(), "v", inputs[2], inputs[1])?;
         Ok(vec![inputs[0].clone(), sizes.lse()])
@@ -117,6 +117,10 @@ impl Op for Attention {
         sizes.batch * tiles::count(sizes.queries) * cpu::task_scratch(sizes.depth)
     }
 
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        vec![true; 3]
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }
@@ -128,7 +132,7 @@ impl Op for AttentionGrad {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 6..=6)?;
+        shape::halves(self.name(), inputs, 6..=6, &[true; 5])?;
         let [dy, q, k, v, y, lse] = inputs else { unreachable!("six inputs") };
         let sizes = Sizes::check(self.name(), self.heads, q, k)?;
         shape::expect(self.name(), "v", v, k)?;
@@ -150,6 +154,11 @@ impl Op for AttentionGrad {
         }
         let tiles = tiles::count(sizes.queries.max(sizes.keys));
         sizes.lse().elements() + sizes.batch * tiles * backward::task_scratch(sizes.depth)
+    }
+
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        // All but the log-sum-exp.
+        vec![true; 5]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

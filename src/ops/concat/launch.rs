@@ -1,14 +1,16 @@
 //! Kernel launches that move channels: `concat`, `slice_channels`, `pad_channels`.
 
 use super::{Concat, PadChannels, SliceChannels, channels};
-use crate::device::kernels::{self, MOVE_CHANNELS_FWD_NHWC_F32, UNSET, dimension};
+use crate::device::kernels::{
+    self, MOVE_CHANNELS_FWD_NHWC_F16, MOVE_CHANNELS_FWD_NHWC_F32, UNSET, dimension, of_type,
+};
 use crate::device::{KernelWork, View};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
 
 kernels::params! {
     /// `MoveChannels` of kernels/elementwise.cu.
-    struct Params for MOVE_CHANNELS_FWD_NHWC_F32 {
+    struct Params for MOVE_CHANNELS_FWD_NHWC_F32, MOVE_CHANNELS_FWD_NHWC_F16 {
         x: u64, y: u64, pixels: i64,
         x_channels: i32, y_channels: i32, from: i32, to: i32, width: i32, fill: i32,
     }
@@ -45,7 +47,8 @@ pub(in crate::ops) fn move_channels(
         fill: i32::from(plan.fill),
     };
     let elements = pixels * if plan.fill { y_channels } else { plan.width };
-    Ok(MOVE_CHANNELS_FWD_NHWC_F32.over(elements, &params, &[Some(x)], &[Some(y)]))
+    let kernel = of_type(&x.ty, &MOVE_CHANNELS_FWD_NHWC_F32, &MOVE_CHANNELS_FWD_NHWC_F16);
+    Ok(kernel.over(elements, &params, &[Some(x)], &[Some(y)]))
 }
 
 impl Concat {

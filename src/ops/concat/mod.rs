@@ -48,7 +48,7 @@ impl Op for Concat {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 2..=2)?;
+        shape::halves(self.name(), inputs, 2..=2, &[true; 2])?;
         let (a, b) = (inputs[0], inputs[1]);
         shape::expect(self.name(), "b but for its channels", &with_channels(b, channels(a)), a)?;
         Ok(vec![with_channels(a, channels(a) + channels(b))])
@@ -70,6 +70,10 @@ impl Op for Concat {
         Ok(grads)
     }
 
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true; 2])
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }
@@ -81,7 +85,7 @@ impl Op for SliceChannels {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 1..=1)?;
+        shape::halves(self.name(), inputs, 1..=1, &[true])?;
         let end = self.start.checked_add(self.channels);
         if self.channels == 0 || end.is_none_or(|end| end > channels(inputs[0])) {
             return Err(Error::operation(
@@ -104,6 +108,10 @@ impl Op for SliceChannels {
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
     }
 
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }
@@ -115,7 +123,7 @@ impl Op for PadChannels {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 1..=1)?;
+        shape::halves(self.name(), inputs, 1..=1, &[true])?;
         Ok(vec![with_channels(inputs[0], self.before + channels(inputs[0]) + self.after)])
     }
 
@@ -126,6 +134,10 @@ impl Op for PadChannels {
         let channels = channels(graph.ty(args.inputs[0]));
         let op = SliceChannels { start: self.before, channels };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -74,6 +74,16 @@ impl Operands {
         .filter(move |&operand| operands.has(operand))
     }
 
+    /// Which inputs are float16 in half precision: sources, weight and residual. What is added a row
+    /// at a time, or normalises, stays float32.
+    pub fn half(&self) -> Vec<bool> {
+        let half = |operand| {
+            use Operand::*;
+            matches!(operand, X | X2 | Weight | Residual)
+        };
+        self.list().map(half).collect()
+    }
+
     /// Number of inputs.
     pub fn count(&self) -> usize {
         self.list().count()
@@ -128,8 +138,14 @@ impl Form {
                 inputs.len()
             ));
         }
-        if let Some(ty) = inputs.iter().find(|ty| ty.dtype != DType::F32) {
-            return self.refuse(format!("computes in float32, not on {ty:?}"));
+        let dtype = inputs[0].dtype;
+        for (ty, half) in inputs.iter().zip(operands.half()) {
+            let wanted = if half { dtype } else { DType::F32 };
+            if dtype == DType::U32 || ty.dtype != wanted {
+                return self.refuse(format!(
+                    "computes in float32 or on sources and weights of float16, not on {ty:?}"
+                ));
+            }
         }
         if self.stride.contains(&0) {
             return self.refuse(format!("stride is {:?}; it must be at least 1", self.stride));
@@ -262,7 +278,8 @@ impl Form {
     }
 
     pub fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType> {
-        Ok(output_type(&self.conv(inputs)?))
+        let conv = self.conv(inputs)?;
+        Ok(output_type(&conv, inputs[0].dtype))
     }
 
     pub fn flops(&self, inputs: &[&TensorType]) -> u64 {
@@ -291,8 +308,10 @@ impl Form {
     }
 }
 
-pub(super) fn output_type(conv: &Conv) -> TensorType {
-    TensorType::f32([conv.batch, conv.output[0], conv.output[1], conv.c_out])
+/// The output has the sources' element type.
+pub(super) fn output_type(conv: &Conv, dtype: DType) -> TensorType {
+    let shape = vec![conv.batch, conv.output[0], conv.output[1], conv.c_out];
+    TensorType { shape, dtype }
 }
 
 /// Twice the multiplications of the direct algorithm.

@@ -51,6 +51,10 @@ impl Op for Conv2dDgrad {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
     }
 
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        vec![true; 2]
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         convolution(&self.form(), args)
     }
@@ -85,9 +89,9 @@ impl Conv2dWgrad {
             operands: Operands::default(),
             direction: Direction::Forward,
         };
-        let weight = TensorType::f32(dims);
+        let weight = TensorType { shape: dims.to_vec(), dtype: x.dtype };
         let conv = form.describe(&[x, &weight], dims)?;
-        let want = TensorType::f32([conv.batch, conv.output[0], conv.output[1], conv.c_out]);
+        let want = super::form::output_type(&conv, x.dtype);
         if *dy != want {
             return Err(Error::operation(
                 self.name(),
@@ -125,6 +129,10 @@ impl Op for Conv2dWgrad {
             return 0;
         }
         self.conv(inputs).map_or(0, |conv| conv::wgrad_scratch(&conv))
+    }
+
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        vec![true; 2]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

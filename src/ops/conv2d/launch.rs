@@ -3,7 +3,8 @@
 use super::form::{Form, Operand};
 use super::grad::Conv2dWgrad;
 use crate::device::kernels::{
-    self, CONV2D_DGRAD_NHWC_F32, CONV2D_FWD_NHWC_F32, CONV2D_WGRAD_NHWC_F32, UNSET, dimension,
+    self, CONV2D_DGRAD_NHWC_F16, CONV2D_DGRAD_NHWC_F32, CONV2D_FWD_NHWC_F16, CONV2D_FWD_NHWC_F32,
+    CONV2D_WGRAD_NHWC_F16, CONV2D_WGRAD_NHWC_F32, UNSET, dimension, of_type,
 };
 use crate::device::{KernelWork, TensorType, View};
 use crate::error::{Error, Result};
@@ -15,7 +16,9 @@ const TILE: usize = 32;
 
 kernels::params! {
     /// `Conv2d`.
-    struct Params for CONV2D_FWD_NHWC_F32, CONV2D_DGRAD_NHWC_F32 {
+    struct Params for CONV2D_FWD_NHWC_F32, CONV2D_FWD_NHWC_F16, CONV2D_DGRAD_NHWC_F32,
+        CONV2D_DGRAD_NHWC_F16
+    {
         source: [u64; 2], affine: u64, weight: u64, bias: u64, shift: u64, residual: u64, y: u64,
         batch: i32, height: i32, width: i32, c1: i32, c2: i32,
         out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
@@ -26,7 +29,7 @@ kernels::params! {
 
 kernels::params! {
     /// `Conv2dWeights`.
-    struct WeightParams for CONV2D_WGRAD_NHWC_F32 {
+    struct WeightParams for CONV2D_WGRAD_NHWC_F32, CONV2D_WGRAD_NHWC_F16 {
         x: u64, dy: u64, dw: u64,
         batch: i32, height: i32, width: i32, c_in: i32,
         out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
@@ -88,7 +91,11 @@ pub(crate) fn convolution(form: &Form, args: &LaunchArgs) -> Result<Vec<KernelWo
         affine_stride: stride(affine, 2 * conv.c_in())?,
         shift_stride: stride(shift, conv.c_out)?,
     };
-    let kernel = if conv.transposed { &CONV2D_DGRAD_NHWC_F32 } else { &CONV2D_FWD_NHWC_F32 };
+    let x = &args.inputs[0].ty;
+    let kernel = match conv.transposed {
+        true => of_type(x, &CONV2D_DGRAD_NHWC_F32, &CONV2D_DGRAD_NHWC_F16),
+        false => of_type(x, &CONV2D_FWD_NHWC_F32, &CONV2D_FWD_NHWC_F16),
+    };
     let pixels = conv.batch * conv.output[0] * conv.output[1];
     let read = [
         operand(Operand::X),
@@ -134,14 +141,9 @@ impl Conv2dWgrad {
             unused: 0,
         };
         let grid = tiles(name, conv.c_out, conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
-        let mut launches = vec![CONV2D_WGRAD_NHWC_F32.launch(
-            grid,
-            [64, 1, 1],
-            0,
-            &params,
-            &[Some(x), Some(dy)],
-            &[Some(dw)],
-        )];
+        let kernel = of_type(&x.ty, &CONV2D_WGRAD_NHWC_F32, &CONV2D_WGRAD_NHWC_F16);
+        let mut launches =
+            vec![kernel.launch(grid, [64, 1, 1], 0, &params, &[Some(x), Some(dy)], &[Some(dw)])];
         if let [dbias] = dbias {
             launches.push(sum_pixels(dy, dbias, true)?);
         }

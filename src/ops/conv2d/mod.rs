@@ -148,6 +148,10 @@ impl Op for Conv2d {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
     }
 
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        self.operands.half()
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         convolution(&self.form(), args)
     }

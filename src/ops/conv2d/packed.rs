@@ -50,7 +50,7 @@ impl Op for PackedConv2d {
                 format!("the packed weight {weight:?} doesn't belong to inputs {inputs:?}"),
             ));
         }
-        Ok(vec![output_type(&conv)])
+        Ok(vec![output_type(&conv, inputs[0].dtype)])
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {

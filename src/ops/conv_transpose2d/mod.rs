@@ -81,6 +81,10 @@ impl Op for ConvTranspose2d {
         target.is_cpu().then(|| self.form().lower(inputs)).flatten()
     }
 
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        self.form().operands.half()
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         convolution(&self.form(), args)
     }

@@ -2,10 +2,12 @@
 
 use super::{GroupNorm, GroupNormAffine, GroupNormGrad};
 use crate::device::kernels::{
-    self, GROUP_NORM_AFFINE_FWD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F32, GROUP_NORM_FWD_NHWC_F32,
-    GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F32,
-    GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, GROUP_NORM_STATS_FWD_NHWC_F32,
-    GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_WGRAD_NHWC_F32, UNSET,
+    self, GROUP_NORM_AFFINE_FWD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_DGRAD_NHWC_F32,
+    GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16,
+    GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32,
+    GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32,
+    GROUP_NORM_STATS_FWD_NHWC_F16, GROUP_NORM_STATS_FWD_NHWC_F32, GROUP_NORM_SUMS_DGRAD_NHWC_F16,
+    GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_WGRAD_NHWC_F32, UNSET, of_type,
 };
 use crate::device::{KernelWork, View};
 use crate::error::{Error, Result};
@@ -14,7 +16,8 @@ use crate::ops::shape::Extent;
 
 kernels::params! {
     /// `GroupNormStats`.
-    struct Stats for GROUP_NORM_STATS_FWD_NHWC_F32 {
+    struct Stats for GROUP_NORM_STATS_FWD_NHWC_F32, GROUP_NORM_STATS_FWD_NHWC_F16
+    {
         source: [u64; 2], stats: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, eps: f32, unused: i32,
     }
@@ -22,7 +25,8 @@ kernels::params! {
 
 kernels::params! {
     /// `GroupNormForward`.
-    struct Forward for GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F32 {
+    struct Forward for GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16
+    {
         source: [u64; 2], gamma: u64, beta: u64, stats: u64, y: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, batch: i32,
     }
@@ -38,8 +42,7 @@ kernels::params! {
 
 kernels::params! {
     /// `GroupNormBackward`.
-    struct Backward for GROUP_NORM_DGRAD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F32,
-        GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32
+    struct Backward for GROUP_NORM_DGRAD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16, GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_SUMS_DGRAD_NHWC_F16, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16
     {
         dy: u64, source: [u64; 2], gamma: u64, beta: u64, stats: u64, sums: u64,
         dx: u64, dx2: u64,
@@ -120,7 +123,8 @@ impl<'a> Inputs<'a> {
             eps,
             unused: 0,
         };
-        GROUP_NORM_STATS_FWD_NHWC_F32.launch(
+        let kernels = (&GROUP_NORM_STATS_FWD_NHWC_F32, &GROUP_NORM_STATS_FWD_NHWC_F16);
+        of_type(&self.x.ty, kernels.0, kernels.1).launch(
             [self.groups as u32, self.batch as u32, 1],
             [256, 1, 1],
             0,
@@ -148,8 +152,11 @@ impl GroupNorm {
             affine_stride: inputs.affine_stride,
             batch: inputs.batch,
         };
-        let kernel =
-            if self.silu { &GROUP_NORM_SILU_FWD_NHWC_F32 } else { &GROUP_NORM_FWD_NHWC_F32 };
+        let (f32, f16) = match self.silu {
+            true => (&GROUP_NORM_SILU_FWD_NHWC_F32, &GROUP_NORM_SILU_FWD_NHWC_F16),
+            false => (&GROUP_NORM_FWD_NHWC_F32, &GROUP_NORM_FWD_NHWC_F16),
+        };
+        let kernel = of_type(&inputs.x.ty, f32, f16);
         let read = [Some(inputs.x), inputs.x2, Some(inputs.gamma), Some(inputs.beta), Some(stats)];
         let apply = kernel.over(inputs.elements(), &params, &read, &[Some(y)]);
         Ok(vec![inputs.stats(self.eps, stats), apply])
@@ -225,9 +232,16 @@ impl GroupNormGrad {
             shared: i32::from(inputs.affine_stride == 0),
             unused: 0,
         };
+        let of = |f32, f16| of_type(&inputs.x.ty, f32, f16);
         let (sum, dgrad) = match self.silu {
-            true => (&GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F32),
-            false => (&GROUP_NORM_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F32),
+            true => (
+                of(&GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16),
+                of(&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
+            ),
+            false => (
+                of(&GROUP_NORM_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_SUMS_DGRAD_NHWC_F16),
+                of(&GROUP_NORM_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F16),
+            ),
         };
         let read = [
             Some(dy),

@@ -55,7 +55,7 @@ struct Normalised {
 
 /// Checks (`x`, \[`x2`\], `gamma`, `beta`).
 fn normalised(name: &str, inputs: &[&TensorType], groups: usize) -> Result<Normalised> {
-    shape::floats(name, inputs, 3..=4)?;
+    shape::halves(name, inputs, 3..=4, &vec![true; inputs.len().saturating_sub(2)])?;
     let (sources, affine) = inputs.split_at(inputs.len() - 2);
     let refuse = |what: String| Err(Error::operation(name, what));
     let mut y = sources[0].clone();
@@ -123,6 +123,11 @@ impl Op for GroupNorm {
         if target.is_cpu() { forward_scratch(inputs) } else { 0 }
     }
 
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        // The sources, neither gamma nor beta.
+        vec![true; inputs.len().saturating_sub(2)]
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }
@@ -134,7 +139,7 @@ impl Op for GroupNormGrad {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 5..=6)?;
+        shape::halves(self.name(), inputs, 5..=6, &self.half(inputs))?;
         let (dy, inputs) = (inputs[0], &inputs[1..]);
         let (stats, inputs) = inputs.split_last().expect("at least five inputs");
         let Normalised { extent, y } = normalised(self.name(), inputs, self.groups)?;
@@ -150,6 +155,11 @@ impl Op for GroupNormGrad {
             return GroupNormGrad::kernel_scratch(batch, channels);
         }
         batch * channels * (2 * Slices::new(pixels, channels).count + 2 + backward::COEFFICIENTS)
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        // dy and the sources.
+        vec![true; inputs.len().saturating_sub(3)]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -173,6 +183,10 @@ impl Op for GroupNormAffine {
             return self.kernel_scratch(batch);
         }
         forward_scratch(inputs) + 2 * batch * self.groups
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        vec![true; inputs.len().saturating_sub(2)]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -1,7 +1,9 @@
 //! Operations that move or combine elements, and sums over pixels.
 
 use super::{check, check_state};
+use crate::device::{DType, TensorType};
 use crate::ops::add::Add;
+use crate::ops::cast::Cast;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::copy::Copy;
 use crate::ops::mul::Mul;
@@ -9,7 +11,7 @@ use crate::ops::place_columns::PlaceColumns;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::scale_add::ScaleAdd;
 use crate::ops::sum_pixels::{Rows, SumPixels};
-use crate::ops::testing::Host;
+use crate::ops::testing::{Host, run};
 
 #[test]
 pub(super) fn add_and_mul() {
@@ -21,6 +23,21 @@ pub(super) fn add_and_mul() {
     }
     let (a, b) = (Host::random(&[3, 301], 1), Host::random(&[1, 301], 2));
     check(&Add, &[&a, &b], 0.0);
+}
+
+/// Rounding to even, subnormal numbers, and what is too large.
+#[test]
+pub(super) fn casts() {
+    let values = vec![0.1, -1.0, 2049.0, 2051.0, 6e-8, 1e-9, -65504.0, 65519.0, 7e4, -1e30];
+    let x = Host::new(&[1, 10], values);
+    check(&Cast { to: DType::F16 }, &[&x], 0.0);
+    let x = Host {
+        ty: TensorType::f16([1, 10]),
+        data: run(&Cast { to: DType::F16 }, &[&x])[0].data.clone(),
+    };
+    assert_eq!(x.data[8], f32::INFINITY);
+    assert_eq!(x.data[2..4], [2048.0, 2052.0]);
+    check(&Cast { to: DType::F32 }, &[&x], 0.0);
 }
 
 #[test]

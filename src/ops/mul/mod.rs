@@ -37,6 +37,10 @@ impl Op for Mul {
         Ok(grads)
     }
 
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        broadcast::half(inputs)
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }

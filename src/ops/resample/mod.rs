@@ -39,7 +39,7 @@ impl Pool2d {
 }
 
 fn image(name: &str, inputs: &[&TensorType], factor: usize) -> Result<[usize; 4]> {
-    shape::floats(name, inputs, 1..=1)?;
+    shape::halves(name, inputs, 1..=1, &[true])?;
     match inputs[0].shape[..] {
         [b, h, w, c] if factor > 0 => Ok([b, h, w, c]),
         _ => Err(Error::operation(
@@ -56,7 +56,8 @@ impl Op for UpsampleNearest2d {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
         let [b, h, w, c] = image(self.name(), inputs, self.factor)?;
-        Ok(vec![TensorType::f32([b, h * self.factor, w * self.factor, c])])
+        let shape = vec![b, h * self.factor, w * self.factor, c];
+        Ok(vec![TensorType { shape, ..*inputs[0] }])
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
@@ -65,6 +66,10 @@ impl Op for UpsampleNearest2d {
         };
         let op = Pool2d { factor: self.factor, scale: self.scale };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -85,7 +90,8 @@ impl Op for Pool2d {
                 format!("height {h} and width {w} must be multiples of {}", self.factor),
             ));
         }
-        Ok(vec![TensorType::f32([b, h / self.factor, w / self.factor, c])])
+        let shape = vec![b, h / self.factor, w / self.factor, c];
+        Ok(vec![TensorType { shape, ..*inputs[0] }])
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
@@ -94,6 +100,10 @@ impl Op for Pool2d {
         };
         let op = UpsampleNearest2d { factor: self.factor, scale: self.scale };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -1,13 +1,15 @@
 //! Kernel launches of `scale_add`.
 
 use crate::device::KernelWork;
-use crate::device::kernels::{self, SCALE_ADD_FWD_NHWC_F32, UNSET};
+use crate::device::kernels::{
+    self, SCALE_ADD_FWD_NHWC_F16, SCALE_ADD_FWD_NHWC_F32, UNSET, of_type,
+};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
 
 kernels::params! {
     /// `ScaleAdd` of kernels/elementwise.cu.
-    struct Params for SCALE_ADD_FWD_NHWC_F32 {
+    struct Params for SCALE_ADD_FWD_NHWC_F32, SCALE_ADD_FWD_NHWC_F16 {
         x: u64, y: u64, elements: i64, scale: f32, offset: f32,
     }
 }
@@ -18,6 +20,7 @@ impl super::ScaleAdd {
         let elements = y.ty.elements();
         let (scale, offset) = (self.scale, self.offset);
         let params = Params { x: UNSET, y: UNSET, elements: elements as i64, scale, offset };
-        Ok(vec![SCALE_ADD_FWD_NHWC_F32.over(elements, &params, &[Some(x)], &[Some(y)])])
+        let kernel = of_type(&x.ty, &SCALE_ADD_FWD_NHWC_F32, &SCALE_ADD_FWD_NHWC_F16);
+        Ok(vec![kernel.over(elements, &params, &[Some(x)], &[Some(y)])])
     }
 }

@@ -21,7 +21,7 @@ impl Op for ScaleAdd {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 1..=1)?;
+        shape::halves(self.name(), inputs, 1..=1, &[true])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -31,6 +31,10 @@ impl Op for ScaleAdd {
         };
         let op = ScaleAdd { scale: self.scale, offset: 0.0 };
         Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

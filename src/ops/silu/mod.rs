@@ -22,7 +22,7 @@ impl Op for Silu {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 1..=1)?;
+        shape::halves(self.name(), inputs, 1..=1, &[true])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -31,6 +31,10 @@ impl Op for Silu {
             return Ok(vec![None]);
         };
         Ok(vec![Some(graph.push(Arc::new(SiluGrad), &[dy, args.inputs[0]])?[0])])
+    }
+
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        vec![true]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -44,9 +48,13 @@ impl Op for SiluGrad {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 2..=2)?;
+        shape::halves(self.name(), inputs, 2..=2, &[true; 2])?;
         shape::expect(self.name(), "x", inputs[1], inputs[0])?;
         Ok(vec![inputs[0].clone()])
+    }
+
+    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+        vec![true; 2]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

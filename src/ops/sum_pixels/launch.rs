@@ -1,7 +1,9 @@
 //! Kernel launches of `sum_pixels`; kernels/sum_pixels.cu says how work is split.
 
 use super::{Rows, SumPixels};
-use crate::device::kernels::{self, SUM_PIXELS_FWD_NHWC_F32, UNSET, dimension};
+use crate::device::kernels::{
+    self, SUM_PIXELS_FWD_NHWC_F16, SUM_PIXELS_FWD_NHWC_F32, UNSET, dimension, of_type,
+};
 use crate::device::{KernelWork, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
@@ -9,7 +11,7 @@ use crate::ops::shape::Extent;
 
 kernels::params! {
     /// `SumPixels`.
-    struct Params for SUM_PIXELS_FWD_NHWC_F32 {
+    struct Params for SUM_PIXELS_FWD_NHWC_F32, SUM_PIXELS_FWD_NHWC_F16 {
         x: u64, y: u64, batch: i32, pixels: i32, channels: i32, all_samples: i32,
     }
 }
@@ -31,7 +33,8 @@ pub(in crate::ops) fn sum_pixels(x: &View, y: &View, all_samples: bool) -> Resul
         return Err(Error::operation("sum_pixels", "more than 65,535 samples in a batch"));
     }
     let grid = [channels.div_ceil(32) as u32, samples as u32, 1];
-    Ok(SUM_PIXELS_FWD_NHWC_F32.launch(grid, [256, 1, 1], 0, &params, &[Some(x)], &[Some(y)]))
+    let kernel = of_type(&x.ty, &SUM_PIXELS_FWD_NHWC_F32, &SUM_PIXELS_FWD_NHWC_F16);
+    Ok(kernel.launch(grid, [256, 1, 1], 0, &params, &[Some(x)], &[Some(y)]))
 }
 
 impl SumPixels {

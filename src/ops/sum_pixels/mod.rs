@@ -34,7 +34,7 @@ impl Rows {
     }
 }
 
-/// `x` `[B, …, C]` → `y`: sums over the dimensions between, and over samples as `rows` says.
+/// `x` `[B, …, C]` → `y`, float32 even of float16: sums over the dimensions between, and over samples as `rows` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumPixels {
     pub rows: Rows,
@@ -46,7 +46,7 @@ impl Op for SumPixels {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::floats(self.name(), inputs, 1..=1)?;
+        shape::halves(self.name(), inputs, 1..=1, &[true])?;
         let Extent { batch, channels, .. } = Extent::of(&inputs[0].shape);
         Ok(vec![match self.rows {
             Rows::Samples => TensorType::f32([batch, channels]),
@@ -61,6 +61,10 @@ impl Op for SumPixels {
         }
         let Extent { batch, pixels, channels } = Extent::of(&inputs[0].shape);
         batch * channels * Slices::new(pixels, channels).count
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
