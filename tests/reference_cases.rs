@@ -73,7 +73,7 @@ fn every_case_passes_in_float16(target: &str) {
     let device = open_by_name_with(target, Precision::Fp16).unwrap();
     let mut failed = Vec::new();
     let mut closest = (0.0f64, String::new());
-    let mut judged = 0;
+    let (mut judged, mut in_half) = (0, 0);
     for path in cases() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         match replay(&path, device.as_ref(), Precision::Fp16) {
@@ -81,6 +81,7 @@ fn every_case_passes_in_float16(target: &str) {
             Ok(report) => {
                 let tensors = &report.verdict.tensors;
                 judged += usize::from(tensors.iter().any(|tensor| tensor.pass.is_some()));
+                in_half += usize::from(report.kernels.iter().any(|name| name.contains("_f16")));
                 for tensor in tensors {
                     let share = tensor.allowed_share.unwrap_or(0.0);
                     if tensor.pass == Some(false) {
@@ -96,6 +97,7 @@ fn every_case_passes_in_float16(target: &str) {
     println!("the closest call is {} with {:.3} of what is allowed", closest.1, closest.0);
     assert!(failed.is_empty(), "{} failures:\n{}", failed.len(), failed.join("\n"));
     assert!(judged > 70, "only {judged} cases were judged");
+    assert!(in_half > 70, "only {in_half} cases launched kernels of float16");
 }
 
 #[test]
