@@ -2,6 +2,7 @@
 
 use super::figures::Table;
 use super::output;
+use super::precision::Wanted;
 use crate::compare::{self, Report};
 use crate::device::{Device, Precision, open_by_name_with};
 use crate::formats::verdict::TensorVerdict;
@@ -37,21 +38,6 @@ pub struct Args {
     /// Print a JSON array instead of tables
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Wanted {
-    Fp32,
-    Fp16,
-}
-
-impl From<Wanted> for Precision {
-    fn from(wanted: Wanted) -> Precision {
-        match wanted {
-            Wanted::Fp32 => Precision::Fp32,
-            Wanted::Fp16 => Precision::Fp16,
-        }
-    }
 }
 
 pub fn run(args: &Args, device: &str) -> Result<()> {
@@ -97,13 +83,6 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
     }
 }
 
-fn precision_name(precision: Wanted) -> &'static str {
-    match precision {
-        Wanted::Fp32 => "fp32",
-        Wanted::Fp16 => "fp16",
-    }
-}
-
 fn verdict(pass: Option<bool>) -> &'static str {
     match pass {
         Some(true) => "pass",
@@ -118,7 +97,7 @@ fn text(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) ->
         file.display(),
         report.op,
         device.name(),
-        precision_name(precision),
+        precision.name(),
         verdict(Some(report.verdict.pass))
     );
     let titles = ["  tensor", "largest error", "at", "share of allowed", "verdict"];
@@ -153,7 +132,7 @@ fn json(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) ->
         "file": file.display().to_string(),
         "op": report.op,
         "device": device.name(),
-        "precision": precision_name(precision),
+        "precision": precision.name(),
         "kernels": report.kernels,
         "pass": report.verdict.pass,
         "first_divergence": report.first_divergence,

@@ -18,6 +18,7 @@ mod model_folder;
 mod output;
 mod plan;
 mod plan_figures;
+mod precision;
 mod prediction;
 mod progress;
 mod quickstart;
@@ -28,10 +29,11 @@ mod timing;
 mod train;
 mod training_run;
 
-use crate::device::open_by_name;
+use crate::device::{open_by_name, open_by_name_with};
 use crate::{Error, Result};
 use clap::Parser;
 use interruption::Interruption;
+use precision::Wanted;
 use std::process::ExitCode;
 
 const ABOUT: &str = "\
@@ -110,11 +112,12 @@ fn run(cli: &Cli) -> Result<()> {
     // Commands that have nothing to save are simply ended by Ctrl-C.
     let listen = Interruption::listen;
     let device = || open_by_name(&cli.device);
+    let open = |wanted: Wanted| open_by_name_with(&cli.device, wanted.into());
     match &cli.command {
         Command::Quickstart(args) => quickstart::run(args, device()?.as_ref(), &listen()),
         Command::Synth(args) => synth::run(args, &listen()),
-        Command::Train(args) => train::run(args, device, &listen()),
-        Command::Sample(args) => sample::run(args, device()?.as_ref(), &listen()),
+        Command::Train(args) => train::run(args, || open(args.precision), &listen()),
+        Command::Sample(args) => sample::run(args, open(args.precision)?.as_ref(), &listen()),
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args, &cli.device),
         Command::Bench(args) => bench::run(args, device()?.as_ref()),

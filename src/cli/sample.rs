@@ -3,6 +3,7 @@
 use super::fresh_folder::FreshFolder;
 use super::interruption::Interruption;
 use super::model_folder::{self, Checked};
+use super::precision::Wanted;
 use super::{output, progress};
 use crate::device::Device;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
@@ -71,6 +72,9 @@ pub struct Args {
     /// Also write the images before conversion to 8 bits
     #[arg(long)]
     raw: bool,
+    /// Precision of activations and weights; fp16 needs a device with kernels
+    #[arg(long, value_enum, default_value = "fp32")]
+    pub precision: Wanted,
 }
 
 /// What each image starts from.

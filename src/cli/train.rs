@@ -2,6 +2,7 @@
 
 use super::fresh_folder::FreshFolder;
 use super::interruption::Interruption;
+use super::precision::Wanted;
 use super::settings::Settings;
 use super::training_run;
 use crate::Result;
@@ -46,6 +47,9 @@ pub struct Args {
     /// Go on with the run in this folder, with its own settings; --set changes single ones
     #[arg(long, value_name = "RUN", conflicts_with_all = ["out", "preset", "config"])]
     resume: Option<PathBuf>,
+    /// Precision of activations and weights; fp16 needs a device with kernels
+    #[arg(long, value_enum, default_value = "fp32")]
+    pub precision: Wanted,
 }
 
 /// `device` opens the device, after the settings were checked.

@@ -176,6 +176,16 @@ impl Display {
                     None => self.bar.println(line),
                 }
             }
+            Event::Overflow { step, loss_scale } => {
+                let line = format!(
+                    "step {step}: a gradient overflowed in float16; the step is skipped, the loss \
+                     scale is now {loss_scale}"
+                );
+                match self.tenths {
+                    Some(_) => output::note(&line),
+                    None => self.bar.println(line),
+                }
+            }
             Event::Saved { .. } => {}
             Event::Sampling { done, of } => {
                 if !std::mem::replace(&mut self.sampling, true) {

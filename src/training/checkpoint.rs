@@ -1,5 +1,6 @@
 //! Checkpoints: one safetensors file with everything that a run needs to go on to the bit.
 
+use super::loss_scale::LossScale;
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::formats::tensors::{Tensor, Tensors};
@@ -53,6 +54,10 @@ pub fn write(path: &Path, trainer: &mut Trainer, progress: &Progress) -> Result<
     ] {
         tensors.metadata.insert(key.to_string(), value);
     }
+    if let Some(scale) = trainer.loss_scale() {
+        tensors.metadata.insert("loss_scale".into(), scale.factor.to_string());
+        tensors.metadata.insert("loss_scale_steps".into(), scale.good_steps.to_string());
+    }
     tensors.write(path)
 }
 
@@ -60,6 +65,8 @@ pub fn write(path: &Path, trainer: &mut Trainer, progress: &Progress) -> Result<
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub progress: Progress,
+    /// Of a run in float16.
+    pub loss_scale: Option<LossScale>,
     tensors: Tensors,
 }
 
@@ -90,8 +97,16 @@ impl Checkpoint {
             seconds: number(path, "seconds", note("seconds")?)?,
             data: number(path, "data", note("data")?)?,
         };
+        let loss_scale = match tensors.metadata.get("loss_scale") {
+            None => None,
+            Some(factor) => Some(LossScale {
+                factor: number(path, "loss_scale", factor)?,
+                good_steps: number(path, "loss_scale_steps", note("loss_scale_steps")?)?,
+                ..LossScale::default()
+            }),
+        };
         tensors.require_finite(path)?;
-        Ok(Checkpoint { progress, tensors })
+        Ok(Checkpoint { progress, loss_scale, tensors })
     }
 
     /// Takes one region's tensors, in the order of `parameters`.

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod held_out;
 pub mod init;
+pub mod loss_scale;
 pub mod lr_schedule;
 pub mod pictures;
 pub mod run;

@@ -43,6 +43,9 @@ pub enum Event {
         /// Share of the run that is done, 0 to 1.
         share: f64,
     },
+    /// In float16 the gradients of this step overflowed: it changed nothing, and the next is
+    /// computed with this smaller loss scale.
+    Overflow { step: u64, loss_scale: f32 },
     /// The figure on held-out images.
     HeldOut { step: u64, loss: f64 },
     /// A checkpoint was written.
@@ -147,6 +150,18 @@ impl<'a> Run<'a> {
                 .map(|region| Ok((region, checkpoint.take(region, &parameters, &path)?)))
                 .collect::<Result<Vec<_>>>()?;
             done = checkpoint.progress;
+            match (checkpoint.loss_scale, trainer.loss_scale()) {
+                (Some(scale), Some(_)) => {
+                    trainer.set_loss_scale(scale).map_err(|e| Error::file(&path, e.to_string()))?;
+                }
+                (None, None) => {}
+                (saved, _) => {
+                    let (was, now) = if saved.is_some() { ("16", "fp16") } else { ("32", "fp32") };
+                    let what =
+                        format!("belongs to a run in float{was}; resume it with --precision {now}");
+                    return Err(Error::file(&path, what));
+                }
+            }
             trainer.restore(&parts, done.skipped)?;
             folder.discard_checkpoints_after(done.step)?;
         }
@@ -194,7 +209,7 @@ impl<'a> Run<'a> {
         let mut rate = 0.0;
         while self.share() < 1.0 {
             let first = Instant::now();
-            let (loss, grad_norm, learning_rate) = self.one_step()?;
+            let (loss, grad_norm, learning_rate) = self.one_step(observe)?;
             self.done.seconds = before + started.elapsed().as_secs_f64();
             let images = (training.batch_size * training.accumulate) as f64;
             let now = images / first.elapsed().as_secs_f64().max(1e-9);
@@ -252,7 +267,10 @@ impl<'a> Run<'a> {
         schedule.rate((self.share().min(1.0) * PARTS_OF_TIME as f64) as u64)
     }
 
-    fn one_step(&mut self) -> Result<(f32, f32, f64)> {
+    fn one_step(
+        &mut self,
+        observe: &mut dyn FnMut(Event) -> Result<()>,
+    ) -> Result<(f32, f32, f64)> {
         let training = &self.config.training;
         let step = self.done.step;
         // A young average forgets its beginning faster (as in diffusers and TensorFlow).
@@ -280,9 +298,15 @@ impl<'a> Run<'a> {
             }
             loss += part / training.accumulate as f32;
         }
+        let scaled = self.trainer.loss_scale();
         let updated = self.trainer.update(&settings)?;
         if updated.skipped {
-            return Err(self.not_finite("norm of the gradients", updated.grad_norm));
+            match (scaled, self.trainer.loss_scale()) {
+                (Some(before), Some(after)) if !before.is_least() => {
+                    observe(Event::Overflow { step: step + 1, loss_scale: after.factor })?;
+                }
+                _ => return Err(self.not_finite("norm of the gradients", updated.grad_norm)),
+            }
         }
         self.done.step += 1;
         self.done.skipped = self.trainer.skipped();

@@ -4,7 +4,8 @@
 //! launches over all parameters; `prepare` brings the weights into the target's forms and is the
 //! tail of every update. What changes from step to step lies in the step state.
 
-use crate::device::{Device, Target, TensorType};
+use super::loss_scale::LossScale;
+use crate::device::{Device, Precision, Target, TensorType};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::scheduler_config::Prediction;
 use crate::error::{Error, Result};
@@ -199,9 +200,10 @@ pub fn plan(
 /// What an optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Updated {
-    /// Global norm of the gradients, before clipping.
+    /// Global norm of the gradients, before clipping and without the loss scale.
     pub grad_norm: f32,
-    /// Whether the step was skipped because a gradient was not finite.
+    /// Whether the step was skipped because a gradient was not finite. In float16 that is part of
+    /// finding the loss scale, as long as the scale can still shrink.
     pub skipped: bool,
 }
 
@@ -210,6 +212,8 @@ pub struct Trainer {
     engine: Engine,
     recipe: Recipe,
     state: StepState,
+    /// In float16 alone.
+    loss_scale: Option<LossScale>,
 }
 
 impl Trainer {
@@ -233,8 +237,12 @@ impl Trainer {
             shares.extend([image, noise]);
         }
         engine.write(Region::State, "shares", &shares)?;
-        engine.write(Region::State, "loss_gradient", &[1.0 / recipe.accumulate as f32])?;
-        let mut trainer = Trainer { engine, recipe, state: StepState::new(seed) };
+        let loss_scale = match device.target().precision {
+            Precision::Fp32 => None,
+            Precision::Fp16 => Some(LossScale::default()),
+        };
+        let mut trainer = Trainer { engine, recipe, state: StepState::new(seed), loss_scale };
+        trainer.write_loss_scale()?;
         trainer.set(Region::Weights, weights)?;
         if trainer.recipe.optimizer.ema {
             trainer.set(Region::Ema, weights)?;
@@ -249,6 +257,35 @@ impl Trainer {
 
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The loss scale; `None` in float32.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
+    }
+
+    /// Sets the loss scale, at the beginning or where another run left off.
+    ///
+    /// # Errors
+    /// In float32, or a factor that is not a finite number of at least 1.
+    pub fn set_loss_scale(&mut self, scale: LossScale) -> Result<()> {
+        if self.loss_scale.is_none() {
+            return Err(Error::operation("train", "has a loss scale in float16 only"));
+        }
+        if !(scale.factor.is_finite() && scale.factor >= 1.0) {
+            let what = format!("a loss scale of {} can't be; at least 1 is needed", scale.factor);
+            return Err(Error::operation("train", what));
+        }
+        self.loss_scale = Some(scale);
+        self.write_loss_scale()
+    }
+
+    /// The gradient that differentiation starts from, and the word that the optimizer divides by.
+    fn write_loss_scale(&mut self) -> Result<()> {
+        let factor = self.loss_scale.map_or(1.0, |scale| scale.factor);
+        self.state.set_float(state::LOSS_SCALE, factor);
+        let seed = factor / self.recipe.accumulate as f32;
+        self.engine.write(Region::State, "loss_gradient", &[seed])
     }
 
     /// Runs one micro-batch, number `index` of this step: `x0` [B, H, W, C], one timestep an image,
@@ -301,7 +338,12 @@ impl Trainer {
         let words: Vec<u32> = self.engine.read(Region::State, STATE)?;
         self.state.words.copy_from_slice(&words);
         let norm: Vec<f32> = self.engine.read(Region::State, "grad_norm")?;
-        Ok(Updated { grad_norm: norm[0], skipped: self.state.words[state::SKIPPED] != skipped })
+        let skipped = self.state.words[state::SKIPPED] != skipped;
+        let grad_norm = norm[0] / self.state.float(state::LOSS_SCALE);
+        if self.loss_scale.as_mut().is_some_and(|scale| scale.after(skipped)) {
+            self.write_loss_scale()?;
+        }
+        Ok(Updated { grad_norm, skipped })
     }
 
     /// Optimizer steps skipped so far.
