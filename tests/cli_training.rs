@@ -177,6 +177,38 @@ fn a_resumed_run_is_the_same_run_with_any_number_of_threads() {
 }
 
 #[cfg(unix)]
+/// A run in float16 goes on in float16 alone, with the loss scale that it had, and to the bit.
+#[test]
+fn a_run_in_float16_is_resumed_in_float16() {
+    let place = Place::new();
+    let half = |command: &mut Command| {
+        command.args(["--precision", "fp16", "--device", "emulated:v100"]);
+    };
+    let run = place.path("run");
+    let mut train = place.train(&run);
+    half(&mut train);
+    train.args(["--set", "training.steps=4"]).assert().success();
+    let whole = weights(&run);
+
+    // The last checkpoint of step 2: steps 3 and 4 are done again.
+    fs::remove_file(run.join("checkpoints/step-00000004.safetensors")).unwrap();
+    fs::remove_dir_all(run.join("model")).unwrap();
+    let mut resume = cyanea();
+    resume.arg("train").arg("--resume").arg(&run);
+    holds(&error(&mut resume), &["step-00000002", "float16", "--precision fp16"]);
+    half(&mut resume);
+    resume.assert().success().stderr(predicate::str::contains("from step 2"));
+    assert!(weights(&run) == whole, "the resumed run is another");
+
+    let mut sample = cyanea();
+    sample.arg("sample").arg("--model").arg(&run).arg("--out").arg(place.path("samples"));
+    half(&mut sample);
+    sample.assert().success();
+    let mut cpu = cyanea();
+    cpu.arg("sample").arg("--model").arg(&run).arg("--out").arg(place.path("none"));
+    holds(&error(cpu.args(["--precision", "fp16"])), &["float32 only"]);
+}
+
 #[test]
 fn an_interrupted_run_is_saved_and_goes_on() {
     use std::io::{BufRead, BufReader};
