@@ -28,6 +28,16 @@ const FLAGS: [&str; 16] = [
     "-Wno-unused-function",
 ];
 
+/// Added for the feature `checked`: the compiler announces each access to memory to the functions
+/// of kernels/host/checked.cpp. Equal calls at different lines stay apart, so that reports name the
+/// right one.
+const CHECKED_FLAGS: [&str; 4] = [
+    "-DCYANEA_CHECKED",
+    "-fsanitize=thread,bounds-strict,alignment",
+    "-fno-crossjumping",
+    "-fno-tree-tail-merge",
+];
+
 struct Unit<'a> {
     /// For messages.
     name: String,
@@ -40,6 +50,10 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
     let compiler = compiler()?;
     let version = version(&compiler)?;
     let target = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let checked = std::env::var_os("CARGO_FEATURE_CHECKED").is_some();
+    if checked && version.contains("clang") {
+        return Err(format!("the feature `checked` needs g++; {compiler} is clang; set CXX=g++"));
+    }
     let mut flags: Vec<&str> = FLAGS.to_vec();
     if target == "x86_64" {
         // `fmaf` becomes an instruction; the device checks for it when it is opened.
@@ -58,6 +72,16 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
             source: "",
         });
     }
+    if checked {
+        units.extend([
+            Unit {
+                name: CHECKS.into(),
+                text: format!("#define CYANEA_CHECKED\n#include \"{CHECKS}\"\n"),
+                source: "",
+            },
+            Unit { name: "host/faults.cu".into(), text: faults(), source: "" },
+        ]);
+    }
     for (index, file) in sources.files.iter().enumerate() {
         for path in CODE_PATHS {
             units.push(Unit {
@@ -67,10 +91,16 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
             });
         }
     }
-    let command_line = flags.join(" ");
+    let mut checked_flags = flags.clone();
+    checked_flags.extend(CHECKED_FLAGS);
+    // Which flags a unit is built with: what checks must not be checked itself.
+    let flags = |unit: &Unit<'_>| {
+        if checked && unit.name != CHECKS { checked_flags.as_slice() } else { flags.as_slice() }
+    };
     let objects: Vec<PathBuf> = units
         .iter()
         .map(|unit| {
+            let command_line = flags(unit).join(" ");
             cache.file(&[&version, &command_line, &sources.headers, unit.source, &unit.text], "o")
         })
         .collect();
@@ -78,7 +108,8 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
         if objects[index].exists() {
             return Ok(());
         }
-        compile(&compiler, &flags, &sources.folder, &units[index], &objects[index])
+        let unit = &units[index];
+        compile(&compiler, flags(unit), &sources.folder, unit, &objects[index])
     })?;
 
     let library = out.join("libcyanea_kernels.a");
@@ -96,18 +127,33 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
     Ok(())
 }
 
+const CHECKS: &str = "host/checked.cpp";
+
+/// The kernels that the tests of checked mode break its rules with.
+fn faults() -> String {
+    let mut text = String::from("#define CYANEA_CODE_PATH 80\n#include \"host/emulated.h\"\n");
+    text += "namespace {\n#include \"host/faults.cu\"\n}\n";
+    for kernel in ["static", "dynamic", "global"].map(|place| format!("faults_in_{place}")) {
+        text += &entry(&format!("cyanea_{kernel}"), &kernel, "Faults");
+    }
+    text + &entry("cyanea_faults_none", "faults_none", "Faults")
+}
+
+/// The exported function that runs one lane of a kernel.
+fn entry(symbol: &str, expression: &str, params: &str) -> String {
+    format!(
+        "extern \"C\" void {symbol}(const void* params) {{\n    {expression}(*static_cast<const {params}*>(params));\n}}\n"
+    )
+}
+
 /// A unit that includes the file in a namespace without a name, so that the two code paths never
 /// share a symbol, and gives each kernel one exported entry.
 fn wrapper(sources: &Sources, file: usize, path: u32) -> String {
     let mut text = format!("#define CYANEA_CODE_PATH {path}\n#include \"host/emulated.h\"\n");
     text += &format!("namespace {{\n{}}}\n", sources.unit(file));
     for kernel in &sources.files[file].kernels {
-        text += &format!(
-            "extern \"C\" void cyanea_sm{path}_{}(const void* params) {{\n    {}(*static_cast<const {}*>(params));\n}}\n",
-            kernel.name,
-            kernel.expression(),
-            kernel.params
-        );
+        let symbol = format!("cyanea_sm{path}_{}", kernel.name);
+        text += &entry(&symbol, kernel.expression(), &kernel.params);
     }
     text
 }

@@ -51,6 +51,13 @@ struct CyaneaBlock {
                        const char* file, int line);
     // The block's copy of the static shared array that `key` stands for.
     void* (*static_shared)(CyaneaLane*, const void* key, size_t bytes, const char* file, int line);
+#ifdef CYANEA_CHECKED
+    // Called before a lane touches memory (`kind` as in host/checked.cpp), indexes an array beyond
+    // its end, and uses an address that is no multiple of `alignment`.
+    void (*access)(CyaneaLane*, const void* at, size_t bytes, int kind, const void* caller);
+    void (*out_of_bounds)(CyaneaLane*, size_t index, const char* file, int line);
+    void (*misaligned)(CyaneaLane*, const void* at, size_t alignment, const char* file, int line);
+#endif
 };
 
 struct CyaneaLane {
@@ -59,6 +66,10 @@ struct CyaneaLane {
     const CyaneaBlock* block;
 };
 
+#ifdef CYANEA_CHECKED
+// Another name, so that objects of the two kinds can't be linked into one program.
+#define cyanea_lane cyanea_checked_lane
+#endif
 extern "C" thread_local CyaneaLane* cyanea_lane;
 
 #define threadIdx (cyanea_lane->thread)

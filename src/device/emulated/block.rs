@@ -7,14 +7,24 @@
 // References to what a raw pointer leads to are written out, so that their ends can be seen.
 #![allow(clippy::needless_borrow)]
 
+#[cfg(feature = "checked")]
+use super::checked::{self, Checks, Region};
 use super::lanes::{BlockHeader, Collective, Lane, Shuffle, Site, cyanea_lane_slot};
 use crate::device::kernels::HostEntry;
 use corosensei::stack::DefaultStack;
+#[cfg(feature = "checked")]
+use corosensei::stack::Stack;
 use corosensei::{Coroutine, Yielder};
 use std::ffi::{c_char, c_int, c_void};
 
+#[cfg(feature = "checked")]
+mod hooks;
+
 /// Stack of a lane in bytes; only what is touched is ever given memory.
 const STACK_BYTES: usize = 128 << 10;
+/// Bytes behind each shared array that belong to none, and room for those of 64 arrays.
+const GAP: usize = if cfg!(feature = "checked") { 256 } else { 0 };
+const GAPS: usize = 64;
 
 /// What a launch gives all of its blocks.
 pub(super) struct Grid<'a> {
@@ -26,6 +36,9 @@ pub(super) struct Grid<'a> {
     pub dynamic_shared: usize,
     /// Shared memory that a block may use in all.
     pub shared_limit: usize,
+    /// The memory that the launch may touch.
+    #[cfg(feature = "checked")]
+    pub regions: Vec<Region>,
 }
 
 /// Lanes of a warp that wait for each other.
@@ -67,6 +80,8 @@ struct State {
     shared_limit: usize,
     statics: Vec<(*const c_void, usize)>,
     fault: Option<String>,
+    #[cfg(feature = "checked")]
+    checks: Checks,
 }
 
 struct Fiber(Coroutine<(), (), ()>);
@@ -97,6 +112,12 @@ impl Worker {
             barrier,
             collective,
             static_shared,
+            #[cfg(feature = "checked")]
+            access: hooks::access,
+            #[cfg(feature = "checked")]
+            out_of_bounds: hooks::out_of_bounds,
+            #[cfg(feature = "checked")]
+            misaligned: hooks::misaligned,
         };
         let state = State {
             header,
@@ -120,6 +141,8 @@ impl Worker {
             shared_limit: 0,
             statics: Vec::new(),
             fault: None,
+            #[cfg(feature = "checked")]
+            checks: Checks::new(),
         };
         Worker { state: Box::into_raw(Box::new(state)), fibers: Vec::new(), idle: Vec::new() }
     }
@@ -181,6 +204,11 @@ impl Worker {
                 // Some coroutines hang in the middle of a lane.
                 self.fibers.clear();
                 self.idle.clear();
+                #[cfg(feature = "checked")]
+                let fault = {
+                    state.checks.stacks.clear();
+                    state.checks.finding.take().map_or(fault, |finding| finding.to_string())
+                };
                 Err(fault)
             }
         }
@@ -192,6 +220,11 @@ impl Worker {
         }
         let stack = DefaultStack::new(STACK_BYTES)
             .map_err(|e| format!("no memory for the stack of a lane: {e}"))?;
+        // SAFETY: no coroutine runs.
+        #[cfg(feature = "checked")]
+        unsafe {
+            (&mut (*self.state).checks.stacks).push(stack.limit().get()..stack.base().get());
+        }
         let state = self.state;
         let fiber = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
             loop {
@@ -270,13 +303,15 @@ impl State {
         self.fault = None;
         self.shared_limit = grid.shared_limit;
         self.shared_used = grid.dynamic_shared.next_multiple_of(16);
-        let units = grid.shared_limit.div_ceil(16);
+        let units = (grid.shared_limit + (GAPS + 1) * GAP).div_ceil(16);
         if self.shared.len() < units {
             self.shared = vec![u128::MAX; units];
         }
         // All bits set is a NaN in every floating type.
         self.shared[..self.shared_used / 16].fill(u128::MAX);
         self.header.dynamic_shared = self.shared.as_mut_ptr().cast();
+        #[cfg(feature = "checked")]
+        self.start_checks(header, grid);
     }
 
     /// Says who waits where.
@@ -335,6 +370,10 @@ unsafe extern "C" fn barrier(lane: *mut Lane, file: *const c_char, line: c_int) 
     unsafe {
         let state = state_of(lane);
         let site = Site::new(file, line);
+        #[cfg(feature = "checked")]
+        if checked::left_out(site) {
+            return;
+        }
         let first = *(*state).barrier_site.get_or_insert(site);
         if first != site {
             stop(state, format!("divergent barrier: lanes wait at {first} and at {site}"));
@@ -347,6 +386,8 @@ unsafe extern "C" fn barrier(lane: *mut Lane, file: *const c_char, line: c_int) 
         let State { barrier, ready, .. } = &mut *state;
         ready.extend(barrier.drain(..).filter(|&fiber| fiber != own));
         (*state).barrier_site = None;
+        #[cfg(feature = "checked")]
+        (&mut (*state).checks).barrier();
     }
 }
 
@@ -363,6 +404,11 @@ unsafe extern "C" fn collective(
     unsafe {
         let state = state_of(lane);
         let site = Site::new(file, line);
+        // A warp barrier has no operand.
+        #[cfg(feature = "checked")]
+        if operand.is_null() && checked::left_out(site) {
+            return;
+        }
         let (warp, bit) = ((*lane).linear / 32, 1u32 << ((*lane).linear % 32));
         if mask & bit == 0 {
             stop(state, format!("{site}: a lane that its own mask {mask:#010x} lacks"));
@@ -403,6 +449,10 @@ unsafe extern "C" fn collective(
         }
         let mut group = pending.swap_remove(place);
         (group.execute)(group.operands.as_mut_ptr(), mask);
+        #[cfg(feature = "checked")]
+        if operand.is_null() {
+            (&mut (*state).checks).warp_barrier(warp, mask);
+        }
         (&mut (*state).ready).append(&mut group.fibers);
     }
 }
@@ -422,23 +472,31 @@ unsafe extern "C" fn static_shared(
         if let Some(&(_, offset)) = (&(*state).statics).iter().find(|(known, _)| *known == key) {
             return base.add(offset).cast();
         }
-        let offset = (*state).shared_used;
-        let end = offset + bytes.next_multiple_of(16);
-        if end > (*state).shared_limit {
-            let (site, limit) = (Site::new(file, line), (*state).shared_limit);
+        let end = (*state).shared_used + bytes.next_multiple_of(16);
+        let (site, limit) = (Site::new(file, line), (*state).shared_limit);
+        let arrays = (&(*state).statics).len();
+        if end > limit {
             stop(state, format!("{site}: {end} bytes of shared memory; a block has {limit}"));
         }
-        base.add(offset).write_bytes(0xff, end - offset);
+        if arrays == GAPS {
+            stop(state, format!("{site}: more than {GAPS} shared arrays in a block"));
+        }
+        let offset = (*state).shared_used + (arrays + 1) * GAP;
+        base.add(offset).write_bytes(0xff, bytes);
         (*state).shared_used = end;
         (&mut (*state).statics).push((key, offset));
+        #[cfg(feature = "checked")]
+        (&mut (*state).checks).allocate(offset..offset + bytes, Some(site));
         base.add(offset).cast()
     }
 }
 
-#[cfg(test)]
-#[path = "block_tests.rs"]
-mod tests;
-
+#[cfg(all(test, feature = "checked"))]
+#[path = "checked_tests.rs"]
+mod checked_tests;
 #[cfg(test)]
 #[path = "mma_tests.rs"]
 mod mma_tests;
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

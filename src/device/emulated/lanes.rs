@@ -18,6 +18,12 @@ pub(super) struct BlockHeader {
         unsafe extern "C" fn(*mut Lane, u32, Collective, *mut c_void, *const c_char, c_int),
     pub static_shared:
         unsafe extern "C" fn(*mut Lane, *const c_void, usize, *const c_char, c_int) -> *mut c_void,
+    #[cfg(feature = "checked")]
+    pub access: unsafe extern "C" fn(*mut Lane, *const c_void, usize, c_int, *const c_void),
+    #[cfg(feature = "checked")]
+    pub out_of_bounds: unsafe extern "C" fn(*mut Lane, usize, *const c_char, c_int),
+    #[cfg(feature = "checked")]
+    pub misaligned: unsafe extern "C" fn(*mut Lane, *const c_void, usize, *const c_char, c_int),
 }
 
 /// `CyaneaLane`.
@@ -45,6 +51,11 @@ impl Site {
     /// `file` is a string literal of the compiled kernels.
     pub(super) unsafe fn new(file: *const c_char, line: c_int) -> Site {
         Site { file, line }
+    }
+
+    #[cfg(feature = "checked")]
+    pub(super) fn line(self) -> i32 {
+        self.line
     }
 }
 

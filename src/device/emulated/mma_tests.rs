@@ -24,6 +24,8 @@ fn run(entry: HostEntry, mode: i32, results: usize) -> Vec<f32> {
             block: [32, 1, 1],
             dynamic_shared: 0,
             shared_limit: 64 << 10,
+            #[cfg(feature = "checked")]
+            regions: vec![Region::output(&out)],
         };
         // SAFETY: `out` has an element for each result; the parameters are a `Selftest`.
         unsafe { worker.run(&grid, [0; 3], seed).unwrap() };

@@ -1,6 +1,8 @@
 //! The device and its sessions: two allocations, and launches one after another.
 
 use super::block::{Grid, Worker};
+#[cfg(feature = "checked")]
+use super::checked::Region;
 use super::lanes::Shuffle;
 use super::memory::Memory;
 use crate::device::kernels::{self, Sizes};
@@ -101,6 +103,22 @@ impl EmulatedSession {
         memory.address().wrapping_add(view.offset).expose_provenance() as u64
     }
 
+    #[cfg(feature = "checked")]
+    fn regions(&self, work: &KernelWork) -> Vec<Region> {
+        let read = work.pointers.len() - work.written;
+        let views = work.pointers.iter().map(|(_, view)| view).enumerate();
+        views
+            .map(|(index, view)| {
+                let start = self.address(view) as usize;
+                Region {
+                    bytes: start..start + view.ty.bytes(),
+                    written: index >= read,
+                    name: format!("view {index}, {:?}", view.ty),
+                }
+            })
+            .collect()
+    }
+
     fn launch(&mut self, label: &str, work: &KernelWork) -> Result<()> {
         let kernel = kernels::check(label, work, &self.target, self.sizes())?;
         let entry = kernel.host_entry(self.target.code_path);
@@ -113,6 +131,8 @@ impl EmulatedSession {
             block: work.block,
             dynamic_shared: work.shared_bytes as usize,
             shared_limit: self.target.shared_bytes as usize,
+            #[cfg(feature = "checked")]
+            regions: self.regions(work),
         };
         let [x, y, z] = work.grid.map(u64::from);
         let blocks = Blocks::new(x * y * z, &mut self.order);
