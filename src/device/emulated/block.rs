@@ -12,8 +12,6 @@ use super::checked::{self, Checks, Region};
 use super::lanes::{BlockHeader, Collective, Lane, Shuffle, Site, cyanea_lane_slot};
 use crate::device::kernels::HostEntry;
 use corosensei::stack::DefaultStack;
-#[cfg(feature = "checked")]
-use corosensei::stack::Stack;
 use corosensei::{Coroutine, Yielder};
 use std::ffi::{c_char, c_int, c_void};
 
@@ -223,7 +221,7 @@ impl Worker {
         // SAFETY: no coroutine runs.
         #[cfg(feature = "checked")]
         unsafe {
-            (&mut (*self.state).checks.stacks).push(stack.limit().get()..stack.base().get());
+            (&mut (*self.state).checks.stacks).push(hooks::range(&stack));
         }
         let state = self.state;
         let fiber = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {

@@ -2,7 +2,13 @@
 
 use super::super::checked::{Access, Finding, Kind};
 use super::{BlockHeader, Grid, Lane, Site, State, state_of, stop};
+use corosensei::stack::Stack;
 use std::ffi::{c_char, c_int, c_void};
+
+/// Addresses of a stack.
+pub(super) fn range(stack: &impl Stack) -> std::ops::Range<usize> {
+    stack.limit().get()..stack.base().get()
+}
 
 impl State {
     /// Tells the checks of the block that is about to start.
