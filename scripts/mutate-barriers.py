@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Leaves out each barrier of kernels/ in turn and says whether the checked tests notice.
+"""Leaves out each barrier (and wait for copies) of kernels/ in turn and says whether the checked tests notice.
 
 One test binary is built with the feature `checked`; its emulator leaves out the barrier that the
 variable CYANEA_WITHOUT_BARRIER names (`kernels/conv2d.cu:103`). So no barrier needs a build of its
@@ -29,9 +29,9 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BARRIER = re.compile(r"\b(__syncthreads|__syncwarp)\s*\(")
+BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|copy_wait)\s*[(<]")
 FENCE = re.compile(r"\b(__threadfence\w*)\s*\(")
-REPORT = re.compile(r"(race: .*|.*no lane has written.*|.*deadlock: .*|.*depends on the order.*)")
+REPORT = re.compile(r"(race: .*|.*copy is under way.*|.*no lane has written.*|.*deadlock: .*|.*depends on the order.*)")
 
 
 def sites(names):
@@ -44,7 +44,7 @@ def sites(names):
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             code = line.split("//")[0]
-            if code.lstrip().startswith("#define"):
+            if "#define" in code or "__device__" in code:
                 continue
             for pattern in (BARRIER, FENCE):
                 for match in pattern.finditer(code):

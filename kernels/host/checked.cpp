@@ -7,7 +7,8 @@
 
 namespace {
 
-enum Kind { READ = 0, WRITE = 1, ATOMIC = 2 };
+// The last two are the ends of an asynchronous copy.
+enum Kind { READ = 0, WRITE = 1, ATOMIC = 2, COPY = 3, COPY_SOURCE = 4 };
 
 // Outside of a lane (constructors of the objects) there is nothing to check.
 inline void access(const void* at, size_t bytes, Kind kind, void* caller) {
@@ -85,6 +86,14 @@ unsigned __tsan_atomic32_exchange(unsigned* at, unsigned value, int) {
     access(at, 4, ATOMIC, CALLER);
     return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);
 }
+
+void cyanea_copy_async(void* to, const void* from) {
+    access(from, 16, COPY_SOURCE, CALLER);
+    access(to, 16, COPY, CALLER);
+    memcpy(to, from, 16);
+}
+void cyanea_copy_commit() { cyanea_lane->block->copies(cyanea_lane, -1, CALLER); }
+void cyanea_copy_wait(int pending) { cyanea_lane->block->copies(cyanea_lane, pending, CALLER); }
 
 void __ubsan_handle_out_of_bounds(OutOfBounds* what, size_t index) {
     if (cyanea_lane)

@@ -57,6 +57,8 @@ struct CyaneaBlock {
     void (*access)(CyaneaLane*, const void* at, size_t bytes, int kind, const void* caller);
     void (*out_of_bounds)(CyaneaLane*, size_t index, const char* file, int line);
     void (*misaligned)(CyaneaLane*, const void* at, size_t alignment, const char* file, int line);
+    // Ends a group of asynchronous copies (`pending` < 0), or waits until at most `pending` are left.
+    void (*copies)(CyaneaLane*, int pending, const void* caller);
 #endif
 };
 
@@ -69,6 +71,10 @@ struct CyaneaLane {
 #ifdef CYANEA_CHECKED
 // Another name, so that objects of the two kinds can't be linked into one program.
 #define cyanea_lane cyanea_checked_lane
+// Asynchronous copies: what they write can be read when their lane has waited for them.
+extern "C" void cyanea_copy_async(void* to, const void* from);
+extern "C" void cyanea_copy_commit();
+extern "C" void cyanea_copy_wait(int pending);
 #endif
 extern "C" thread_local CyaneaLane* cyanea_lane;
 

@@ -1,5 +1,6 @@
 // Kernels with one fault each, for the tests of checked mode, which look for the line that the
 // comment `fault: <name>` marks. In no manifest.
+#include "common/mma.cuh"
 #include "common/shared.cuh"
 
 struct Faults {
@@ -57,6 +58,19 @@ __global__ void faults_in_dynamic(Faults p) {
         p.out[i] = __shfl_xor_sync(0xffffffffu, tile[i], 1);
         tile[i ^ 1] = 0.0f;  // fault: a shuffle orders no memory
     }
+    if (p.mode == 3) {
+        if (i < 16) copy_async(tile + 4 * i, p.in + 4 * i);
+        copy_commit();
+        __syncthreads();
+        p.out[i] = tile[i];  // fault: a copy without a wait
+    }
+    if (p.mode == 4) {
+        if (i < 16) copy_async(tile + 4 * i, p.in + 4 * i);
+        copy_commit();
+        copy_wait<0>();
+        p.out[i] = tile[63 - i];  // fault: a wait without a barrier
+    }
+    if (p.mode == 5 && i < 8) copy_async(tile + 4 * i, p.in + 4 * i + 2);  // fault: misaligned copy
 }
 
 __global__ void faults_in_global(Faults p) {
@@ -95,6 +109,12 @@ __global__ void faults_none(Faults p) {
     if (i < 16) {
         float4 row = reinterpret_cast<const float4*>(p.in)[i];
         reinterpret_cast<float4*>(wide)[i] = row;
+    }
+    __syncthreads();
+    if (i >= 48) {
+        copy_async(wide + 4 * (i - 48), p.in + 4 * (i - 48));
+        copy_commit();
+        copy_wait<0>();
     }
     __syncthreads();
     float sum = own[3] + wide[i] + static_cast<float>(count[0]);

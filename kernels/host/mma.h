@@ -111,8 +111,15 @@ inline void ldmatrix(unsigned* r, const __half* row) {
     cyanea_collect(0xffffffffu, cyanea_ldmatrix<COUNT, TRANSPOSED>, &operand, __FILE__, __LINE__);
 }
 
-// A copy is done when it is asked for, so a wait that is missing does not show here.
+// A copy is done when it is asked for; that a wait is missing is seen in checked mode alone.
+#ifdef CYANEA_CHECKED
+__forceinline__ inline void copy_async(void* to, const void* from) { cyanea_copy_async(to, from); }
+__forceinline__ inline void copy_commit() { cyanea_copy_commit(); }
+template <int PENDING>
+__forceinline__ inline void copy_wait() { cyanea_copy_wait(PENDING); }
+#else
 inline void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
 inline void copy_commit() {}
 template <int PENDING>
 inline void copy_wait() {}
+#endif

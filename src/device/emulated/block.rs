@@ -19,7 +19,7 @@ use std::ffi::{c_char, c_int, c_void};
 mod hooks;
 
 /// Stack of a lane in bytes; only what is touched is ever given memory.
-const STACK_BYTES: usize = 128 << 10;
+const STACK_BYTES: usize = if cfg!(feature = "checked") { 512 << 10 } else { 128 << 10 };
 /// Bytes behind each shared array that belong to none, and room for those of 64 arrays.
 const GAP: usize = if cfg!(feature = "checked") { 256 } else { 0 };
 const GAPS: usize = 64;
@@ -111,11 +111,7 @@ impl Worker {
             collective,
             static_shared,
             #[cfg(feature = "checked")]
-            access: hooks::access,
-            #[cfg(feature = "checked")]
-            out_of_bounds: hooks::out_of_bounds,
-            #[cfg(feature = "checked")]
-            misaligned: hooks::misaligned,
+            hooks: hooks::HOOKS,
         };
         let state = State {
             header,

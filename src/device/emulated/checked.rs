@@ -9,9 +9,10 @@
 //! lane has been left, because its stack is small.
 
 use super::lanes::Site;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 /// Shared memory is watched in units of this many bytes, the smallest type that kernels use.
 const UNIT: usize = 2;
@@ -40,6 +41,9 @@ pub(super) enum Kind {
     Read,
     Write,
     Atomic,
+    /// What an asynchronous copy writes, and what it reads.
+    Copy,
+    CopySource,
 }
 
 impl Kind {
@@ -47,8 +51,14 @@ impl Kind {
         match kind {
             0 => Kind::Read,
             1 => Kind::Write,
-            _ => Kind::Atomic,
+            2 => Kind::Atomic,
+            3 => Kind::Copy,
+            _ => Kind::CopySource,
         }
+    }
+
+    fn reads(self) -> bool {
+        matches!(self, Kind::Read | Kind::CopySource)
     }
 
     fn verb(self) -> &'static str {
@@ -56,6 +66,8 @@ impl Kind {
             Kind::Read => "reads",
             Kind::Write => "writes",
             Kind::Atomic => "updates",
+            Kind::Copy => "copies to",
+            Kind::CopySource => "copies from",
         }
     }
 }
@@ -98,6 +110,19 @@ struct Array {
     bytes: Range<usize>,
     site: Option<Site>,
 }
+
+/// Asynchronous copies of a lane.
+#[derive(Clone, Default)]
+struct Copies {
+    /// Groups that it has ended.
+    groups: usize,
+    /// Those under way: group and units.
+    under_way: Vec<(usize, Range<usize>)>,
+}
+
+/// What `Checks::state` says of a unit besides its block.
+const WRITTEN: u64 = 1;
+const UNDER_WAY: u64 = 2;
 
 /// What is wrong, with return addresses in place of lines.
 pub(super) struct Finding {
@@ -172,10 +197,11 @@ pub(super) struct Checks {
     clocks: Vec<[u32; 32]>,
     shared: Range<usize>,
     units: Vec<Unit>,
-    /// For each unit the block it was last allocated in: twice its first epoch, plus 1 when it has
-    /// been written.
+    /// For each unit the block it was last allocated in: four times its first epoch, plus `WRITTEN`
+    /// or `UNDER_WAY`.
     state: Vec<u64>,
     arrays: Vec<Array>,
+    copies: Vec<Copies>,
 }
 
 impl Checks {
@@ -192,6 +218,7 @@ impl Checks {
             units: Vec::new(),
             state: Vec::new(),
             arrays: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -216,6 +243,8 @@ impl Checks {
         for (lane, clock) in self.clocks.iter_mut().enumerate() {
             clock[lane % 32] = 1;
         }
+        self.copies.clear();
+        self.copies.resize(lanes, Copies::default());
         self.arrays.clear();
         self.finding = None;
         self.allocate(0..dynamic, None);
@@ -223,7 +252,7 @@ impl Checks {
 
     /// A shared array at these bytes of shared memory.
     pub(super) fn allocate(&mut self, bytes: Range<usize>, site: Option<Site>) {
-        let allocated = 2 * u64::from(self.first_epoch);
+        let allocated = 4 * u64::from(self.first_epoch);
         self.state[bytes.start / UNIT..bytes.end.div_ceil(UNIT)].fill(allocated);
         self.arrays.push(Array { bytes, site });
     }
@@ -253,6 +282,9 @@ impl Checks {
     /// Checks an access of a lane that runs on coroutine `fiber`, and remembers it.
     pub(super) fn access(&mut self, access: Access, fiber: usize) -> Result<(), Finding> {
         let bytes = access.at..access.at + access.bytes;
+        if matches!(access.kind, Kind::Copy | Kind::CopySource) && access.at % access.bytes != 0 {
+            return Err(Finding::new(&access, "at a misaligned address,".into()));
+        }
         let inside = |range: &Range<usize>| range.start <= bytes.start && bytes.end <= range.end;
         if self.shared.contains(&access.at) {
             return self.shared_access(&access);
@@ -260,12 +292,12 @@ impl Checks {
         if inside(&self.stacks[fiber]) {
             return Ok(());
         }
-        if access.kind == Kind::Read && self.readable.iter().any(inside) {
+        if access.kind.reads() && self.readable.iter().any(inside) {
             return Ok(());
         }
         // SAFETY: set when the block starts to what the launch keeps until all blocks have ended.
         let regions = unsafe { &*self.regions };
-        let write = access.kind != Kind::Read;
+        let write = !access.kind.reads();
         if regions.iter().any(|region| inside(&region.bytes) && (region.written || !write)) {
             return Ok(());
         }
@@ -302,20 +334,22 @@ impl Checks {
 
     fn shared_access(&mut self, access: &Access) -> Result<(), Finding> {
         let offset = access.at - self.shared.start;
-        let allocated = 2 * u64::from(self.first_epoch);
-        let now = Past {
-            epoch: self.epoch,
-            clock: self.clocks[access.lane as usize][access.lane as usize % 32],
-            lane: access.lane,
-            atomic: access.kind == Kind::Atomic,
-            caller: access.caller,
-        };
+        let allocated = 4 * u64::from(self.first_epoch);
+        let now = self.now(access.lane, access.kind == Kind::Atomic, access.caller);
         for index in offset / UNIT..(offset + access.bytes).div_ceil(UNIT) {
             let byte = index * UNIT;
             if self.state.get(index).is_none_or(|&state| state < allocated) {
                 return Err(Finding::new(access, self.stray(byte)));
             }
-            if access.kind != Kind::Write && self.state[index] == allocated {
+            if self.state[index] == allocated + UNDER_WAY {
+                let what = format!(
+                    "at byte {byte} of shared memory, to which a copy is under way that its lane \
+                     has not waited for,"
+                );
+                return Err(Finding::new(access, what));
+            }
+            let blind = matches!(access.kind, Kind::Write | Kind::Copy);
+            if !blind && self.state[index] == allocated {
                 let what = format!("at byte {byte} of shared memory that no lane has written,");
                 return Err(Finding::new(access, what));
             }
@@ -323,7 +357,7 @@ impl Checks {
             if self.races(&unit.write, access) && !(unit.write.atomic && now.atomic) {
                 return Err(Finding::race(access, byte, &unit.write, "wrote"));
             }
-            if access.kind == Kind::Read {
+            if access.kind.reads() {
                 self.units[index].remember_reader(now);
                 continue;
             }
@@ -331,9 +365,44 @@ impl Checks {
                 return Err(Finding::race(access, byte, past, "read"));
             }
             self.units[index].write = now;
-            self.state[index] = allocated + 1;
+            self.state[index] = allocated + WRITTEN;
+        }
+        if access.kind == Kind::Copy {
+            let units = offset / UNIT..(offset + access.bytes).div_ceil(UNIT);
+            self.state[units.clone()].fill(allocated + UNDER_WAY);
+            let copies = &mut self.copies[access.lane as usize];
+            copies.under_way.push((copies.groups, units));
         }
         Ok(())
+    }
+
+    /// An access of a lane at this moment.
+    fn now(&self, lane: u32, atomic: bool, caller: usize) -> Past {
+        let clock = self.clocks[lane as usize][lane as usize % 32];
+        Past { epoch: self.epoch, clock, lane, atomic, caller }
+    }
+
+    /// Ends a group of a lane's copies (`pending` below 0), or waits until at most `pending` groups
+    /// are under way: the lane wrote the others now.
+    pub(super) fn copies(&mut self, lane: u32, pending: i32, caller: usize) {
+        let Ok(pending) = usize::try_from(pending) else {
+            self.copies[lane as usize].groups += 1;
+            return;
+        };
+        if wait_left_out(caller) {
+            return;
+        }
+        let now = self.now(lane, false, caller);
+        let written = 4 * u64::from(self.first_epoch) + WRITTEN;
+        let Copies { groups, under_way } = &mut self.copies[lane as usize];
+        let done = groups.saturating_sub(pending);
+        under_way.retain(|(group, units)| {
+            if *group < done {
+                self.state[units.clone()].fill(written);
+                self.units[units.clone()].iter_mut().for_each(|unit| unit.write = now);
+            }
+            *group >= done
+        });
     }
 
     /// Whether nothing orders a past access before this one.
@@ -379,17 +448,40 @@ impl Unit {
     }
 }
 
-/// Whether the barrier at `site` is left out: the variable `CYANEA_WITHOUT_BARRIER` names one, as
-/// `kernels/silu.cu:12`, to see whether the checks miss it.
+/// The barrier that the variable `CYANEA_WITHOUT_BARRIER` names, as `kernels/silu.cu:12`: it is left
+/// out, to see whether the checks miss it.
+fn without() -> Option<&'static str> {
+    static WITHOUT: OnceLock<Option<String>> = OnceLock::new();
+    WITHOUT.get_or_init(|| std::env::var("CYANEA_WITHOUT_BARRIER").ok()).as_deref()
+}
+
+/// Says once that it was reached.
+fn say_left_out(name: &str) {
+    static SAID: OnceLock<()> = OnceLock::new();
+    SAID.get_or_init(|| eprintln!("the barrier at {name} is left out"));
+}
+
+/// Whether the barrier at `site` is left out.
 pub(super) fn left_out(site: Site) -> bool {
-    static WITHOUT: OnceLock<Option<(String, OnceLock<()>)>> = OnceLock::new();
-    let without = WITHOUT.get_or_init(|| {
-        std::env::var("CYANEA_WITHOUT_BARRIER").ok().map(|name| (name, OnceLock::new()))
-    });
-    let Some((name, said)) = without else { return false };
-    let same = name.ends_with(&format!(":{}", site.line())) && site.to_string() == *name;
+    let Some(name) = without() else { return false };
+    let same = name.ends_with(&format!(":{}", site.line())) && site.to_string() == name;
     if same {
-        said.get_or_init(|| eprintln!("the barrier at {name} is left out"));
+        say_left_out(name);
+    }
+    same
+}
+
+/// Whether the wait for copies that `caller` makes is left out.
+fn wait_left_out(caller: usize) -> bool {
+    static KNOWN: Mutex<BTreeMap<usize, bool>> = Mutex::new(BTreeMap::new());
+    let Some(name) = without() else { return false };
+    let mut known = KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let same = *known.entry(caller).or_insert_with(|| {
+        let lines = lines(caller);
+        lines.split(", called at ").next() == Some(name)
+    });
+    if same {
+        say_left_out(name);
     }
     same
 }

@@ -78,6 +78,15 @@ fn missing_barriers() {
 }
 
 #[test]
+fn asynchronous_copies() {
+    let without = "a copy without a wait";
+    caught(cyanea_faults_in_dynamic, 3, 0, without, &["to which a copy is under way"]);
+    let barrier = "a wait without a barrier";
+    caught(cyanea_faults_in_dynamic, 4, 0, barrier, &["shared memory"]);
+    caught(cyanea_faults_in_dynamic, 5, 0, "misaligned copy", &["at a misaligned address"]);
+}
+
+#[test]
 fn shared_memory_that_nobody_wrote() {
     caught(cyanea_faults_in_static, 3, 0, "never written", &["no lane has written"]);
 }

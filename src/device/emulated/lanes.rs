@@ -19,11 +19,17 @@ pub(super) struct BlockHeader {
     pub static_shared:
         unsafe extern "C" fn(*mut Lane, *const c_void, usize, *const c_char, c_int) -> *mut c_void,
     #[cfg(feature = "checked")]
+    pub hooks: Hooks,
+}
+
+/// The end of `CyaneaBlock` in checked mode.
+#[cfg(feature = "checked")]
+#[repr(C)]
+pub(super) struct Hooks {
     pub access: unsafe extern "C" fn(*mut Lane, *const c_void, usize, c_int, *const c_void),
-    #[cfg(feature = "checked")]
     pub out_of_bounds: unsafe extern "C" fn(*mut Lane, usize, *const c_char, c_int),
-    #[cfg(feature = "checked")]
     pub misaligned: unsafe extern "C" fn(*mut Lane, *const c_void, usize, *const c_char, c_int),
+    pub copies: unsafe extern "C" fn(*mut Lane, c_int, *const c_void),
 }
 
 /// `CyaneaLane`.

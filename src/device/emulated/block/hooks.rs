@@ -1,9 +1,12 @@
 //! What kernels built for checked mode call; see kernels/host/checked.cpp.
 
 use super::super::checked::{Access, Finding, Kind};
+use super::super::lanes::Hooks;
 use super::{BlockHeader, Grid, Lane, Site, State, state_of, stop};
 use corosensei::stack::Stack;
 use std::ffi::{c_char, c_int, c_void};
+
+pub(super) const HOOKS: Hooks = Hooks { access, out_of_bounds, misaligned, copies };
 
 /// Addresses of a stack.
 pub(super) fn range(stack: &impl Stack) -> std::ops::Range<usize> {
@@ -35,7 +38,7 @@ unsafe fn report(state: *mut State, finding: Finding) -> ! {
     }
 }
 
-pub(super) unsafe extern "C" fn access(
+unsafe extern "C" fn access(
     lane: *mut Lane,
     at: *const c_void,
     bytes: usize,
@@ -60,7 +63,7 @@ pub(super) unsafe extern "C" fn access(
     }
 }
 
-pub(super) unsafe extern "C" fn out_of_bounds(
+unsafe extern "C" fn out_of_bounds(
     lane: *mut Lane,
     index: usize,
     file: *const c_char,
@@ -79,7 +82,7 @@ pub(super) unsafe extern "C" fn out_of_bounds(
     }
 }
 
-pub(super) unsafe extern "C" fn misaligned(
+unsafe extern "C" fn misaligned(
     lane: *mut Lane,
     at: *const c_void,
     alignment: usize,
@@ -92,5 +95,13 @@ pub(super) unsafe extern "C" fn misaligned(
         let site = Site::new(file, line);
         let what = (&(*state).checks).alignment(at.addr(), alignment);
         stop(state, format!("{site}: lane {}: {what}", (*lane).linear));
+    }
+}
+
+unsafe extern "C" fn copies(lane: *mut Lane, pending: c_int, caller: *const c_void) {
+    // SAFETY: as in `access`.
+    unsafe {
+        let state = state_of(lane);
+        (&mut (*state).checks).copies((*lane).linear, pending, caller.addr());
     }
 }
