@@ -1,11 +1,12 @@
 //! `cyanea bench`: how long a sampling step and a training step take.
 
 use super::output;
+use super::precision::Wanted;
 use super::settings::Settings;
 use super::timing::Timing;
 use crate::Result;
-use crate::device::Device;
 use crate::device::cpu::Cpu;
+use crate::device::{Device, open_by_name_with};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
 use crate::models::{self, DdpmUnet, Network, Weights};
@@ -66,6 +67,9 @@ struct Measured {
     #[arg(long, value_name = "N", default_value_t = 30, allow_negative_numbers = true,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repetitions: u32,
+    /// Precision of activations and weights; fp16 needs a device with kernels
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: Wanted,
     /// Print a JSON object instead of a line
     #[arg(long)]
     json: bool,
@@ -78,10 +82,12 @@ impl Measured {
     }
 }
 
-pub fn run(args: &Args, device: &dyn Device) -> Result<()> {
+pub fn run(args: &Args, device: &str) -> Result<()> {
+    let (What::Step(measured) | What::Train(measured)) = &args.what;
+    let device = open_by_name_with(device, measured.precision.into())?;
     match &args.what {
-        What::Step(measured) => step(measured, device),
-        What::Train(measured) => train(measured, device),
+        What::Step(measured) => step(measured, device.as_ref()),
+        What::Train(measured) => train(measured, device.as_ref()),
     }
 }
 
@@ -197,6 +203,7 @@ fn report(
             "model": args.settings.name(),
             "batch": batch,
             "device": device.name(),
+            "precision": args.precision.name(),
             "threads": cpu.threads(),
             "simd": format!("{:?}", cpu.simd()).to_lowercase(),
             "p50_ms": p50,
@@ -207,10 +214,11 @@ fn report(
         return output::say_line(&Value::to_string(&all));
     }
     output::say_line(&format!(
-        "{what}, {}, batch {batch}, {} with {} threads: p50 {p50:.2} ms, p95 {p95:.2} ms, \
+        "{what}, {}, batch {batch}, {} in {} with {} threads: p50 {p50:.2} ms, p95 {p95:.2} ms, \
          {launches} launches",
         args.settings.name(),
         device.name(),
+        args.precision.name(),
         cpu.threads()
     ))
 }

@@ -120,7 +120,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Sample(args) => sample::run(args, open(args.precision)?.as_ref(), &listen()),
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args, &cli.device),
-        Command::Bench(args) => bench::run(args, device()?.as_ref()),
+        Command::Bench(args) => bench::run(args, &cli.device),
         Command::Compare(args) => compare::run(args, &cli.device),
         Command::Kernels(args) => kernels::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -2,6 +2,7 @@
 
 use super::output;
 use super::plan_figures::{self, Cost};
+use super::precision::Wanted;
 use super::prediction::{Prediction, training_hours};
 use super::settings::Settings;
 use crate::Result;
@@ -15,7 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   cyanea plan --preset ddpm-64
   cyanea plan --preset ddpm-32 --batch 16 --json
-  cyanea plan --config run.toml --target v100
+  cyanea plan --config run.toml --target v100 --precision fp16
   cyanea plan --preset ddpm-64 --target v100 --batch 16 --epochs 10000 --images 667
 
 What comes out: parameters; FLOPs (twice the multiplications of convolutions, products and
@@ -45,6 +46,9 @@ pub struct Args {
     /// What to plan for: cpu, v100, a100 or h100; by default that of --device
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
+    /// Precision of activations and weights; fp16 is for the targets with kernels
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: Wanted,
     /// With --images: also predict the hours of so many passes over the images
     #[arg(long, value_name = "N", requires = "images",
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -63,6 +67,7 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         Some(name) => Target::named(name)?,
         None => open_by_name(device)?.target().clone(),
     };
+    let target = target.with_precision(args.precision.into())?;
     let batch = args.batch as usize;
     let config = args.settings.load()?;
     let network = DdpmUnet::new(config.unet())?;
