@@ -282,7 +282,9 @@ impl Checks {
     /// Checks an access of a lane that runs on coroutine `fiber`, and remembers it.
     pub(super) fn access(&mut self, access: Access, fiber: usize) -> Result<(), Finding> {
         let bytes = access.at..access.at + access.bytes;
-        if matches!(access.kind, Kind::Copy | Kind::CopySource) && access.at % access.bytes != 0 {
+        if matches!(access.kind, Kind::Copy | Kind::CopySource)
+            && !access.at.is_multiple_of(access.bytes)
+        {
             return Err(Finding::new(&access, "at a misaligned address,".into()));
         }
         let inside = |range: &Range<usize>| range.start <= bytes.start && bytes.end <= range.end;
