@@ -196,6 +196,8 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 }
 template <typename T>
 inline T __ldg(const T* at) { return *at; }
+template <typename T>
+inline T __ldcg(const T* at) { return *at; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

@@ -155,6 +155,15 @@ fn check_half(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
     }
     let rounding = if tolerance == 0.0 { 0.0 } else { 1e-3 };
     compare(op, &typed, &[], &want, tolerance + rounding);
+    for target in [Target::V100, Target::H100] {
+        let Some(lowered) = op.lower(&target, &types) else { continue };
+        let mut inputs: Vec<Host> = typed.iter().map(|&host| host.clone()).collect();
+        for (index, prepare) in &lowered.prepare {
+            inputs[*index] = emulate(&target, 1, &**prepare, &[typed[*index]], &[]).remove(0);
+        }
+        let inputs: Vec<&Host> = inputs.iter().collect();
+        compare_on(&target, &*lowered.op, &inputs, &[], &want, tolerance + rounding);
+    }
 }
 
 /// Compares kernels and CPU: each element within `tolerance` times the largest magnitude of its
@@ -170,23 +179,35 @@ fn check_state(op: &dyn Op, inputs: &[&Host], state: &[Host], tolerance: f32) {
 /// Runs the kernels on both code paths and in two orders, and compares with `want`.
 fn compare(op: &dyn Op, inputs: &[&Host], state: &[Host], want: &[Host], tolerance: f32) {
     for target in [Target::V100, Target::H100] {
-        let got = emulate(&target, 1, op, inputs, state);
-        let others: Vec<_> = (2..=ORDERS).map(|n| emulate(&target, n, op, inputs, state)).collect();
-        for (index, got) in got.iter().enumerate() {
-            let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            let what = format!("output {index} of {} on {}", op.name(), target.name);
-            for other in &others {
-                assert!(bits(got) == bits(&other[index]), "{what} depends on the order of lanes");
-            }
-            if tolerance == 0.0 {
-                assert!(bits(got) == bits(&want[index]), "{what} has other bits than cpu");
-                continue;
-            }
-            let largest = want[index].data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            let bound = tolerance * largest.max(1e-3);
-            for (at, (got, want)) in got.data.iter().zip(&want[index].data).enumerate() {
-                assert!((got - want).abs() <= bound, "{what}, element {at}: {got}, cpu {want}");
-            }
+        compare_on(&target, op, inputs, state, want, tolerance);
+    }
+}
+
+/// As [`compare`], on one target.
+fn compare_on(
+    target: &Target,
+    op: &dyn Op,
+    inputs: &[&Host],
+    state: &[Host],
+    want: &[Host],
+    tolerance: f32,
+) {
+    let got = emulate(target, 1, op, inputs, state);
+    let others: Vec<_> = (2..=ORDERS).map(|n| emulate(target, n, op, inputs, state)).collect();
+    for (index, got) in got.iter().enumerate() {
+        let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let what = format!("output {index} of {} on {}", op.name(), target.name);
+        for other in &others {
+            assert!(bits(got) == bits(&other[index]), "{what} depends on the order of lanes");
+        }
+        if tolerance == 0.0 {
+            assert!(bits(got) == bits(&want[index]), "{what} has other bits than cpu");
+            continue;
+        }
+        let largest = want[index].data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let bound = tolerance * largest.max(1e-3);
+        for (at, (got, want)) in got.data.iter().zip(&want[index].data).enumerate() {
+            assert!((got - want).abs() <= bound, "{what}, element {at}: {got}, cpu {want}");
         }
     }
 }
@@ -200,6 +221,7 @@ fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
 fn every_kernel_is_compared() {
     attention::attention_and_gradient();
     convolution::plain_convolutions_and_gradients();
+    convolution::many_tiles();
     diffusion::noise();
     diffusion::forward_process();
     diffusion::tables_and_counters();

@@ -3,7 +3,7 @@
 
 use super::{Conv2dPack, PackedConv2d};
 use crate::device::cpu::conv::{self, Conv, Pack};
-use crate::device::{DType, TensorType};
+use crate::device::{DType, Target, TensorType};
 use crate::error::{Error, Result};
 use crate::ops::Lowered;
 use std::sync::Arc;
@@ -298,7 +298,11 @@ impl Form {
         pack.len().next_multiple_of(16) + conv::scratch(&conv, &pack)
     }
 
-    pub fn lower(&self, inputs: &[&TensorType]) -> Option<Lowered> {
+    /// On the CPU and in float16 a convolution reads a packed weight.
+    pub fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
+        if !target.is_cpu() {
+            return self.lower_half(target, inputs);
+        }
         let dims = self.dims(inputs).ok()?;
         let pack = self.pack(&self.describe(inputs, dims).ok()?, dims);
         Some(Lowered {

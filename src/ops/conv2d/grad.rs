@@ -48,7 +48,7 @@ impl Op for Conv2dDgrad {
     }
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
-        target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+        self.form().lower(target, inputs)
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {

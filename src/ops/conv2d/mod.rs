@@ -10,12 +10,14 @@ mod form;
 mod grad;
 mod launch;
 mod packed;
+mod tensor;
 #[cfg(test)]
 mod tests;
 
 pub use form::{Operand, Operands};
 pub use grad::{Conv2dDgrad, Conv2dWgrad};
 pub use packed::{Conv2dPack, PackedConv2d};
+pub use tensor::{HalfPack, TensorConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};
@@ -145,7 +147,7 @@ impl Op for Conv2d {
     }
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
-        target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+        self.form().lower(target, inputs)
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {

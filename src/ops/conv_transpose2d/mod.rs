@@ -78,7 +78,7 @@ impl Op for ConvTranspose2d {
     }
 
     fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
-        target.is_cpu().then(|| self.form().lower(inputs)).flatten()
+        self.form().lower(target, inputs)
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {

@@ -40,6 +40,27 @@ pub(super) fn plain_convolutions_and_gradients() {
     }
 }
 
+/// Enough pixels for the large tiles of tensor cores.
+#[test]
+pub(super) fn many_tiles() {
+    let x = Host::random(&[1, 101, 101, 5], 1);
+    let weight = Host::random(&[72, 5, 3, 3], 2);
+    check(&Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
+    let weight = Host::random(&[5, 72, 3, 3], 2);
+    let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1, 1, 1, 1], input: [101, 101] };
+    check(&dgrad, &[&x, &weight], 1e-5);
+}
+
+/// More input channels than a block holds at a time, on images of one tile: their sums are split.
+#[test]
+pub(super) fn split_sums() {
+    let x = Host::random(&[2, 5, 6, 200], 1);
+    let weight = Host::random(&[70, 200, 3, 3], 2);
+    check(&Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
+    let weight = Host::random(&[70, 200, 1, 1], 2);
+    check(&Conv2d::pointwise(false), &[&x, &weight], 1e-5);
+}
+
 #[test]
 pub(super) fn transposed_convolutions() {
     let x = Host::random(&[2, 3, 5, 7], 1);
