@@ -111,6 +111,15 @@ fn text(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) ->
             verdict(*pass).into(),
         ]);
     }
+    for TensorVerdict { name, max_abs_error, at, allowed_share, .. } in &report.intermediates {
+        table.row([
+            format!("  intermediate.{name}"),
+            format!("{max_abs_error:.3e}"),
+            format!("{at:?}"),
+            allowed_share.map_or("-".into(), |share| format!("{share:.3}")),
+            "not judged".into(),
+        ]);
+    }
     text += &table.to_string();
     if let Some(path) = &report.first_divergence {
         text += &format!("  the first submodule outside the bound is {path}\n");
@@ -136,6 +145,7 @@ fn json(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) ->
         "kernels": report.kernels,
         "pass": report.verdict.pass,
         "first_divergence": report.first_divergence,
+        "intermediates": report.intermediates.iter().map(tensor).collect::<Vec<_>>(),
         "tensors": report.verdict.tensors.iter().map(tensor).collect::<Vec<_>>(),
     })
 }

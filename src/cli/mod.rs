@@ -29,7 +29,7 @@ mod timing;
 mod train;
 mod training_run;
 
-use crate::device::{open_by_name, open_by_name_with};
+use crate::device::{check_name, open_by_name, open_by_name_with};
 use crate::{Error, Result};
 use clap::Parser;
 use interruption::Interruption;
@@ -109,6 +109,8 @@ fn answer(message: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
+    // Also for commands that need no device: a name that is none is a mistake.
+    check_name(&cli.device)?;
     // Commands that have nothing to save are simply ended by Ctrl-C.
     let listen = Interruption::listen;
     let device = || open_by_name(&cli.device);

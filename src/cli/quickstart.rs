@@ -80,7 +80,10 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
             read(&config)?
         }
     };
-    training_run::train(&config, &folder, &images, device, false, interruption, || fresh.keep())
+    training_run::train(&config, &folder, &images, device, false, interruption, || {
+        fresh.keep();
+        Ok(())
+    })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

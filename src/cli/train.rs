@@ -73,7 +73,10 @@ pub fn run(
     let fresh = FreshFolder::create(out)?;
     let folder = RunFolder::create(out, &config.to_toml()?)?;
     let device = device.as_ref();
-    training_run::train(&config, &folder, &images, device, false, interruption, || fresh.keep())
+    training_run::train(&config, &folder, &images, device, false, interruption, || {
+        fresh.keep();
+        Ok(())
+    })
 }
 
 fn resume(
@@ -86,9 +89,11 @@ fn resume(
     let mut config = args.settings.load_from(&folder.config())?;
     set_data(&mut config, args.data.as_deref())?;
     let images = training_run::load_images(&config)?;
+    // Written once the checkpoint was found to fit: a refusal leaves the run as it was.
     let text = config.to_toml()?;
-    write_atomic(folder.config(), |out| out.write_all(text.as_bytes()))?;
-    training_run::train(&config, &folder, &images, device, true, interruption, || ())
+    training_run::train(&config, &folder, &images, device, true, interruption, || {
+        write_atomic(folder.config(), |out| out.write_all(text.as_bytes()))
+    })
 }
 
 /// Images of the option, as an absolute path, so that the run can go on from anywhere.

@@ -76,14 +76,17 @@ pub fn train(
     device: &dyn Device,
     resume: bool,
     interruption: &Interruption,
-    started: impl FnOnce(),
+    started: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let Images { training, held_out } = images;
     let run = Run::new(config, folder, training, held_out, device, resume)?;
+    for error in run.passed_over() {
+        output::note(&format!("warning: passed over, and replaced as the run goes on: {error}"));
+    }
     if resume {
         output::note(&format!("note: going on from step {}", run.step()));
     }
-    started();
+    started()?;
     let mut display = Display::new();
     let outcome = run.train(&mut |event| {
         display.show(event);

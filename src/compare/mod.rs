@@ -11,7 +11,9 @@ pub use attributes::Attributes;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::reference_case::ReferenceCase;
-use crate::formats::verdict::{Precision, Verdict, first_divergence, judge};
+use crate::formats::verdict::{
+    Precision, TensorVerdict, Verdict, first_divergence, intermediates, judge,
+};
 use recipe::{Produced, Recipe};
 use std::path::Path;
 
@@ -22,6 +24,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// Kernels that were launched; empty on `cpu`.
     pub kernels: Vec<String>,
+    /// The case's intermediates that the network has, in order of execution: not judged.
+    pub intermediates: Vec<TensorVerdict>,
     /// When the case fails: the first intermediate outside the bound for whole networks.
     pub first_divergence: Option<String>,
 }
@@ -41,16 +45,26 @@ pub fn replay(path: &Path, device: &dyn Device, precision: Precision) -> Result<
     let case = ReferenceCase::read(path)?;
     let produced = run(&case, device).map_err(|error| in_file(path, error))?;
     let verdict = judge(&case, &produced.tensors, precision)?;
-    let first_divergence = (!verdict.pass)
-        .then(|| first_divergence(&case, &produced.tensors).map(str::to_string))
-        .flatten();
-    Ok(Report { op: case.op.clone(), verdict, kernels: produced.kernels, first_divergence })
+    let intermediates = intermediates(&case, &produced.tensors);
+    let first = first_divergence(&intermediates).filter(|_| !verdict.pass).map(str::to_string);
+    Ok(Report {
+        op: case.op.clone(),
+        verdict,
+        kernels: produced.kernels,
+        intermediates,
+        first_divergence: first,
+    })
 }
 
 fn run(case: &ReferenceCase, device: &dyn Device) -> Result<Produced> {
     let attributes = Attributes::new(case.attributes.clone());
     let mut recipe = Recipe::new(case);
     if operations::build(&case.op, &attributes, &mut recipe)?.is_some() {
+        recipe.refuse_unread()?;
+        // The network's configuration refuses unknown keys itself.
+        if case.op != "unet2d" {
+            attributes.refuse_unread(&case.op)?;
+        }
         return recipe.run(device);
     }
     match case.op.as_str() {

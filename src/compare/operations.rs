@@ -91,6 +91,8 @@ fn convolve(
 }
 
 fn conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    attributes.only("dilation", 1)?;
+    attributes.only("groups", 1)?;
     let x = image("x", r)?;
     let (weight, bias) = weight_and_bias(r)?;
     let y = convolve(attributes, r, x, weight, bias)?;
@@ -99,6 +101,9 @@ fn conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
 }
 
 fn conv_transpose2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    attributes.only("dilation", 1)?;
+    attributes.only("groups", 1)?;
+    attributes.only("output_padding", 0)?;
     let x = image("x", r)?;
     let (weight, bias) = weight_and_bias(r)?;
     let op = ConvTranspose2d {

@@ -182,6 +182,22 @@ impl<'a> Recipe<'a> {
         Ok(())
     }
 
+    /// Whether the case gives only what the operation takes; to be asked once all is built.
+    ///
+    /// # Errors
+    /// An input or a parameter that the operation does not have.
+    pub fn refuse_unread(&self) -> Result<()> {
+        let inputs = self.case.inputs.keys().map(|name| format!("input.{name}"));
+        let parameters = self.case.parameters.keys().map(|name| format!("parameter.{name}"));
+        let taken = |name: &String| self.operands.iter().any(|op| op.case_name == *name);
+        match inputs.chain(parameters).find(|name| !taken(name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(Error::invalid(format!("`{name}` is nothing that `{}` takes", self.case.op)))
+            }
+        }
+    }
+
     /// Declares a result of the operation.
     pub fn output(&mut self, name: &str, arrangement: Arrangement, tensor: TensorId) {
         self.outputs.push((name.to_string(), arrangement, tensor));

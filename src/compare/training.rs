@@ -17,9 +17,9 @@ use crate::models::{DdpmUnet, UnetConfig, Weights, parameters};
 use crate::ops::adamw::AdamW;
 use crate::ops::grad_norm::GradNorm;
 use crate::ops::state::{self, StepState};
-use crate::training::lr_schedule::{Decay, LrSchedule};
 use crate::training::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
 use std::collections::{BTreeMap, HashMap};
+use std::f64::consts::PI;
 
 /// `adamw`: parameter `w` and `grads` [steps, …] → `w` after all steps.
 pub fn adamw(
@@ -144,11 +144,8 @@ pub fn run(case: &ReferenceCase, attributes: &Attributes, device: &dyn Device) -
     let size = x0.len() / steps;
     for step in 0..steps {
         let part = step * size..(step + 1) * size;
-        let settings = StepSettings {
-            step: step as u64,
-            learning_rate: rates.rate(step as u64),
-            ema_decay: 0.0,
-        };
+        let settings =
+            StepSettings { step: step as u64, learning_rate: rates[step], ema_decay: 0.0 };
         let x0 = nchw_to_nhwc(&x0[part.clone()], nchw);
         let noise = nchw_to_nhwc(&noise[part], nchw);
         let ts = &timesteps[step * batch..(step + 1) * batch];
@@ -173,22 +170,21 @@ pub fn run(case: &ReferenceCase, attributes: &Attributes, device: &dyn Device) -
     Ok(Produced { tensors, kernels })
 }
 
-fn rates(attributes: &Attributes, peak: f64, steps: usize) -> Result<LrSchedule> {
-    let constant =
-        LrSchedule { decay: Decay::Constant, peak, end: peak, warmup: 0, steps: steps as u64 };
+/// The learning rate of each step. PyTorch's cosine in its closed form, which rises again beyond
+/// `steps`; the product's own stays at its end there.
+fn rates(attributes: &Attributes, peak: f64, steps: usize) -> Result<Vec<f64>> {
     if !attributes.has("lr_schedule") {
-        return Ok(constant);
+        return Ok(vec![peak; steps]);
     }
     let schedule = attributes.nested("lr_schedule")?;
     match schedule.text_or("name", "constant")? {
-        "constant" => Ok(constant),
-        "cosine" => Ok(LrSchedule {
-            decay: Decay::Cosine,
-            peak,
-            end: schedule.number_or("final_lr", 0.0)?,
-            warmup: 0,
-            steps: if schedule.has("steps") { schedule.size("steps")? } else { steps } as u64,
-        }),
+        "constant" => Ok(vec![peak; steps]),
+        "cosine" => {
+            let end = schedule.number_or("final_lr", 0.0)?;
+            let length = if schedule.has("steps") { schedule.size("steps")? } else { steps } as f64;
+            let share = |step: usize| (1.0 + (PI * step as f64 / length).cos()) / 2.0;
+            Ok((0..steps).map(|step| end + (peak - end) * share(step)).collect())
+        }
         other => Err(Error::invalid(format!("the lr_schedule \"{other}\" is not known"))),
     }
 }

@@ -3,8 +3,48 @@
 use super::cpu::CpuDevice;
 use super::cuda::Cuda;
 use super::emulated::Emulated;
-use super::{Device, Precision, Target};
+use super::{CodePath, Device, Precision, Target};
 use crate::error::{Error, Result};
+
+/// What a device's name says.
+enum Name {
+    Cpu,
+    Emulated(Target),
+    /// The GPU's number, and a code path other than the GPU's own.
+    Cuda(u32, Option<CodePath>),
+}
+
+fn parse(name: &str) -> Result<Name> {
+    let unknown = || {
+        Error::invalid(format!(
+            "there is no device `{name}`; known are cpu, emulated, emulated:v100, emulated:a100, \
+             emulated:h100 and cuda:N with the number of a GPU"
+        ))
+    };
+    let target = |name: &str| match Target::named(name) {
+        Ok(target) if !target.is_cpu() => Ok(target),
+        _ => Err(unknown()),
+    };
+    let number = |number: &str| number.parse().map_err(|_| unknown());
+    let parts: Vec<&str> = name.split(':').collect();
+    match parts[..] {
+        ["cpu"] => Ok(Name::Cpu),
+        ["emulated"] => Ok(Name::Emulated(Target::H100)),
+        ["emulated", name] => Ok(Name::Emulated(target(name)?)),
+        ["cuda"] => Ok(Name::Cuda(0, None)),
+        ["cuda", gpu] => Ok(Name::Cuda(number(gpu)?, None)),
+        ["cuda", gpu, name] => Ok(Name::Cuda(number(gpu)?, Some(target(name)?.code_path))),
+        _ => Err(unknown()),
+    }
+}
+
+/// Whether a name is that of a device, here or elsewhere; nothing is opened.
+///
+/// # Errors
+/// A name that is none; the message lists those that are.
+pub fn check_name(name: &str) -> Result<()> {
+    parse(name).map(drop)
+}
 
 /// Opens a device by its name, computing in float32; see [`open_by_name_with`].
 ///
@@ -21,38 +61,13 @@ pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
 /// A name that is none of these, or a device that can't serve, with the reason in one sentence;
 /// float16 on `cpu`.
 pub fn open_by_name_with(name: &str, precision: Precision) -> Result<Box<dyn Device>> {
-    let unknown = || {
-        Error::invalid(format!(
-            "there is no device `{name}`; known are cpu, emulated, emulated:v100, emulated:a100, \
-             emulated:h100 and cuda:N with the number of a GPU"
-        ))
-    };
-    let target = |name: &str| match Target::named(name) {
-        Ok(target) if !target.is_cpu() => Ok(target),
-        _ => Err(unknown()),
-    };
-    let emulated = |target: Target| -> Result<Box<dyn Device>> {
-        Ok(Box::new(Emulated::new(target.with_precision(precision)?)?))
-    };
-    let cuda = |number: &str, code_path| -> Result<Box<dyn Device>> {
-        let number = number.parse().map_err(|_| unknown())?;
-        Ok(Box::new(Cuda::new(number, code_path, precision)?))
-    };
-    let parts: Vec<&str> = name.split(':').collect();
-    match parts[..] {
-        ["cpu"] => {
+    match parse(name)? {
+        Name::Cpu => {
             Target::CPU.with_precision(precision)?;
             Ok(Box::new(CpuDevice::new()))
         }
-        ["emulated"] => emulated(Target::H100),
-        ["emulated", name] => emulated(target(name)?),
-        ["cuda"] => cuda("0", None),
-        ["cuda", number] => cuda(number, None),
-        ["cuda", number, name] => {
-            let code_path = Some(target(name)?.code_path);
-            cuda(number, code_path)
-        }
-        _ => Err(unknown()),
+        Name::Emulated(target) => Ok(Box::new(Emulated::new(target.with_precision(precision)?)?)),
+        Name::Cuda(number, code_path) => Ok(Box::new(Cuda::new(number, code_path, precision)?)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! the expected tensor in float32, and relative to PyTorch's own half-precision error in float16.
 
 use super::reference_case::{Kind, ReferenceCase, Wanted};
+use super::tensors::Tensor;
 pub use crate::device::Precision;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -78,19 +79,27 @@ pub fn judge(
     Ok(Verdict { tensors, pass })
 }
 
-/// The first of a case's intermediates that is outside the float32 bound for whole networks, or
-/// that the replay gives in another size; `None`: all that `got` has are within.
-pub fn first_divergence<'a>(
-    case: &'a ReferenceCase,
-    got: &BTreeMap<String, Vec<f32>>,
-) -> Option<&'a str> {
-    case.intermediates.iter().find_map(|(path, tensor)| {
-        let got = got.get(path)?;
-        let want = tensor.to_f32()?;
+/// How far off each of a case's intermediates is that `got` has, in order of execution, as a share of
+/// the float32 bound for whole networks. Reported, not judged.
+pub fn intermediates(case: &ReferenceCase, got: &BTreeMap<String, Vec<f32>>) -> Vec<TensorVerdict> {
+    let of = |(path, tensor): &(String, Tensor)| {
+        let (got, want) = (got.get(path)?, tensor.to_f32()?);
+        let (max_abs_error, index) = largest_error(got, &want);
+        let at = coordinates(index, &tensor.shape);
         let atol = 1e-4 * rms(&want).max(1e-3);
-        let within = got.len() == want.len() && share(got, &want, 1e-3, atol) <= 1.0;
-        (!within).then_some(path.as_str())
-    })
+        // Another size is another result.
+        let share = if got.len() == want.len() { share(got, &want, 1e-3, atol) } else { f64::NAN };
+        let name = path.clone();
+        Some(TensorVerdict { name, max_abs_error, at, allowed_share: Some(share), pass: None })
+    };
+    case.intermediates.iter().filter_map(of).collect()
+}
+
+/// The first of these that is outside the bound, or not finite; `None`: all are within.
+pub fn first_divergence(intermediates: &[TensorVerdict]) -> Option<&str> {
+    let within = |share: f64| share <= 1.0;
+    let outside = |verdict: &&TensorVerdict| !verdict.allowed_share.is_some_and(within);
+    intermediates.iter().find(outside).map(|verdict| verdict.name.as_str())
 }
 
 struct Pair<'a> {

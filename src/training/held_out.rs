@@ -79,21 +79,21 @@ impl HeldOut {
 }
 
 /// The network, compiled for evaluation.
-pub struct Evaluator {
+pub struct Evaluator<'a> {
     engine: Engine,
-    held_out: HeldOut,
-    schedule: NoiseSchedule,
+    held_out: &'a HeldOut,
+    schedule: &'a NoiseSchedule,
 }
 
-impl Evaluator {
+impl<'a> Evaluator<'a> {
     /// # Errors
     /// Sizes and devices that can't serve.
     pub fn new(
         network: &dyn Network,
-        held_out: HeldOut,
-        schedule: NoiseSchedule,
+        held_out: &'a HeldOut,
+        schedule: &'a NoiseSchedule,
         device: &dyn Device,
-    ) -> Result<Evaluator> {
+    ) -> Result<Evaluator<'a>> {
         let [height, width, channels] = held_out.shape;
         let mut g = Graph::new();
         let x = g.input("x", TensorType::f32([BATCH, height, width, channels]))?;
@@ -119,7 +119,7 @@ impl Evaluator {
     pub fn loss(&mut self, weights: &Weights) -> Result<f64> {
         weights.write(&mut self.engine)?;
         self.engine.run("prepare")?;
-        let HeldOut { x0, noise, timesteps, shape } = &self.held_out;
+        let HeldOut { x0, noise, timesteps, shape } = self.held_out;
         let size: usize = shape.iter().product();
         let mut sum = 0.0f64;
         for first in (0..COUNT).step_by(BATCH) {

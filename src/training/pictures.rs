@@ -49,12 +49,6 @@ impl Gallery {
         Ok(Gallery { denoiser, seeds, samples: Vec::new(), states: Vec::new() })
     }
 
-    /// # Errors
-    /// Weights that are not the network's.
-    pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
-        self.denoiser.set_weights(weights)
-    }
-
     /// Samples one image for each seed; `observe` is told how many steps of all are done.
     ///
     /// # Errors

@@ -92,11 +92,14 @@ pub struct Run<'a> {
     device: &'a dyn Device,
     network: DdpmUnet,
     trainer: Trainer,
-    evaluator: Evaluator,
-    gallery: Option<Gallery>,
+    schedule: NoiseSchedule,
+    held_out: HeldOut,
     metrics: Metrics,
     done: Progress,
     last_held_out: Option<(u64, f64)>,
+    /// A checkpoint is to be written once the next loss shows that the weights are good.
+    checkpoint_due: bool,
+    passed_over: Vec<Error>,
 }
 
 impl<'a> Run<'a> {
@@ -132,12 +135,15 @@ impl<'a> Run<'a> {
             held_out.write(&folder.held_out())?;
         }
         let mut trainer = Trainer::new(&network, &weights, &schedule, recipe, seed, device)?;
-        let evaluator = Evaluator::new(&network, held_out, schedule, device)?;
+        // The device has them now; a second copy would count in the run's memory.
+        drop(weights);
+        let mut passed_over = Vec::new();
         let data = images.fingerprint();
         let mut done = Progress { step: 0, skipped: 0, seconds: 0.0, data };
         if resume {
             let found = folder.newest_checkpoint(Checkpoint::read)?;
             let (path, mut checkpoint) = (found.path, found.content);
+            passed_over = found.skipped;
             if checkpoint.progress.data != data {
                 return Err(Error::file(
                     &path,
@@ -173,12 +179,20 @@ impl<'a> Run<'a> {
             device,
             network,
             trainer,
-            evaluator,
-            gallery: None,
+            schedule,
+            held_out,
             metrics,
             done,
             last_held_out: None,
+            // A new run can be taken up from its very beginning.
+            checkpoint_due: !resume,
+            passed_over,
         })
+    }
+
+    /// Why checkpoints newer than the one that the run goes on from were passed over.
+    pub fn passed_over(&self) -> &[Error] {
+        &self.passed_over
     }
 
     /// Steps done so far.
@@ -240,9 +254,7 @@ impl<'a> Run<'a> {
                 self.held_out(observe)?;
                 self.sample_grid(observe)?;
             }
-            if due(training.checkpoint_every) {
-                self.save(observe)?;
-            }
+            self.checkpoint_due |= due(training.checkpoint_every);
         }
         Ok(())
     }
@@ -298,6 +310,9 @@ impl<'a> Run<'a> {
             }
             loss += part / training.accumulate as f32;
         }
+        if std::mem::take(&mut self.checkpoint_due) {
+            self.save(observe)?;
+        }
         let scaled = self.trainer.loss_scale();
         let updated = self.trainer.update(&settings)?;
         if updated.skipped {
@@ -319,11 +334,11 @@ impl<'a> Run<'a> {
             Some((step, path)) => {
                 format!("the last good checkpoint is {} (step {step})", path.display())
             }
-            None => "no checkpoint was written before".into(),
+            None => "no checkpoint was written before; begin anew".into(),
         };
         Error::NonFinite(format!(
-            "the {what} is {value} at step {}; training stops, and {kept}. Go on from it with a lower \
-             training.learning_rate or more training.warmup_steps",
+            "the {what} is {value} at step {}; training stops, and {kept}. A lower \
+             training.learning_rate or more training.warmup_steps will help",
             self.done.step + 1
         ))
     }
@@ -335,6 +350,11 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
+        let weights = self.trainer.get(Region::Weights)?;
+        let mut values = weights.tensors.iter().flat_map(|(_, _, values)| values);
+        if let Some(&value) = values.find(|value| !value.is_finite()) {
+            return Err(self.not_finite("largest weight", value));
+        }
         let path = self.folder.checkpoint(self.done.step);
         checkpoint::write(&path, &mut self.trainer, &self.done)?;
         self.folder.prune_checkpoints(self.config.training.keep_checkpoints)?;
@@ -352,47 +372,45 @@ impl<'a> Run<'a> {
         {
             return Ok(loss);
         }
+        // Made when it is due: its weights would take as much memory as the training step's.
         let weights = self.best_weights()?;
-        let loss = self.evaluator.loss(&weights)?;
+        let (held_out, schedule) = (&self.held_out, &self.schedule);
+        let loss =
+            Evaluator::new(&self.network, held_out, schedule, self.device)?.loss(&weights)?;
+        if !loss.is_finite() {
+            return Err(self.not_finite("held-out loss", loss as f32));
+        }
         self.metrics.log(step, &[("held_out_loss", loss), ("seconds", self.done.seconds)])?;
         self.last_held_out = Some((step, loss));
         observe(Event::HeldOut { step, loss })?;
         Ok(loss)
     }
 
-    fn gallery(&mut self) -> Result<(&mut Gallery, Weights)> {
+    /// Samples with the weights as they are; made when due, like the evaluator.
+    fn gallery(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Gallery> {
         let weights = self.best_weights()?;
-        if self.gallery.is_none() {
-            self.gallery = Some(Gallery::new(self.config, &self.network, &weights, self.device)?);
-        }
-        match &mut self.gallery {
-            Some(gallery) => Ok((gallery, weights)),
-            None => unreachable!("it was just made"),
-        }
+        let mut gallery = Gallery::new(self.config, &self.network, &weights, self.device)?;
+        drop(weights);
+        gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
+        Ok(gallery)
     }
 
     fn sample_grid(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
         let path = self.folder.sample_grid(self.done.step);
-        let (gallery, weights) = self.gallery()?;
-        gallery.set_weights(&weights)?;
-        gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
-        gallery.write_grid(&path)
+        self.gallery(observe)?.write_grid(&path)
     }
 
     /// Checkpoint, figure, model and pictures.
     fn finish(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Outcome> {
-        self.save(observe)?;
         let held_out_loss = self.held_out(observe)?;
-        let weights = self.best_weights()?;
+        self.save(observe)?;
+        let weights = to_tensors(&self.best_weights()?);
         let (unet, scheduler) = (self.network.config(), self.config.scheduler());
-        diffusers::write(self.folder.model(), unet, &scheduler, &to_tensors(&weights))?;
-        let (samples, denoising, gif) =
-            (self.folder.samples_png(), self.folder.denoising_png(), self.folder.denoising_gif());
-        let (gallery, weights) = self.gallery()?;
-        gallery.set_weights(&weights)?;
-        gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
-        gallery.write_grid(&samples)?;
-        gallery.write_process(&denoising, &gif)?;
+        diffusers::write(self.folder.model(), unet, &scheduler, &weights)?;
+        drop(weights);
+        let gallery = self.gallery(observe)?;
+        gallery.write_grid(&self.folder.samples_png())?;
+        gallery.write_process(&self.folder.denoising_png(), &self.folder.denoising_gif())?;
         Ok(Outcome { steps: self.done.step, seconds: self.done.seconds, held_out_loss })
     }
 }
