@@ -234,17 +234,68 @@ fn an_interrupted_run_is_saved_and_goes_on() {
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("train --resume")), "{rest:?}");
-    let saved: Vec<String> = fs::read_dir(run.join("checkpoints"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert_eq!(saved.len(), 1, "{saved:?}");
-    let step: u64 =
-        saved[0].trim_start_matches("step-").trim_end_matches(".safetensors").parse().unwrap();
+    // The beginning, and where it was interrupted.
+    let saved = checkpoints(&run);
+    assert_eq!((saved.len(), saved[0]), (2, 0), "{saved:?}");
+    let step = saved[1];
     let mut resume = cyanea();
     resume.arg("train").arg("--resume").arg(&run);
     resume.args(["--set", &format!("training.steps={}", step + 2)]);
     resume.assert().success().stdout(predicate::str::contains(format!("trained {} st", step + 2)));
+}
+
+/// Steps of a run's checkpoints, in order.
+fn checkpoints(run: &Path) -> Vec<u64> {
+    let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+    let step = |name: String| {
+        name.trim_start_matches("step-").trim_end_matches(".safetensors").parse().unwrap()
+    };
+    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+    let mut steps: Vec<u64> = entries.map(|entry| step(name(entry.unwrap()))).collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[test]
+fn what_can_not_be_resumed_is_left_as_it_was() {
+    let place = Place::new();
+    let run = place.path("run");
+    place.train(&run).assert().success();
+    let config = fs::read_to_string(run.join("config.toml")).unwrap();
+    let resume = |change: &str| {
+        let mut command = cyanea();
+        command.arg("train").arg("--resume").arg(&run).args(["--set", change]);
+        command
+    };
+    // Another network: its weights are not in the checkpoint.
+    error(&mut resume("model.layers_per_block=2"));
+    assert_eq!(fs::read_to_string(run.join("config.toml")).unwrap(), config);
+    // A damaged newest checkpoint is passed over, and that is told.
+    let newest = checkpoints(&run).pop().unwrap();
+    let path = run.join(format!("checkpoints/step-{newest:08}.safetensors"));
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let warned = predicate::str::contains("passed over").and(predicate::str::contains("step-0"));
+    resume("training.log_every=1").assert().success().stderr(warned);
+    assert_eq!(checkpoints(&run).pop(), Some(newest));
+}
+
+#[test]
+fn ruined_weights_never_become_a_checkpoint() {
+    let place = Place::new();
+    let run = place.path("run");
+    let mut command = place.train(&run);
+    for setting in ["learning_rate=1e30", "checkpoint_every=1", "max_grad_norm=0", "warmup_steps=0"]
+    {
+        command.args(["--set", &format!("training.{setting}")]);
+    }
+    let said = error(&mut command);
+    holds(&said, &["step 2", "step-00000000.safetensors"]);
+    assert_eq!(checkpoints(&run), [0]);
+    assert!(!run.join("model").exists());
+    let mut resume = cyanea();
+    resume.arg("train").arg("--resume").arg(&run).args(["--set", "training.learning_rate=1e-4"]);
+    resume.assert().success();
 }
 
 #[test]
