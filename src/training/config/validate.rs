@@ -82,7 +82,8 @@ impl Config {
         within("model.norm_groups", model.norm_groups, 1, 65_536)?;
         if model.attention.len() != levels {
             let needed = format!("one true or false for each of the {levels} levels");
-            return refuse("model.attention", format!("{:?}", model.attention), &needed);
+            let what = format!("model.attention is {:?}; {needed} is needed", model.attention);
+            return problem(["model.attention", "model.channels"], what);
         }
         for (level, &channels) in model.channels.iter().enumerate() {
             within("model.channels", channels, 1, 65_536)?;
@@ -141,8 +142,13 @@ impl Config {
         let size = self.data.size;
         let elements = training.batch_size.saturating_mul(3 * size.height * size.width);
         if elements > MOST_ELEMENTS {
-            let needed = "a batch of at most 2³¹ values";
-            return refuse("training.batch_size", training.batch_size, needed);
+            let batch = training.batch_size;
+            let what = format!(
+                "training.batch_size is {batch}, of {}×{} pixels each; a batch of at most 2³¹ \
+                 values is needed",
+                size.height, size.width
+            );
+            return problem(["training.batch_size", "data.size"], what);
         }
         not_negative("training.minutes", training.minutes)?;
         positive("training.learning_rate", training.learning_rate)?;
