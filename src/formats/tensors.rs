@@ -190,47 +190,26 @@ impl Tensors {
             );
             return Err(Error::file(path, what));
         }
-        let mut bytes = Vec::new();
-        let size = usize::try_from(length)
-            .ok()
-            .filter(|&size| bytes.try_reserve_exact(size).is_ok())
-            .ok_or_else(|| {
-                Error::file(path, format!("{length} bytes don't fit into this machine's memory"))
-            })?;
-        bytes.extend_from_slice(&prefix);
-        let rest = (size - 8) as u64;
-        file.take(rest).read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
-        Self::from_bytes(&bytes, path)
-    }
-
-    /// Reads the bytes of a safetensors file; `path` is named in errors only.
-    ///
-    /// # Errors
-    /// As [`Tensors::read`].
-    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let broken = |error: safetensors::SafeTensorError| {
-            let what = format!(
-                "is no safetensors file, or a damaged one: {}; copy or download it again",
-                shorten(&error.to_string())
-            );
-            Error::file(path, what)
-        };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-        let file = SafeTensors::deserialize(bytes).map_err(broken)?;
+        let header = parse_header(&mut file, prefix, length, path)?;
         let mut tensors = BTreeMap::new();
-        for (name, view) in file.iter() {
-            let data = decode(view.dtype(), view.data()).ok_or_else(|| {
-                Error::file(
+        let infos = header.tensors();
+        for name in header.offset_keys() {
+            let info = infos[&name];
+            let Some(data) =
+                decode(info.dtype, info.data_offsets.1 - info.data_offsets.0, &mut file)
+            else {
+                return Err(Error::file(
                     path,
                     format!(
                         "the tensor `{}` has the element type {}; supported are F32, F16, BF16, \
                          F64, I64, I32 and U8",
-                        shorten(name),
-                        view.dtype()
+                        shorten(&name),
+                        info.dtype
                     ),
-                )
-            })?;
-            tensors.insert(name.to_string(), Tensor { shape: view.shape().to_vec(), data });
+                ));
+            };
+            let data = data.map_err(|error| Error::io(path, error))?;
+            tensors.insert(name, Tensor { shape: info.shape.clone(), data });
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Tensors { metadata, tensors })
@@ -404,12 +383,52 @@ fn listed(names: &[&str]) -> String {
     format!("{noun} {}{rest}", shown.join(", "))
 }
 
-/// Little-endian elements, which may lie at any address.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Option<TensorData> {
+/// Reads and checks the header of a file of `length` bytes whose first 8 are `prefix`.
+fn parse_header(
+    file: &mut File,
+    prefix: [u8; 8],
+    length: u64,
+    path: &Path,
+) -> Result<safetensors::tensor::Metadata> {
+    let too_large =
+        || Error::file(path, format!("{length} bytes don't fit into this machine's memory"));
+    let size = usize::try_from(length).map_err(|_| too_large())?;
+    // The crate checks a header against a buffer as long as the whole file, but looks at its
+    // beginning only. So the rest is promised, not filled: a vector's spare zeros, which the
+    // operating system hands out when they are touched.
+    Vec::<u8>::new().try_reserve_exact(size).map_err(|_| too_large())?;
+    let mut whole = vec![0; size];
+    let end = 8 + u64::from_le_bytes(prefix) as usize;
+    whole[..8].copy_from_slice(&prefix);
+    file.read_exact(&mut whole[8..end]).map_err(|error| Error::io(path, error))?;
+    let (_, header) = SafeTensors::read_metadata(&whole).map_err(|error| {
+        let what = format!(
+            "is no safetensors file, or a damaged one: {}; copy or download it again",
+            shorten(&error.to_string())
+        );
+        Error::file(path, what)
+    })?;
+    Ok(header)
+}
+
+/// Reads the little-endian elements in the next `length` bytes; `None` where their type is none of
+/// [`TensorData`].
+fn decode(
+    dtype: Dtype,
+    length: usize,
+    from: &mut impl Read,
+) -> Option<std::io::Result<TensorData>> {
     macro_rules! values {
         ($variant:ident, $type:ty) => {{
-            let parts = bytes.as_chunks::<{ size_of::<$type>() }>().0;
-            TensorData::$variant(parts.iter().map(|part| <$type>::from_le_bytes(*part)).collect())
+            let mut values = vec![<$type>::default(); length / size_of::<$type>()];
+            from.read_exact(bytemuck::cast_slice_mut(&mut values)).map(|()| {
+                if cfg!(target_endian = "big") {
+                    values
+                        .iter_mut()
+                        .for_each(|value| *value = <$type>::from_le_bytes(value.to_ne_bytes()));
+                }
+                TensorData::$variant(values)
+            })
         }};
     }
     Some(match dtype {
@@ -419,7 +438,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<TensorData> {
         Dtype::F64 => values!(F64, f64),
         Dtype::I64 => values!(I64, i64),
         Dtype::I32 => values!(I32, i32),
-        Dtype::U8 => TensorData::U8(bytes.to_vec()),
+        Dtype::U8 => values!(U8, u8),
         _ => return None,
     })
 }

@@ -3,6 +3,7 @@
 use super::{Cpu, Io, Tensor, TensorMut};
 use crate::device::{CpuWork, DType, Device, Loaded, Program, Session, Space, Target, View, Work};
 use crate::error::{Error, Result};
+use std::alloc::Layout;
 use std::sync::Arc;
 
 /// Most inputs or outputs that one launch may have.
@@ -11,15 +12,13 @@ const MAX_OPERANDS: usize = 16;
 /// Alignment of both allocations, in bytes: one cache line, one AVX-512 register.
 const ALIGNMENT: usize = 64;
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; ALIGNMENT / 4]);
-
 /// Cache-line aligned memory, zeroed. It is touched only through the raw pointer kept here, so
 /// that slices of different launches never invalidate each other.
 struct Memory {
     pointer: *mut f32,
-    lines: usize,
+    bytes: usize,
+    allocation: *mut u8,
+    layout: Layout,
 }
 
 // SAFETY: the allocation is owned by this struct alone, and a session hands out slices of it only
@@ -27,29 +26,51 @@ struct Memory {
 unsafe impl Send for Memory {}
 
 impl Memory {
+    /// Pages that come zeroed from the operating system are not touched here: the worker that
+    /// writes one first pays for it.
     fn new(bytes: usize) -> Result<Memory> {
-        let lines = bytes.div_ceil(ALIGNMENT);
-        let mut memory: Vec<Line> = Vec::new();
-        memory.try_reserve_exact(lines).map_err(|_| {
+        let refuse = || {
             Error::device(format!(
                 "the cpu device can't allocate {bytes} bytes; use a smaller batch"
             ))
-        })?;
-        memory.resize(lines, Line([0.0; ALIGNMENT / 4]));
-        let pointer = Box::into_raw(memory.into_boxed_slice()) as *mut f32;
-        Ok(Memory { pointer, lines })
-    }
-
-    fn bytes(&self) -> usize {
-        self.lines * ALIGNMENT
+        };
+        // Asked for at a small alignment and aligned by hand: the allocator clears memory of a
+        // larger alignment itself, page by page.
+        let bytes = bytes.checked_next_multiple_of(ALIGNMENT).ok_or_else(refuse)?;
+        let with_room = bytes.checked_add(ALIGNMENT).ok_or_else(refuse)?;
+        let layout = Layout::from_size_align(with_room, align_of::<f32>()).map_err(|_| refuse())?;
+        // SAFETY: the layout's size is not 0.
+        let allocation = unsafe { std::alloc::alloc_zeroed(layout) };
+        if allocation.is_null() {
+            return Err(refuse());
+        }
+        advise_huge_pages(allocation, with_room);
+        // SAFETY: there are `ALIGNMENT` bytes more than asked for, and this skips fewer.
+        let pointer = unsafe { allocation.add(allocation.align_offset(ALIGNMENT)) }.cast();
+        Ok(Memory { pointer, bytes, allocation, layout })
     }
 }
 
+/// Asks for large pages, which Linux gives to those who ask: a step reads hundreds of megabytes of
+/// weights, and small pages cost it both at the first touch and in translations ever after.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(memory: *mut u8, bytes: usize) {
+    const PAGE: usize = 4096;
+    let start = memory.align_offset(PAGE);
+    if bytes > start + (1 << 22) {
+        // SAFETY: the range lies in one allocation of this process, and the advice doesn't change
+        // what memory holds. It may be refused; nothing depends on it.
+        unsafe { libc::madvise(memory.add(start).cast(), bytes - start, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: *mut u8, _: usize) {}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        let lines = std::ptr::slice_from_raw_parts_mut(self.pointer as *mut Line, self.lines);
-        // SAFETY: pointer and length come from `Box::into_raw` in `Memory::new`.
-        drop(unsafe { Box::from_raw(lines) });
+        // SAFETY: both come from `Memory::new`.
+        unsafe { std::alloc::dealloc(self.allocation, self.layout) };
     }
 }
 
@@ -116,7 +137,7 @@ impl CpuSession {
                 Space::Arena => &self.arena,
                 Space::Persistent => &self.persistent,
             };
-            if view.range().end > memory.bytes() {
+            if view.range().end > memory.bytes {
                 return refuse(format!("{view:?} lies outside the session's memory"));
             }
             if view.offset % 4 != 0 || view.ty.dtype == DType::F16 {
@@ -209,7 +230,7 @@ impl Session for CpuSession {
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        assert!(offset + bytes.len() <= self.persistent.bytes(), "write outside the memory");
+        assert!(offset + bytes.len() <= self.persistent.bytes, "write outside the memory");
         // SAFETY: the range lies inside the allocation, which this session holds mutably.
         unsafe {
             let to = (self.persistent.pointer as *mut u8).add(offset);
@@ -219,7 +240,7 @@ impl Session for CpuSession {
     }
 
     fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        assert!(offset + bytes.len() <= self.persistent.bytes(), "read outside the memory");
+        assert!(offset + bytes.len() <= self.persistent.bytes, "read outside the memory");
         // SAFETY: as in `write`.
         unsafe {
             let from = (self.persistent.pointer as *const u8).add(offset);
