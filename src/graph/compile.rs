@@ -46,11 +46,14 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
             let kernel: Arc<dyn crate::device::cpu::CpuKernel> = node.op.clone();
             launches.push(launch(Work::Cpu(CpuWork { kernel, inputs, outputs, scratch }), 1));
         } else {
+            let tickets = node.op.tickets(target, &input_types, &output_types);
+            let tickets = layout.tickets(tickets)?;
             let args = LaunchArgs {
                 target,
                 inputs: &inputs,
                 outputs: &outputs,
                 scratch: scratch.as_ref(),
+                tickets: tickets.as_ref(),
             };
             for (part, work) in node.op.launch(&args)?.into_iter().enumerate() {
                 // An operation's cost is counted once, with its first launch.
@@ -59,6 +62,15 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
         }
     }
     Ok(Program { name: name.into(), target: target.clone(), launches, arena_bytes: arena.bytes })
+}
+
+/// Most tickets that one node of the graph needs on a target.
+pub(super) fn tickets(graph: &Graph, target: &Target) -> usize {
+    let of_node = |node: &Node| {
+        let (inputs, outputs) = types(graph, node);
+        node.op.tickets(target, &inputs, &outputs)
+    };
+    graph.nodes.iter().map(of_node).max().unwrap_or(0)
 }
 
 fn types<'a>(graph: &'a Graph, node: &Node) -> (Vec<&'a TensorType>, Vec<&'a TensorType>) {

@@ -19,7 +19,9 @@ impl Plan {
     /// # Errors
     /// Shapes that the target can't take, or graphs that disagree on a slot.
     pub fn new(graphs: &[(&str, &Graph)], target: &Target) -> Result<Plan> {
-        let layout = Layout::new(&graphs.iter().map(|(_, graph)| *graph).collect::<Vec<_>>())?;
+        let tickets = graphs.iter().map(|(_, graph)| compile::tickets(graph, target)).max();
+        let layout = Layout::new(&graphs.iter().map(|(_, graph)| *graph).collect::<Vec<_>>())?
+            .with_tickets(tickets.unwrap_or(0));
         let programs = graphs
             .iter()
             .map(|(name, graph)| compile(graph, &layout, target, name).map(Arc::new))

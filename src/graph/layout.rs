@@ -9,6 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 /// larger than this.
 const ALIGNMENT: usize = 256;
 
+/// Name of the slot in which the blocks of a launch count themselves; see
+/// [`Op::tickets`](crate::ops::Op::tickets).
+const TICKETS: &str = "tickets";
+
 /// Where each persistent slot lies. Shared by all programs of a session.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
@@ -59,6 +63,37 @@ impl Layout {
             layout.regions.insert(region, start..layout.bytes);
         }
         Ok(layout)
+    }
+
+    /// With a slot of `count` tickets at the end of [`Region::State`], the last region. Launches run one
+    /// after another and leave their tickets at zero, as the device's memory is at the start, so one
+    /// slot of the largest size serves all programs.
+    pub(super) fn with_tickets(mut self, count: usize) -> Layout {
+        if count > 0 {
+            let view =
+                View { space: Space::Persistent, offset: self.bytes, ty: TensorType::u32([count]) };
+            self.bytes = (view.offset + view.ty.bytes()).next_multiple_of(ALIGNMENT);
+            let empty = view.offset..view.offset;
+            self.regions.entry(Region::State).or_insert(empty).end = self.bytes;
+            self.slots.insert((Region::State, TICKETS.into()), view);
+        }
+        self
+    }
+
+    /// The first `count` tickets; `None` where none are asked for.
+    ///
+    /// # Errors
+    /// When the layout has not that many.
+    pub(super) fn tickets(&self, count: usize) -> Result<Option<View>> {
+        if count == 0 {
+            return Ok(None);
+        }
+        let view = self.get(Region::State, TICKETS)?;
+        if view.ty.elements() < count {
+            let what = format!("{count} are needed, the layout has {}", view.ty.elements());
+            return Err(Error::operation(TICKETS, what));
+        }
+        Ok(Some(View { ty: TensorType::u32([count]), ..view }))
     }
 
     /// Bytes of all regions together.

@@ -54,11 +54,14 @@ fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[H
         offset: 0,
         ty: TensorType::f32([elements]),
     });
+    let count = op.tickets(target, &types, &output_types);
+    let tickets = (count > 0).then(|| memory.place(&TensorType::u32([count])));
     let args = LaunchArgs {
         target,
         inputs: &input_views,
         outputs: &output_views,
         scratch: scratch.as_ref(),
+        tickets: tickets.as_ref(),
     };
     let launches: Vec<Launch> = (op.launch(&args).unwrap().into_iter())
         .map(|work| Launch {
@@ -110,6 +113,11 @@ fn emulate(target: &Target, seed: u64, op: &dyn Op, inputs: &[&Host], state: &[H
         let mut after = vec![0u8; view.ty.bytes()];
         session.read(view.offset, &mut after).unwrap();
         assert!(after == bytes(host), "an input was changed");
+    }
+    if let Some(view) = tickets {
+        let mut after = vec![0u8; view.ty.bytes()];
+        session.read(view.offset, &mut after).unwrap();
+        assert!(after.iter().all(|&byte| byte == 0), "{} leaves tickets behind", op.name());
     }
     hosts
 }

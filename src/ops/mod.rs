@@ -87,6 +87,8 @@ pub struct LaunchArgs<'a> {
     pub inputs: &'a [View],
     pub outputs: &'a [View],
     pub scratch: Option<&'a View>,
+    /// As many as [`Op::tickets`] asked for, all zero.
+    pub tickets: Option<&'a View>,
 }
 
 /// An operation: everything that the graph, the plan and the devices ask of it. Instances hold
@@ -120,6 +122,14 @@ pub trait Op: CpuKernel + Debug + Any {
 
     /// Elements (4 bytes each) of working memory.
     fn scratch(&self, target: &Target, inputs: &[&TensorType], outputs: &[&TensorType]) -> usize {
+        let _ = (target, inputs, outputs);
+        0
+    }
+
+    /// Counters by which the blocks of this operation's launches find out which of them is the last:
+    /// u32, zero before every launch and left at zero by it, so that all launches of a session share
+    /// them.
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], outputs: &[&TensorType]) -> usize {
         let _ = (target, inputs, outputs);
         0
     }

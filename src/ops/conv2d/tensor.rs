@@ -9,7 +9,6 @@ use crate::device::kernels::{
 };
 use crate::device::{DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
-use crate::ops::fill::Fill;
 use crate::ops::{LaunchArgs, Lowered, Op};
 use std::sync::Arc;
 
@@ -223,10 +222,16 @@ impl TensorConv2d {
         Ok(conv)
     }
 
-    /// Elements of tickets, rounded up to whole lines, and of partial sums.
-    fn scratch_parts(cut: &Cut, slices: usize) -> [usize; 2] {
+    /// Tickets and elements of partial sums, both 0 where channels are not split.
+    fn parts(&self, target: &Target, inputs: &[&TensorType]) -> [usize; 2] {
+        let Ok(conv) = self.conv(inputs) else { return [0; 2] };
+        let shape = Shape::of(&conv);
+        let (cut, slices) = (shape.best(target), shape.slices(target));
+        if slices == 1 {
+            return [0; 2];
+        }
         let places = cut.grid[0] * cut.grid[1];
-        [places.next_multiple_of(16), places * slices * cut.pixels * cut.channels]
+        [places, places * slices * cut.pixels * cut.channels]
     }
 }
 
@@ -244,12 +249,11 @@ impl Op for TensorConv2d {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        let Ok(conv) = self.conv(inputs) else { return 0 };
-        let shape = Shape::of(&conv);
-        match shape.slices(target) {
-            1 => 0,
-            slices => Self::scratch_parts(&shape.best(target), slices).iter().sum(),
-        }
+        self.parts(target, inputs)[1]
+    }
+
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        self.parts(target, inputs)[0]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -319,35 +323,13 @@ impl Op for TensorConv2d {
             slices: int(slices)?,
             flags: i32::from(wide) | (2 * i32::from(pairs)),
         };
-        let mut launches = Vec::new();
-        let mut parts = [None, None];
-        if slices > 1 {
-            let Some(scratch) = args.scratch else { unreachable!("working memory was asked for") };
-            let [tickets, partials] = Self::scratch_parts(&cut, slices);
-            let part = |first: usize, elements: usize| View {
-                space: scratch.space,
-                offset: scratch.offset + 4 * first,
-                ty: TensorType::f32([elements]),
-            };
-            let cleared = [part(0, tickets)];
-            launches = Fill { value: 0.0, shape: vec![tickets] }.launch(&LaunchArgs {
-                target: args.target,
-                inputs: &[],
-                outputs: &cleared,
-                scratch: None,
-            })?;
-            let [cleared] = cleared;
-            parts = [Some(part(tickets, partials)), Some(cleared)];
-        }
-        let [partials, tickets] = &parts;
         let weight = operand(Operand::Weight);
         let read = [x, x2, affine, weight, operand(Operand::Bias), shift, residual];
         let kernel = cut.kernels[usize::from(conv.transposed)];
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, slices as u32];
         let block = [kernel.threads, 1, 1];
-        let written = [Some(y), partials.as_ref(), tickets.as_ref()];
-        launches.push(kernel.launch(grid, block, cut.shared as u32, &params, &read, &written));
-        Ok(launches)
+        let written = [Some(y), args.scratch, args.tickets];
+        Ok(vec![kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])
     }
 }
 

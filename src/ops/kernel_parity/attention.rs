@@ -41,6 +41,7 @@ pub(super) fn rows_beyond_the_kernels_are_refused() {
         inputs: &inputs,
         outputs: &outputs,
         scratch: None,
+        tickets: None,
     };
     let error = crate::ops::Op::launch(&Attention { heads: 1, scale: 1.0 }, &args).unwrap_err();
     assert!(error.to_string().contains("at most 512"), "{error}");
