@@ -129,6 +129,13 @@ fn configurations_are_refused_with_source_key_value_and_remedy() {
             holds(&error(command.args([option, value])), words);
         }
     }
+    fs::write(&file, "[training]\nsteps = 5\n").unwrap();
+    for mut command in with_configuration() {
+        let both = command.args(["--preset", "ddpm-32", "--config"]).arg(&file);
+        let said = both.assert().code(2).get_output().stderr.clone();
+        let said = String::from_utf8_lossy(&said);
+        holds(&said, &["--preset", "--config", "cannot be used with"]);
+    }
     assert!(!Path::new("no-such-run").exists());
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "only the file itself");
 }
@@ -160,6 +167,16 @@ fn damaged_models_are_refused() {
     let damages: &[Damage] = &[
         ("missing folder", |m| fs::remove_dir_all(m).unwrap(), &["model", "does not exist"]),
         ("no weights", |m| fs::remove_file(m.join(WEIGHTS)).unwrap(), &[WEIGHTS, "missing"]),
+        (
+            "no scheduler",
+            |m| fs::remove_dir_all(m.join("scheduler")).unwrap(),
+            &["scheduler_config.json", "missing", "save_pretrained"],
+        ),
+        (
+            "no configuration",
+            |m| fs::remove_file(m.join("unet/config.json")).unwrap(),
+            &["unet/config.json", "missing", "save_pretrained"],
+        ),
         ("empty file", |m| fs::write(m.join(WEIGHTS), "").unwrap(), &[WEIGHTS, "0 bytes"]),
         (
             "truncated",

@@ -151,6 +151,18 @@ fn doctor_names_threads_and_simd() {
 }
 
 #[test]
+fn a_simd_level_that_is_none_is_refused() {
+    for arguments in [&["doctor"][..], &["plan", "--preset", "ddpm-32"], &["config"]] {
+        let said = cyanea().args(arguments).env("CYANEA_SIMD", "avx9").assert().code(2);
+        said.stderr(
+            predicate::str::contains("CYANEA_SIMD is \"avx9\"")
+                .and(predicate::str::contains("avx512, avx2 or scalar")),
+        );
+    }
+    cyanea().args(["plan", "--preset", "ddpm-32"]).env("CYANEA_SIMD", "avx512").assert().success();
+}
+
+#[test]
 fn doctor_says_of_each_device_whether_it_can_serve() {
     let output = cyanea().arg("doctor").assert().success().get_output().clone();
     let said = String::from_utf8(output.stdout).unwrap();

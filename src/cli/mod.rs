@@ -29,6 +29,7 @@ mod timing;
 mod train;
 mod training_run;
 
+use crate::device::cpu::Simd;
 use crate::device::{check_name, open_by_name, open_by_name_with};
 use crate::{Error, Result};
 use clap::Parser;
@@ -46,7 +47,8 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 results differ from what was expected (compare); 2 any other error, with one
 line that says what to do; 130 interrupted, after the work was saved.
 
-Environment: RAYON_NUM_THREADS sets the number of CPU threads, CYANEA_SIMD a lower SIMD level.";
+Environment: RAYON_NUM_THREADS sets the number of CPU threads, CYANEA_SIMD the highest SIMD
+level to use (avx512, avx2 or scalar).";
 
 #[derive(Debug, clap::Parser)]
 #[command(name = "cyanea", version, long_about = ABOUT, after_long_help = EXIT_CODES)]
@@ -109,8 +111,9 @@ fn answer(message: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    // Also for commands that need no device: a name that is none is a mistake.
+    // Also for commands that need no device: a name or a level that is none is a mistake.
     check_name(&cli.device)?;
+    Simd::limit()?;
     // Commands that have nothing to save are simply ended by Ctrl-C.
     let listen = Interruption::listen;
     let device = || open_by_name(&cli.device);

@@ -4,15 +4,14 @@ use crate::Result;
 use crate::training::config::Config;
 use std::path::{Path, PathBuf};
 
-/// Where settings come from; what is named later replaces what is named before: defaults, preset,
-/// file, `--set`.
+/// Where settings come from: the defaults, a preset or a file over them, `--set` over those.
 #[derive(Debug, clap::Args)]
 pub struct Settings {
     /// Start from a preset; `cyanea config --presets` lists them
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Read settings from a TOML file; `cyanea config` prints one with every key explained
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     config: Option<PathBuf>,
     /// Set one key, for instance --set training.steps=2000; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
@@ -37,9 +36,8 @@ impl Settings {
     /// A few words for headings: `preset ddpm-32`, `run.toml`, `the defaults`.
     pub fn name(&self) -> String {
         match (&self.preset, &self.config) {
-            (Some(preset), None) => format!("preset {preset}"),
+            (Some(preset), _) => format!("preset {preset}"),
             (None, Some(file)) => file.display().to_string(),
-            (Some(preset), Some(file)) => format!("preset {preset} with {}", file.display()),
             (None, None) => "the default settings".into(),
         }
     }

@@ -107,12 +107,7 @@ pub fn sample(
     let (steps, eta) = (attributes.size("steps")?, attributes.number_or("eta", 0.0)?);
     let table = samplers::table(&config, sampler, steps, eta, clip)?;
     let given = steps_of(case, config.num_train_timesteps)?;
-    if given != table.timesteps {
-        return Err(Error::invalid(format!(
-            "the case's timesteps {given:?} are not those of this schedule, {:?}",
-            table.timesteps
-        )));
-    }
+    check_timesteps(&given, &table.timesteps)?;
     let (shape, x_t) = case.input_f32("x_T")?;
     let (all, epsilons) = case.input_f32("epsilons")?;
     if all.first() != Some(&steps) || epsilons.len() != steps * x_t.len() {
@@ -131,6 +126,22 @@ pub fn sample(
         updates.step(epsilon)?;
     }
     produced(updates.engine, "output.x_0", "x")
+}
+
+/// Whether a case went through the timesteps of its schedule.
+fn check_timesteps(given: &[usize], wanted: &[usize]) -> Result<()> {
+    let differ = given.iter().zip(wanted).position(|(given, wanted)| given != wanted);
+    let what = match differ {
+        Some(at) => format!("number {at} is {}, where the schedule has {}", given[at], wanted[at]),
+        None if given.len() != wanted.len() => {
+            format!("there are {}, where the schedule has {}", given.len(), wanted.len())
+        }
+        None => return Ok(()),
+    };
+    Err(Error::invalid(format!(
+        "the case's `timesteps` are not those of its schedule: {what}; check `timestep_spacing`, \
+         `steps_offset` and `steps`"
+    )))
 }
 
 /// An engine that holds nothing but a sampler's update.

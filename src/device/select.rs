@@ -1,6 +1,6 @@
 //! Devices by the names that users give.
 
-use super::cpu::CpuDevice;
+use super::cpu::{CpuDevice, Simd};
 use super::cuda::Cuda;
 use super::emulated::Emulated;
 use super::{CodePath, Device, Precision, Target};
@@ -59,10 +59,11 @@ pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
 ///
 /// # Errors
 /// A name that is none of these, or a device that can't serve, with the reason in one sentence;
-/// float16 on `cpu`.
+/// float16 on `cpu`, or a `CYANEA_SIMD` that is no level.
 pub fn open_by_name_with(name: &str, precision: Precision) -> Result<Box<dyn Device>> {
     match parse(name)? {
         Name::Cpu => {
+            Simd::limit()?;
             Target::CPU.with_precision(precision)?;
             Ok(Box::new(CpuDevice::new()))
         }

@@ -70,7 +70,7 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(UnetConfig, SchedulerCo
         check_index(&index)?;
     }
     let unet_path = component(folder, "unet").join("config.json");
-    let object = read_object(&unet_path)?;
+    let object = read_settings(&unet_path, "the network's settings")?;
     if let Some(class) = object.get("_class_name")
         && class != "UNet2DModel"
     {
@@ -82,7 +82,7 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(UnetConfig, SchedulerCo
     }
     let unet = UnetConfig::from_json(&object).map_err(|error| in_file(&unet_path, error))?;
     let scheduler_path = component(folder, "scheduler").join("scheduler_config.json");
-    let object = read_object(&scheduler_path)?;
+    let object = read_settings(&scheduler_path, "the settings of its noise schedule")?;
     let scheduler =
         SchedulerConfig::from_json(&object).map_err(|error| in_file(&scheduler_path, error))?;
     Ok((unet, scheduler))
@@ -264,6 +264,20 @@ pub fn canonical_name(name: &str) -> Cow<'_, str> {
         return Cow::Owned(parts.join("."));
     }
     Cow::Borrowed(name)
+}
+
+/// [`read_object`] for what every model folder must have.
+fn read_settings(path: &Path, what: &str) -> Result<Map<String, Value>> {
+    if path.exists() {
+        return read_object(path);
+    }
+    Err(Error::file(
+        path,
+        format!(
+            "is missing; a model folder has {what} there, so save the whole pipeline in Python \
+             (DDPMPipeline's save_pretrained), not the U-Net alone"
+        ),
+    ))
 }
 
 /// Reads a JSON object. Python writes `Infinity` and `NaN`, which JSON has no words for; here they

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// Reads `object` as a `T`, whose keys all have defaults. Keys that start with an underscore
-/// (`_class_name`, `_diffusers_version`) are notes of the writer and carry no setting.
+/// (`_class_name`, `_diffusers_version`) are notes of the writer and carry no setting. Nor do
+/// unknown keys that are `null`: so a later version of the other library writes what is unused.
 ///
 /// # Errors
 /// A key that `T` doesn't know, or a value of the wrong type; `what` names the settings read.
@@ -25,6 +26,9 @@ where
             continue;
         }
         if !known.contains(&key.as_str()) {
+            if value.is_null() {
+                continue;
+            }
             return Err(Error::invalid(format!(
                 "{what}: the key `{}` is not known{}",
                 shorten(key),

@@ -31,6 +31,15 @@ fn absent_keys_take_the_constructors_defaults_and_null_is_its_own_value() {
 }
 
 #[test]
+fn unknown_keys_that_are_null_say_nothing() {
+    let config = parse(&small(r#", "a_later_setting": null"#)).unwrap();
+    assert_eq!(config, parse(&small("")).unwrap());
+    assert!(
+        message(&small(r#", "a_later_setting": 0"#)).contains("`a_later_setting` is not known")
+    );
+}
+
+#[test]
 fn the_cifar_configuration_is_read_and_written_unchanged() {
     let text = r#"{"_class_name": "UNet2DModel", "_diffusers_version": "0.1",
         "act_fn": "silu", "attention_head_dim": null, "block_out_channels": [128, 256, 256, 256],

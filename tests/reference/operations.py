@@ -47,6 +47,7 @@ for factor, shape in [(2, (2, 3, 5, 7)), (2, (1, 17, 1, 3)), (3, (2, 5, 4, 3))]:
 for name, shape, features in [
     ("linear_17_to_33", (3, 17), 33),
     ("linear_1_to_1", (1, 1), 1),
+    ("linear_one_row", (37,), 5),
     ("linear_tokens_40_to_24", (2, 13, 40), 24),
     ("linear_129_to_65", (1, 129), 65),
 ]:

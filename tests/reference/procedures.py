@@ -8,7 +8,7 @@ returned; with `prediction_type` `v_prediction` or `sample` that is v or the ima
 The schedulers keep their tables in float32 in every run, the float64 one too: they are
 diffusers' own, and at small timesteps 1 - alpha_bar is known to three or four digits only. With
 tables in float64 most of these cases still pass, `ddpm_step` with `prediction_type` `sample` does
-not. DDIM is exported with eta = 0 only, since a case has no place for its fresh noise.
+not. DDIM with eta > 0 takes its fresh noise from an input `noise` [steps, ...].
 """
 
 import math
@@ -90,13 +90,16 @@ def sampling(op, name, scheduler_class, config, steps, *, eta=None):
         scheduler.set_timesteps(steps)
         timesteps = scheduler.timesteps.clone()
         inputs = {"x_T": draw(2, 3, 4, 5), "epsilons": draw(len(timesteps), 2, 3, 4, 5), "timesteps": timesteps}
+        if eta:
+            inputs["noise"] = draw(len(timesteps), 2, 3, 4, 5)
 
         def run(i, p):
             scheduler = scheduler_class(**config)
             scheduler.set_timesteps(steps)
             x = i["x_T"]
-            for t, epsilon in zip(scheduler.timesteps, i["epsilons"]):
-                x = scheduler.step(epsilon, t, x).prev_sample
+            for k, (t, epsilon) in enumerate(zip(scheduler.timesteps, i["epsilons"])):
+                fresh = {"eta": eta, "variance_noise": i["noise"][k]} if eta else {}
+                x = scheduler.step(epsilon, t, x, **fresh).prev_sample
             return x
 
         attributes = {**config, "steps": steps} | ({} if eta is None else {"eta": eta})
@@ -113,6 +116,8 @@ for name, config, steps, eta in [
     ("sample", {"clip_sample": True, "clip_sample_range": 2.0, **SAMPLE}, 9, 0.0),
     ("one_step", {"timestep_spacing": "trailing", "clip_sample": False}, 1, 0.0),
     ("50_steps", {"clip_sample": True, **COSINE, **V}, 50, 0.0),
+    ("eta", {"clip_sample": False}, 10, 0.6),
+    ("eta_one_clipped_v", {"timestep_spacing": "trailing", **COSINE, **V}, 12, 1.0),
 ]:
     sampling("ddim", name, DDIMScheduler, config, steps, eta=eta)
 

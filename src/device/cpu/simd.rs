@@ -26,6 +26,8 @@
 //! Helpers called from such a body must be `#[inline(always)]`, as those here are; otherwise
 //! they are compiled for the lowest level only, where `mul_add` may be a library call.
 
+use crate::error::{Error, Result};
+
 /// A set of vector instructions, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Simd {
@@ -57,15 +59,26 @@ impl Simd {
         Simd::Scalar
     }
 
-    /// The best level of this machine, limited by the environment variable `CYANEA_SIMD`
-    /// (`avx2` or `scalar`; anything else sets no limit).
+    /// The limit that the environment variable `CYANEA_SIMD` sets.
+    ///
+    /// # Errors
+    /// A value that is none of `avx512`, `avx2` and `scalar`.
+    pub fn limit() -> Result<Simd> {
+        let Some(value) = std::env::var_os("CYANEA_SIMD") else { return Ok(Simd::Avx512) };
+        match value.to_str() {
+            Some("avx512") => Ok(Simd::Avx512),
+            Some("avx2") => Ok(Simd::Avx2),
+            Some("scalar") => Ok(Simd::Scalar),
+            _ => Err(Error::invalid(format!(
+                "CYANEA_SIMD is {value:?}; set it to avx512, avx2 or scalar, or unset it"
+            ))),
+        }
+    }
+
+    /// The best level of this machine within [`Simd::limit`], which opening a device by its name
+    /// checks; here a value that is none sets no limit.
     pub fn detect() -> Simd {
-        let limit = match std::env::var("CYANEA_SIMD").as_deref() {
-            Ok("scalar") => Simd::Scalar,
-            Ok("avx2") => Simd::Avx2,
-            _ => Simd::Avx512,
-        };
-        limit.min(Simd::available())
+        Simd::limit().unwrap_or(Simd::Avx512).min(Simd::available())
     }
 
     /// Runs `work` compiled for this level, or for the best one that the machine has.
@@ -124,7 +137,6 @@ macro_rules! vectorised {
         $body:block
     ) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
         $vis fn $name<$life>(simd: $crate::device::cpu::Simd, $($arg: $ty),*) -> $ret {
             struct Work<$life> {
                 $($arg: $ty,)*

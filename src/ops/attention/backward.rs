@@ -34,7 +34,7 @@ impl CpuKernel for AttentionGrad {
             let inputs = [&q.data[first..], &dy.data[first..], &y.data[first..]];
             let others = [&k.data[keys.clone()], &v.data[keys]];
             let lse = &lse.data[first / channels * heads..];
-            query_tile(cpu.simd(), sizes, self.scale, inputs, others, lse, dq, delta, scratch);
+            query_tile(cpu.simd(), (sizes, self.scale), inputs, others, lse, [dq, delta], scratch);
         });
 
         let (tiles, delta) = (count(sizes.keys), &*delta);
@@ -50,7 +50,7 @@ impl CpuKernel for AttentionGrad {
             let others = [&q.data[queries.clone()], &dy.data[queries]];
             let rows = sample * sizes.queries * heads..(sample + 1) * sizes.queries * heads;
             let stats = [&lse.data[rows.clone()], &delta[rows]];
-            key_tile(cpu.simd(), sizes, self.scale, inputs, others, stats, [dk, dv], scratch);
+            key_tile(cpu.simd(), (sizes, self.scale), inputs, others, stats, [dk, dv], scratch);
         });
     }
 }
@@ -66,18 +66,18 @@ fn store(sums: &[Lane], scale: f32, out: &mut [f32], stride: usize, channel: usi
 }
 
 crate::vectorised! {
-    /// `dq` and δ of up to 16 queries. `inputs` are q, dy, y; `others` are k, v.
+    /// `dq` and δ of up to 16 queries; `how` has sizes and scale. `inputs` are q, dy, y; `others` are k, v.
     fn query_tile<'a>(
-        sizes: Sizes,
-        scale: f32,
+        how: (Sizes, f32),
         inputs: [&'a [f32]; 3],
         others: [&'a [f32]; 2],
         lse: &'a [f32],
-        dq: &'a mut [f32],
-        delta: &'a mut [f32],
+        outputs: [&'a mut [f32]; 2],
         scratch: &'a mut [f32],
     ) {
+        let (sizes, scale) = how;
         let (stride, depth, heads) = (sizes.channels(), sizes.depth, sizes.heads);
+        let [dq, delta] = outputs;
         let live = dq.len() / stride;
         let (lanes, _) = scratch.as_chunks_mut::<LANES>();
         let (queries, lanes) = lanes.split_at_mut(depth);
@@ -115,16 +115,16 @@ crate::vectorised! {
 }
 
 crate::vectorised! {
-    /// `dk` and `dv` of up to 16 keys. `inputs` are k, v; `others` are q, dy; `stats` are lse, δ.
+    /// `dk` and `dv` of up to 16 keys; `how` has sizes and scale. `inputs` are k, v; `others` are q, dy; `stats` are lse, δ.
     fn key_tile<'a>(
-        sizes: Sizes,
-        scale: f32,
+        how: (Sizes, f32),
         inputs: [&'a [f32]; 2],
         others: [&'a [f32]; 2],
         stats: [&'a [f32]; 2],
         outputs: [&'a mut [f32]; 2],
         scratch: &'a mut [f32],
     ) {
+        let (sizes, scale) = how;
         let (stride, depth, heads) = (sizes.channels(), sizes.depth, sizes.heads);
         let [dk, dv] = outputs;
         let live = dk.len() / stride;
