@@ -12,6 +12,9 @@ pub struct Cut<'a> {
     pub slice: usize,
 }
 
+/// `task(sample, slice, parts)`: `parts[k]` is that slice of the k-th cut.
+pub type CutTask<'a, const N: usize> = dyn Fn(usize, usize, [&mut [f32]; N]) + Sync + 'a;
+
 /// What tasks on several threads cut disjoint parts from.
 struct Shared {
     pointer: *mut f32,
@@ -45,13 +48,12 @@ impl Cpu {
     ///
     /// # Panics
     /// When a cut asks for more elements than its slice has, or leaves elements of a sample out.
-    #[allow(clippy::type_complexity)]
     pub fn cut_mut<const N: usize>(
         &self,
         samples: usize,
         slices: usize,
         data: [Cut<'_>; N],
-        task: &(dyn Fn(usize, usize, [&mut [f32]; N]) + Sync),
+        task: &CutTask<N>,
     ) {
         let shared = data.map(|cut| {
             assert!(samples * cut.sample <= cut.data.len(), "a cut beyond its slice");

@@ -305,44 +305,6 @@ impl Cpu {
         // SAFETY: each index comes once, so no piece is borrowed twice.
         self.run(pieces.count(), &|index| task(index, unsafe { pieces.get(index) }));
     }
-
-    /// As [`Cpu::chunks_mut`], over two slices at once: `task(index, piece of a, piece of b)`.
-    ///
-    /// # Panics
-    /// When the two fall into different numbers of pieces.
-    #[allow(clippy::type_complexity)]
-    pub fn chunks2_mut<T: Send, U: Send>(
-        &self,
-        (a, chunk_a): (&mut [T], usize),
-        (b, chunk_b): (&mut [U], usize),
-        task: &(dyn Fn(usize, &mut [T], &mut [U]) + Sync),
-    ) {
-        let (a, b) = (Pieces::new(a, chunk_a), Pieces::new(b, chunk_b));
-        assert_eq!(a.count(), b.count(), "slices with different numbers of pieces");
-        // SAFETY: each index comes once, so no piece is borrowed twice.
-        self.run(a.count(), &|index| unsafe { task(index, a.get(index), b.get(index)) });
-    }
-
-    /// As [`Cpu::chunks_mut`], over three slices at once.
-    ///
-    /// # Panics
-    /// When they fall into different numbers of pieces.
-    #[allow(clippy::type_complexity)]
-    pub fn chunks3_mut<T: Send, U: Send, V: Send>(
-        &self,
-        (a, chunk_a): (&mut [T], usize),
-        (b, chunk_b): (&mut [U], usize),
-        (c, chunk_c): (&mut [V], usize),
-        task: &(dyn Fn(usize, &mut [T], &mut [U], &mut [V]) + Sync),
-    ) {
-        let (a, b, c) = (Pieces::new(a, chunk_a), Pieces::new(b, chunk_b), Pieces::new(c, chunk_c));
-        assert_eq!(a.count(), b.count(), "slices with different numbers of pieces");
-        assert_eq!(a.count(), c.count(), "slices with different numbers of pieces");
-        self.run(a.count(), &|index| {
-            // SAFETY: each index comes once, so no piece is borrowed twice.
-            unsafe { task(index, a.get(index), b.get(index), c.get(index)) }
-        });
-    }
 }
 
 impl Drop for Cpu {
@@ -384,8 +346,7 @@ impl<'a, T> Pieces<'a, T> {
 
     /// # Safety
     /// `index < count()`, and no piece is borrowed twice at the same time.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn get(&self, index: usize) -> &mut [T] {
+    unsafe fn get(&self, index: usize) -> &'a mut [T] {
         let from = index * self.chunk;
         let length = self.chunk.min(self.length - from);
         // SAFETY: inside the slice, and disjoint from all other pieces.
@@ -475,21 +436,9 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_several_slices_go_together() {
-        let cpu = Cpu::new(2);
-        let (mut a, mut b, mut c) = (vec![0.0f32; 10], vec![0u32; 8], vec![0u8; 4]);
-        cpu.chunks3_mut((&mut a, 3), (&mut b, 2), (&mut c, 1), &|index, a, b, c| {
-            a.fill(index as f32);
-            b.fill(a.len() as u32);
-            c.fill(index as u8);
-        });
-        assert_eq!(a, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0]);
-        assert_eq!(b, [3, 3, 3, 3, 3, 3, 1, 1]);
-        assert_eq!(c, [0, 1, 2, 3]);
-        cpu.chunks2_mut((&mut a, 5), (&mut b, 4), &|index, a, b| {
-            a.fill(index as f32);
-            b.fill(index as u32);
-        });
-        assert_eq!((a[4], a[5], b[3], b[4]), (0.0, 1.0, 0, 1));
+    fn the_last_piece_may_be_shorter() {
+        let mut a = vec![0.0f32; 10];
+        Cpu::new(2).chunks_mut(&mut a, 3, &|index, a| a.fill((10 * index + a.len()) as f32));
+        assert_eq!(a, [3.0, 3.0, 3.0, 13.0, 13.0, 13.0, 23.0, 23.0, 23.0, 31.0]);
     }
 }

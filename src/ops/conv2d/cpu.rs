@@ -2,7 +2,7 @@
 
 use super::form::{Form, Operand};
 use super::{Conv2d, Conv2dDgrad, Conv2dPack, Conv2dWgrad, PackedConv2d};
-use crate::device::cpu::conv::{self, Conv, Epilogue, Pack, Source, Wgrad};
+use crate::device::cpu::conv::{self, Args, Conv, Epilogue, Pack, Source, Wgrad};
 use crate::device::cpu::{Cpu, CpuKernel, Io, Tensor};
 
 /// The shapes again, as views carry them; the shape rule accepted them when the graph was built.
@@ -47,7 +47,7 @@ fn run_packed(
     };
     let y = &mut io.outputs[0];
     let conv = Conv { output: [y.shape[1], y.shape[2]], ..describe(form, io.inputs, pack.dims) };
-    conv::run(cpu, &conv, pack, &source, weight, &epilogue, y.data, scratch);
+    conv::run(cpu, &conv, pack, &Args { source, weight, epilogue }, y.data, scratch);
 }
 
 impl CpuKernel for PackedConv2d {

@@ -13,7 +13,7 @@ use super::super::simd::Vectorised;
 use super::fill::{Area, fill};
 use super::product::{Kernels, Layout, Product};
 use super::{
-    Conv, Epilogue, Output, PANEL, Place, SLOTS, Source, panel_vectors, panels, with_slots,
+    Args, Conv, Epilogue, Output, PANEL, Place, SLOTS, Source, panel_vectors, panels, with_slots,
 };
 
 /// Output pixels of a task, about.
@@ -197,42 +197,25 @@ impl LaneWork for Finish<'_> {
 ///
 /// # Panics
 /// When a slice has not the length that `conv` says, or `scratch` is shorter than [`scratch`].
-pub fn run(
-    cpu: &Cpu,
-    conv: &Conv,
-    source: &Source,
-    weight: &[f32],
-    epilogue: &Epilogue,
-    y: &mut [f32],
-    scratch: &mut [f32],
-) {
-    let conv = &conv.flattened(source, epilogue);
-    conv.check(source, epilogue, y);
+pub fn run(cpu: &Cpu, conv: &Conv, args: &Args, y: &mut [f32], scratch: &mut [f32]) {
+    let conv = &conv.flattened(args);
+    conv.check(args, y);
     let [kh, kw] = conv.kernel;
     let depth = kh * kw * conv.c_in();
+    let mut weight = args.weight;
     assert_eq!(weight.len(), depth * conv.c_out.next_multiple_of(16), "length of the weight");
     let y = Output(y.as_mut_ptr());
-    let mut weight = weight;
     for index in 0..conv.phases() {
         let phase = conv.phase(index);
         let length = phase.taps[0] * phase.taps[1] * conv.c_in();
         let (this, rest) = weight.split_at(length * conv.c_out.next_multiple_of(16));
         weight = rest;
-        run_phase(cpu, conv, &phase, source, this, epilogue, y, scratch);
+        run_phase(cpu, conv, &phase, &Args { weight: this, ..*args }, y, scratch);
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn run_phase(
-    cpu: &Cpu,
-    conv: &Conv,
-    phase: &Phase,
-    source: &Source,
-    weight: &[f32],
-    epilogue: &Epilogue,
-    y: Output,
-    scratch: &mut [f32],
-) {
+fn run_phase(cpu: &Cpu, conv: &Conv, phase: &Phase, args: &Args, y: Output, scratch: &mut [f32]) {
+    let Args { source, weight, epilogue } = args;
     let c_in = conv.c_in();
     let tile = phase.tile();
     let across = phase.count[1].div_ceil(tile[1]);

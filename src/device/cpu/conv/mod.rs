@@ -6,6 +6,7 @@
 
 mod direct;
 mod fill;
+mod form;
 mod pack;
 mod product;
 mod tiles;
@@ -15,8 +16,9 @@ mod winograd;
 mod winograd_pack;
 mod winograd_wgrad;
 
-pub use pack::{Algorithm, Pack, pack};
-pub use wgrad::{Wgrad, column_sums, wgrad, wgrad_scratch};
+pub use form::{Algorithm, Pack};
+pub use pack::pack;
+pub use wgrad::{column_sums, wgrad, wgrad_scratch};
 
 use super::Cpu;
 use super::lanes::Lanes;
@@ -71,6 +73,24 @@ pub struct Epilogue<'a> {
     pub residual: &'a [f32],
 }
 
+/// What [`run`] reads.
+#[derive(Clone, Copy)]
+pub struct Args<'a> {
+    pub source: Source<'a>,
+    /// Packed, as its [`Pack`] says.
+    pub weight: &'a [f32],
+    pub epilogue: Epilogue<'a>,
+}
+
+/// What [`wgrad()`] reads.
+#[derive(Clone, Copy)]
+pub struct Wgrad<'a> {
+    /// \[B, H, W, C_in\]
+    pub x: &'a [f32],
+    /// \[B, H_out, W_out, C_out\]
+    pub dy: &'a [f32],
+}
+
 impl Conv {
     pub fn c_in(&self) -> usize {
         self.channels[0] + self.channels[1]
@@ -87,7 +107,7 @@ impl Conv {
 
     /// A 1×1 convolution of stride 1 as one row of pixels a sample, or, where nothing belongs to
     /// single samples, as one row of pixels.
-    pub fn flattened(mut self, source: &Source, epilogue: &Epilogue) -> Conv {
+    fn flattened(mut self, Args { source, epilogue, .. }: &Args) -> Conv {
         if self.is_pointwise() {
             let pixels = self.input[0] * self.input[1];
             let shared = |part: &[f32], length| part.len() <= length;
@@ -110,7 +130,7 @@ impl Conv {
         self
     }
 
-    fn check(&self, source: &Source, epilogue: &Epilogue, y: &[f32]) {
+    fn check(&self, Args { source, epilogue, .. }: &Args, y: &[f32]) {
         let pixels = self.batch * self.input[0] * self.input[1];
         let outputs = self.batch * self.output[0] * self.output[1] * self.c_out;
         let either = |length: usize, unit: usize| {
@@ -135,31 +155,19 @@ pub fn scratch(conv: &Conv, form: &Pack) -> usize {
     }
 }
 
-/// y = the convolution of `source` with a weight packed in `form`, plus the epilogue.
+/// y = the convolution of a source with a weight packed in `form`, plus the epilogue.
 ///
 /// # Panics
 /// When a slice has not the length that `conv` says, or `scratch` is shorter than [`scratch`] says.
-#[allow(clippy::too_many_arguments)]
-pub fn run(
-    cpu: &Cpu,
-    conv: &Conv,
-    form: &Pack,
-    source: &Source,
-    weight: &[f32],
-    epilogue: &Epilogue,
-    y: &mut [f32],
-    scratch: &mut [f32],
-) {
-    conv.check(source, epilogue, y);
-    assert_eq!(weight.len(), form.len(), "length of the packed weight");
+pub fn run(cpu: &Cpu, conv: &Conv, form: &Pack, args: &Args, y: &mut [f32], scratch: &mut [f32]) {
+    conv.check(args, y);
+    assert_eq!(args.weight.len(), form.len(), "length of the packed weight");
     let size = match form.algorithm {
-        Algorithm::Direct => {
-            return direct::run(cpu, conv, source, weight, epilogue, y, scratch);
-        }
+        Algorithm::Direct => return direct::run(cpu, conv, args, y, scratch),
         Algorithm::Winograd4 => 4,
         Algorithm::Winograd2 => 2,
     };
-    winograd::run(cpu, &conv.untransposed(), size, source, weight, epilogue, y, scratch);
+    winograd::run(cpu, &conv.untransposed(), size, args, y, scratch);
 }
 
 /// Panels of an output with `c_out` channels.

@@ -8,7 +8,7 @@
 use super::super::Cpu;
 use super::super::simd::Vectorised;
 use super::product::{Kernels, Layout, Product};
-use super::{Conv, Output, PANEL, SLOTS, panel_vectors, panels, winograd_wgrad, with_slots};
+use super::{Conv, Output, PANEL, SLOTS, Wgrad, panel_vectors, panels, winograd_wgrad, with_slots};
 
 /// Input channels of a task.
 const CHANNELS: usize = 48;
@@ -34,15 +34,6 @@ fn padded(conv: &Conv) -> usize {
 
 fn tasks(conv: &Conv) -> usize {
     conv.kernel[0] * conv.kernel[1] * conv.c_in().div_ceil(CHANNELS) * panels(conv.c_out)
-}
-
-/// What [`wgrad`] reads.
-#[derive(Clone, Copy)]
-pub struct Wgrad<'a> {
-    /// \[B, H, W, C_in\]
-    pub x: &'a [f32],
-    /// \[B, H_out, W_out, C_out\]
-    pub dy: &'a [f32],
 }
 
 /// dw\[o, i, ky, kx\] = Σ over samples and output pixels of dy\[b, y, x, o\] · x\[b, y·s + ky − p,
@@ -82,9 +73,10 @@ pub fn wgrad(cpu: &Cpu, conv: &Conv, args: &Wgrad, dw: &mut [f32], scratch: &mut
         let (chunk, panel) = (rest / panels, rest % panels);
         let tap = [tap / kw, tap % kw];
         let from = chunk * CHANNELS;
-        let part = Part { tap, channel: from, channels: CHANNELS.min(c_in - from), panel, pitch };
+        let channels = CHANNELS.min(c_in - from);
+        let part = Part { conv, x: args.x, dy, tap, channel: from, channels, panel, pitch };
         let (total, slice) = sums.split_at_mut(CHANNELS * PANEL);
-        part.sum(cpu, conv, args.x, dy, total, slice);
+        part.sum(cpu, total, slice);
         let width = 16 * panel_vectors(conv.c_out, panel);
         let columns = (conv.c_out - panel * PANEL).min(width);
         for row in 0..part.channels {
@@ -101,7 +93,10 @@ pub fn wgrad(cpu: &Cpu, conv: &Conv, args: &Wgrad, dw: &mut [f32], scratch: &mut
 }
 
 /// What one task computes.
-struct Part {
+struct Part<'a> {
+    conv: &'a Conv,
+    x: &'a [f32],
+    dy: &'a [f32],
     tap: [usize; 2],
     channel: usize,
     channels: usize,
@@ -110,16 +105,9 @@ struct Part {
     pitch: usize,
 }
 
-impl Part {
-    fn sum(
-        &self,
-        cpu: &Cpu,
-        conv: &Conv,
-        x: &[f32],
-        dy: &[f32],
-        total: &mut [f32],
-        slice: &mut [f32],
-    ) {
+impl Part<'_> {
+    fn sum(&self, cpu: &Cpu, total: &mut [f32], slice: &mut [f32]) {
+        let conv = self.conv;
         total.fill(0.0);
         let kernels = Kernels::of(cpu.simd());
         let add = |slice: &[f32], total: &mut [f32]| {
@@ -129,7 +117,7 @@ impl Part {
             let pixels = conv.batch * conv.input[0] * conv.input[1];
             for from in (0..pixels).step_by(CHAIN) {
                 let run = CHAIN.min(pixels - from);
-                self.multiply(kernels, conv, (x, from), (dy, from), run, slice, false);
+                self.multiply(kernels, [from, from], run, slice, false);
                 add(slice, total);
             }
             return;
@@ -146,24 +134,22 @@ impl Part {
                 let column = left * conv.stride[1] + self.tap[1] - conv.padding[1];
                 let from = (sample * height + row) * width + column;
                 let to = (sample * conv.output[0] + y) * conv.output[1] + left;
-                self.multiply(kernels, conv, (x, from), (dy, to), right - left, slice, y > top);
+                self.multiply(kernels, [from, to], right - left, slice, y > top);
             }
             add(slice, total);
         }
     }
 
     /// Adds `run` pixels, from pixel `from` of x and pixel `to` of dy on.
-    #[allow(clippy::too_many_arguments)]
     fn multiply(
         &self,
         kernels: &Kernels,
-        conv: &Conv,
-        (x, from): (&[f32], usize),
-        (dy, to): (&[f32], usize),
+        [from, to]: [usize; 2],
         run: usize,
         slice: &mut [f32],
         accumulate: bool,
     ) {
+        let Part { conv, x, dy, .. } = *self;
         let c_in = conv.c_in();
         let vectors = panel_vectors(conv.c_out, self.panel);
         let k_stride = conv.stride[1] * c_in;

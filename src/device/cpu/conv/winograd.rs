@@ -16,8 +16,7 @@ use super::super::lanes::{LaneWork, Lanes, run as run_lanes};
 use super::product::{Kernels, Layout, Product};
 use super::tiles::{Gather, Kind, Plan, Tiles};
 use super::{
-    Conv, Epilogue, Output, PANEL, Place, SLOTS, Source, panel_vectors, panels, transform,
-    with_slots,
+    Args, Conv, Output, PANEL, Place, SLOTS, panel_vectors, panels, transform, with_slots,
 };
 
 /// Longest chain of additions, in groups of 16 channels. With 512 channels in one chain the error
@@ -39,22 +38,19 @@ pub(super) fn scratch(conv: &Conv, size: usize) -> usize {
     (alone * blocks).max(together)
 }
 
-/// y = the convolution of `source` with a weight packed in `form`, plus the epilogue.
-#[allow(clippy::too_many_arguments)]
+/// y = the convolution of a source with a weight packed for tiles of this size, plus the epilogue.
 pub(super) fn run(
     cpu: &Cpu,
     conv: &Conv,
     size: usize,
-    source: &Source,
-    weight: &[f32],
-    epilogue: &Epilogue,
+    args: &Args,
     y: &mut [f32],
     scratch: &mut [f32],
 ) {
     let plan = Plan::new(conv, size);
-    let work = Work { cpu, plan, conv, source, weight, epilogue, y: Output(y.as_mut_ptr()) };
+    let work = Work { cpu, plan, conv, args, y: Output(y.as_mut_ptr()) };
     let panels = panels(conv.c_out);
-    if let Some(block) = plan.block_alone(cpu.threads(), weight.len()) {
+    if let Some(block) = plan.block_alone(cpu.threads(), args.weight.len()) {
         let each = plan.v_len(block) + plan.m_len(block).max(plan.region_len(block));
         with_slots(cpu, scratch, each, plan.tiles.div_ceil(block), &|memory, index| {
             let tiles = index * block..((index + 1) * block).min(plan.tiles);
@@ -101,9 +97,7 @@ struct Work<'a> {
     cpu: &'a Cpu,
     plan: Plan,
     conv: &'a Conv,
-    source: &'a Source<'a>,
-    weight: &'a [f32],
-    epilogue: &'a Epilogue<'a>,
+    args: &'a Args<'a>,
     y: Output,
 }
 
@@ -118,7 +112,8 @@ impl Work<'_> {
         v: Output,
         region: &mut [f32],
     ) {
-        let Work { plan, conv, source, .. } = self;
+        let Work { plan, conv, args, .. } = self;
+        let source = &args.source;
         let to = v.pointer().wrapping_add((group * block + place) * 16);
         let (pitch, stride) = (16, plan.v_stride(block));
         let kind = Kind::Input;
@@ -142,7 +137,7 @@ impl Work<'_> {
         let vectors = panel_vectors(self.conv.c_out, panel);
         let width = 16 * vectors;
         let depth = plan.groups * 16;
-        let u = &self.weight[panel * PANEL * plan.frequencies * depth..]
+        let u = &self.args.weight[panel * PANEL * plan.frequencies * depth..]
             [..plan.frequencies * depth * width];
         assert!(m.len() >= plan.m_len(block), "too little working memory");
         let kernels = Kernels::of(self.cpu.simd());
@@ -202,7 +197,8 @@ impl Scatter<'_> {
     #[inline(always)]
     unsafe fn tiles<V: Lanes, const FOUR: bool>(self) {
         let m = if FOUR { 4 } else { 2 };
-        let Work { plan, conv, epilogue, y, .. } = self.work;
+        let Work { plan, conv, args, y, .. } = self.work;
+        let epilogue = &args.epilogue;
         let each = plan.down * plan.across;
         let [height, width] = conv.output;
         let vectors = panel_vectors(conv.c_out, self.panel);

@@ -2,7 +2,7 @@
 
 use super::super::Cpu;
 use super::super::lanes::{LaneWork, Lanes, run as run_lanes};
-use super::pack::Pack;
+use super::form::Pack;
 use super::{Output, PANEL, panel_vectors, panels, transform};
 
 /// Packs a canonical weight as U.

@@ -11,8 +11,9 @@ use super::super::Cpu;
 use super::super::lanes::{LaneWork, Lanes, run as run_lanes};
 use super::product::{Kernels, Layout, Product};
 use super::tiles::{Gather, Kind, Plan, Tiles};
-use super::wgrad::Wgrad;
-use super::{Conv, Output, PANEL, SLOTS, Source, panel_vectors, panels, transform, with_slots};
+use super::{
+    Conv, Output, PANEL, SLOTS, Source, Wgrad, panel_vectors, panels, transform, with_slots,
+};
 
 /// Parts in which the tiles of a slice are transformed.
 const PARTS: usize = 4;
