@@ -1,6 +1,7 @@
 // The steps of diffusion around the network: noise, the forward process, the samplers' update, and
-// the little that counts on the device. One thread an element throughout.
+// the little that counts on the device. One thread an element, but where something else is said.
 #include "common/noise.cuh"
+#include "common/reduce.cuh"
 #include "common/state.cuh"
 
 // noise [B, P, C], standard normal. Without seeds [B, 2] the stream is the run's, with them each
@@ -106,6 +107,102 @@ __global__ void __launch_bounds__(256) timestep_embedding_fwd_nhwc_f32(TimestepE
         value = static_cast<float>(cosine ? cos(angle) : sin(angle));
     }
     p.y[i] = value;
+}
+
+// y = sqrt(2) * cos(x * freqs + phases), [batch, channels]; angles are rounded to float32 as in PyTorch.
+// The gradients: of x, one block a sample; of freqs and phases, one thread a channel.
+struct FourierFeatures {
+    const float* x;
+    const float* freqs;
+    const float* phases;
+    const float* dy;  // null in the forward kernel
+    float* y;         // or the gradient of x or of freqs
+    float* second;    // null, or the gradient of phases
+    int batch, channels;
+};
+
+#define ROOT_2 1.4142135623730951
+
+__device__ __forceinline__ double fourier_angle(const FourierFeatures& p, int sample, int c) {
+    return static_cast<double>(p.x[sample] * p.freqs[c] + p.phases[c]);
+}
+
+// What the gradient of an angle is.
+__device__ __forceinline__ float fourier_slope(const FourierFeatures& p, int sample, int c) {
+    float slope = static_cast<float>(-ROOT_2 * sin(fourier_angle(p, sample, c)));
+    return slope * p.dy[sample * p.channels + c];
+}
+
+__global__ void __launch_bounds__(256) fourier_features_fwd_nhwc_f32(FourierFeatures p) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    int sample = i / p.channels;
+    if (sample >= p.batch) return;
+    p.y[i] = static_cast<float>(ROOT_2 * cos(fourier_angle(p, sample, i % p.channels)));
+}
+
+__global__ void __launch_bounds__(256) fourier_features_dgrad_nhwc_f32(FourierFeatures p) {
+    CYANEA_SHARED(float, partial, 32);
+    float sum = 0.0f;
+    for (int c = threadIdx.x; c < p.channels; c += blockDim.x)
+        sum = fmaf(fourier_slope(p, blockIdx.x, c), p.freqs[c], sum);
+    sum = block_sum(sum, partial);
+    if (threadIdx.x == 0) p.y[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(256) fourier_features_wgrad_nhwc_f32(FourierFeatures p) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= p.channels) return;
+    float freqs = 0.0f, phases = 0.0f;
+    for (int sample = 0; sample < p.batch; ++sample) {
+        float slope = fourier_slope(p, sample, c);
+        freqs += slope * p.x[sample];
+        phases += slope;
+    }
+    p.y[c] = freqs;
+    p.second[c] = phases;
+}
+
+// c_skip, c_out, c_in [batch, channels] and c_noise [batch] of noise levels; src/ops/preconditioning has
+// the formulas. Or, from gradients of those, the gradient of the noise levels.
+struct Preconditioning {
+    const float* sigma;
+    float* values[4];  // gradients in the backward kernel, each of which may be null
+    float* dsigma;
+    int batch, channels;
+    float sigma_data;
+    int unused;
+};
+
+__global__ void __launch_bounds__(256) preconditioning_fwd_nhwc_f32(Preconditioning p) {
+    int sample = blockIdx.x * blockDim.x + threadIdx.x;
+    if (sample >= p.batch) return;
+    double s = p.sigma[sample], d = p.sigma_data, q = s * s + d * d;
+    float skip = static_cast<float>(d * d / q), out = static_cast<float>(s * d / sqrt(q));
+    float in = static_cast<float>(1.0 / sqrt(q));
+    for (int c = 0; c < p.channels; ++c) {
+        p.values[0][sample * p.channels + c] = skip;
+        p.values[1][sample * p.channels + c] = out;
+        p.values[2][sample * p.channels + c] = in;
+    }
+    p.values[3][sample] = static_cast<float>(log(s) / 4.0);
+}
+
+__global__ void __launch_bounds__(256) preconditioning_dgrad_nhwc_f32(Preconditioning p) {
+    int sample = blockIdx.x * blockDim.x + threadIdx.x;
+    if (sample >= p.batch) return;
+    double s = p.sigma[sample], d = p.sigma_data, q = s * s + d * d, cube = q * sqrt(q);
+    float skip = static_cast<float>(-2.0 * s * d * d / (q * q));
+    float out = static_cast<float>(d * d * d / cube), in = static_cast<float>(-s / cube);
+    float of_skip = 0.0f, of_out = 0.0f, of_in = 0.0f;
+    for (int c = 0; c < p.channels; ++c) {
+        int i = sample * p.channels + c;
+        if (p.values[0]) of_skip += p.values[0][i];
+        if (p.values[1]) of_out += p.values[1][i];
+        if (p.values[2]) of_in += p.values[2][i];
+    }
+    float sum = skip * of_skip + out * of_out + in * of_in;
+    if (p.values[3]) sum += static_cast<float>(0.25 / s) * p.values[3][sample];
+    p.dsigma[sample] = sum;
 }
 
 // A row of the samplers' table; src/ops/sampler_update says what the columns mean.

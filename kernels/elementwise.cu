@@ -2,7 +2,7 @@
 // an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
 
-// y = a + b or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
+// y = scale_a * a + scale_b * b, or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
 // which each sample of `sample` elements uses one for all of its pixels. Rows are float32.
 template <class E, class B>
 struct Combine {
@@ -11,6 +11,7 @@ struct Combine {
     E* y;
     long long elements, sample;
     int channels, rows;
+    float scale_a, scale_b;
 };
 
 template <bool PRODUCT, class E, class B>
@@ -19,7 +20,7 @@ __global__ void __launch_bounds__(256) combine(Combine<E, B> p) {
     if (i >= p.elements) return;
     long long j = p.rows == 0 ? i : i / p.sample % p.rows * p.channels + i % p.channels;
     float a = get(p.a + i), b = get(p.b + j);
-    put(p.y + i, PRODUCT ? a * b : a + b);
+    put(p.y + i, PRODUCT ? a * b : p.scale_a * a + p.scale_b * b);
 }
 
 // y = scale * x + offset, rounded after the product as everywhere.
@@ -63,14 +64,16 @@ __global__ void __launch_bounds__(256) cast(Cast<From, To> p) {
     if (i < p.elements) put(p.y + i, get(p.x + i));
 }
 
-// Channels `from` and following of x, `width` of them, become channels `to` and following of y,
-// for each of `pixels` pixels. With `fill` all other channels of y become zero, else they stay.
+// Channels `from` and following of x, `width` of them, times `scale` become channels `to` and
+// following of y, for each of `pixels` pixels. With `fill` all other channels of y become `value`,
+// else they stay.
 template <class E>
 struct MoveChannels {
     const E* x;
     E* y;
     long long pixels;
     int x_channels, y_channels, from, to, width, fill;
+    float scale, value;
 };
 
 template <class E>
@@ -81,7 +84,8 @@ __global__ void __launch_bounds__(256) move_channels(MoveChannels<E> p) {
     if (pixel >= p.pixels) return;
     int c = static_cast<int>(i % columns) + (p.fill ? 0 : p.to);
     bool inside = c >= p.to && c < p.to + p.width;
-    float value = inside ? get(p.x + (pixel * p.x_channels + c - p.to + p.from)) : 0.0f;
+    float value = p.value;
+    if (inside) value = p.scale * get(p.x + (pixel * p.x_channels + c - p.to + p.from));
     put(p.y + (pixel * p.y_channels + c), value);
 }
 

@@ -55,24 +55,10 @@ __global__ void __launch_bounds__(256) adamw_fwd_nhwc_f32(AdamW p) {
     }
 }
 
-// ema += (1 - decay) * (w - ema).
-struct Ema {
-    const float* w;
-    const unsigned* state;
-    float* ema;
-    long long elements;
-};
-
-__global__ void __launch_bounds__(256) ema_fwd_nhwc_f32(Ema p) {
-    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= p.elements) return;
-    double held = __uint_as_float(p.state[STATE_EMA_DECAY]);
-    p.ema[i] = fmaf(static_cast<float>(1.0 - held), p.w[i] - p.ema[i], p.ema[i]);
-}
-
-// sum += scale * x.
+// sum += scale * x or, with a state, a moving average: sum += (1 - decay) * (x - sum).
 struct Accumulate {
     const float* x;
+    const unsigned* state;  // null for a sum
     float* sum;
     long long elements;
     float scale;
@@ -81,7 +67,13 @@ struct Accumulate {
 
 __global__ void __launch_bounds__(256) accumulate_fwd_nhwc_f32(Accumulate p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.elements) p.sum[i] = fmaf(p.x[i], p.scale, p.sum[i]);
+    if (i >= p.elements) return;
+    float rate = p.scale, step = p.x[i], sum = p.sum[i];
+    if (p.state) {
+        rate = static_cast<float>(1.0 - static_cast<double>(__uint_as_float(p.state[STATE_EMA_DECAY])));
+        step -= sum;
+    }
+    p.sum[i] = fmaf(step, rate, sum);
 }
 
 struct Fill {

@@ -5,13 +5,13 @@ use cyanea::data::counter::Stream;
 use cyanea::device::TensorType;
 use cyanea::device::cpu::CpuDevice;
 use cyanea::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
-use cyanea::ops::add::Add;
+use cyanea::ops::activation::Activation;
+use cyanea::ops::combine::Combine;
 use cyanea::ops::concat::Concat;
 use cyanea::ops::conv2d::Conv2d;
 use cyanea::ops::group_norm::GroupNorm;
 use cyanea::ops::linear::linear;
 use cyanea::ops::resample::UpsampleNearest2d;
-use cyanea::ops::silu::Silu;
 
 /// Builds, differentiates with respect to every input, fuses or not, runs on the CPU; gives the
 /// operations' names and all results.
@@ -78,7 +78,7 @@ fn check(
 
 fn norm_silu(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
     let norm = g.one(GroupNorm { groups: 4, eps: 1e-5, silu: false }, t)?;
-    g.one(Silu, &[norm])
+    g.one(Activation::SILU, &[norm])
 }
 
 #[test]
@@ -100,8 +100,8 @@ fn a_convolution_takes_in_time_row_and_residual() {
         [("x", &[2, 5, 7, 6]), ("w", &[8, 6, 3, 3]), ("row", &[2, 8]), ("residual", &[2, 5, 7, 8])];
     let build = |g: &mut Graph, t: &[TensorId]| {
         let y = conv(g, t[0], t[1])?;
-        let y = g.one(Add, &[y, t[2]])?;
-        g.one(Add, &[t[3], y])
+        let y = g.one(Combine::ADD, &[y, t[2]])?;
+        g.one(Combine::ADD, &[t[3], y])
     };
     assert_eq!(check(&inputs, build, false), ["conv2d"]);
     let names = check(&inputs, build, true);
@@ -115,8 +115,8 @@ fn a_projection_takes_in_a_residual_of_another_shape() {
     let build = |g: &mut Graph, t: &[TensorId]| {
         let y = linear(g, t[0], t[1], None)?;
         let y = g.reshape(y, &[2, 5, 7, 8])?;
-        let y = g.one(Add, &[y, t[2]])?;
-        g.one(Silu, &[y])
+        let y = g.one(Combine::ADD, &[y, t[2]])?;
+        g.one(Activation::SILU, &[y])
     };
     assert_eq!(check(&inputs, build, false), ["conv2d", "silu"]);
     check(&inputs, build, true);
@@ -133,11 +133,11 @@ fn concatenation_and_norm_become_operands() {
         ("shortcut", &[8, 12, 1, 1]),
     ];
     let build = |g: &mut Graph, t: &[TensorId]| {
-        let joined = g.one(Concat, &[t[0], t[1]])?;
+        let joined = g.one(Concat::PLAIN, &[t[0], t[1]])?;
         let h = norm_silu(g, &[joined, t[2], t[3]])?;
         let h = conv(g, h, t[4])?;
         let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
-        g.one(Add, &[h, skip])
+        g.one(Combine::ADD, &[h, skip])
     };
     let names = check(&inputs, build, false);
     assert_eq!(names, ["group_norm_affine", "conv2d", "conv2d"]);

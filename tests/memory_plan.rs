@@ -3,9 +3,9 @@
 use cyanea::device::{Space, Target, TensorType, Work};
 use cyanea::graph::memory_plan::{Lifetime, lower_bound, plan};
 use cyanea::graph::{Build, Graph, Layout, Origin, TensorId, compile};
-use cyanea::ops::add::Add;
+use cyanea::ops::activation::Activation;
+use cyanea::ops::combine::Combine;
 use cyanea::ops::concat::{Concat, SliceChannels};
-use cyanea::ops::silu::Silu;
 use proptest::prelude::*;
 
 fn lifetimes() -> impl Strategy<Value = Vec<Lifetime>> {
@@ -73,12 +73,12 @@ proptest! {
                 all.iter().copied().filter(|&t| g.ty(t) == g.ty(a)).collect();
             let b = same[b % same.len()];
             let made = match kind {
-                0 => g.one(Silu, &[a]),
-                1 => g.one(Add, &[a, b]),
-                _ => g.one(Concat, &[a, a]).and_then(|wide| {
+                0 => g.one(Activation::SILU, &[a]),
+                1 => g.one(Combine::ADD, &[a, b]),
+                _ => g.one(Concat::PLAIN, &[a, a]).and_then(|wide| {
                     let channels = g.ty(wide).shape[1];
                     let start = size.min(channels - 1);
-                    g.one(SliceChannels { start, channels: channels - start }, &[wide])
+                    g.one(SliceChannels::plain(start, channels - start), &[wide])
                 }),
             };
             all.push(made.unwrap());

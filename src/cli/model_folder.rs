@@ -39,13 +39,6 @@ pub fn load(folder: &Path) -> Result<Checked> {
     let path = model.weights_path.clone();
     let parameters = models::parameters(&network, size)
         .map_err(|error| Error::file(&path, error.to_string()))?;
-    model.weights.require_names(parameters.iter().map(|(name, _)| name.as_str()), &path)?;
-    let tensors = parameters
-        .into_iter()
-        .map(|(name, shape)| {
-            let values = model.weights.take_f32(&name, &shape, &path)?;
-            Ok((name, shape, values))
-        })
-        .collect::<Result<_>>()?;
-    Ok(Checked { model, network, weights: Weights { tensors } })
+    let weights = model.weights.take_weights(parameters, &path)?;
+    Ok(Checked { model, network, weights })
 }

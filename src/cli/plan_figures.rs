@@ -221,15 +221,15 @@ mod tests {
     use super::*;
     use crate::device::Target;
     use crate::graph::{Graph, Rate};
-    use crate::ops::silu::Silu;
+    use crate::ops::activation::Activation;
 
     /// y = silu(silu(x)), with a weight that nothing reads.
     fn plan(name: &str, batch: usize) -> Plan {
         let mut g = Graph::new();
         g.slot(Region::Weights, "w", TensorType::f32([3, 5]), Rate::Weights).unwrap();
         let x = g.input("x", TensorType::f32([batch, 16])).unwrap();
-        let y = g.scoped("first", |g| g.one(Silu, &[x])).unwrap();
-        let y = g.scoped("second", |g| g.one(Silu, &[y])).unwrap();
+        let y = g.scoped("first", |g| g.one(Activation::SILU, &[x])).unwrap();
+        let y = g.scoped("second", |g| g.one(Activation::SILU, &[y])).unwrap();
         let out = g.input("y", TensorType::f32([batch, 16])).unwrap();
         g.bind(y, out).unwrap();
         Plan::new(&[(name, &g)], &Target::CPU).unwrap()

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::device::TensorType;
     use crate::graph::Graph;
-    use crate::ops::silu::Silu;
+    use crate::ops::activation::Activation;
 
     #[test]
     fn floors_are_those_of_the_data_sheet() {
@@ -149,7 +149,7 @@ mod tests {
         let ty = TensorType::f32([4, 1 << 20]);
         let x = g.input("x", ty.clone()).unwrap();
         let y = g.input("y", ty).unwrap();
-        g.push_into(Silu, &[x], &[y]).unwrap();
+        g.push_into(Activation::SILU, &[x], &[y]).unwrap();
         let plan = Plan::new(&[("denoise", &g)], &Target::V100).unwrap();
         let prediction = Prediction::of(&plan, &[("denoise", 3)], &Target::V100).unwrap();
         // 32 MiB at 0.9 TB/s, and a gap of 1.5 µs, three times.

@@ -4,17 +4,21 @@ use super::attributes::Attributes;
 use super::recipe::{Arrangement, Recipe};
 use crate::error::{Error, Result};
 use crate::graph::{Build, TensorId};
-use crate::models::{DdpmUnet, Network, UnetConfig};
-use crate::ops::add::Add;
+use crate::models::{DdpmUnet, Edm2Config, Edm2Unet, Network, UnetConfig};
+use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
+use crate::ops::combine::Combine;
 use crate::ops::concat::Concat;
 use crate::ops::conv_transpose2d::ConvTranspose2d;
 use crate::ops::conv2d::{Conv2d, Operands};
+use crate::ops::fourier_features::FourierFeatures;
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
+use crate::ops::mp_layer::mp_layer;
 use crate::ops::mse_loss::MseLoss;
+use crate::ops::pixel_norm::PixelNorm;
 use crate::ops::resample::UpsampleNearest2d;
-use crate::ops::silu::Silu;
+use crate::ops::weight_norm::WeightNorm;
 
 use Arrangement::{ChannelsLast, Heads, Same};
 
@@ -29,7 +33,7 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
         "group_norm" | "group_norm_silu" => group_norm(attributes, r, op == "group_norm_silu")?,
         "silu" => {
             let x = r.operand("x", Same)?;
-            let y = r.graph.one(Silu, &[x])?;
+            let y = r.graph.one(Activation::SILU, &[x])?;
             r.output("y", Same, y);
         }
         "upsample_nearest2d" => {
@@ -52,8 +56,26 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
             r.output("y", Same, y);
         }
         "attention" => attention(attributes, r)?,
+        "pixel_norm" => {
+            let x = r.operand("x", ChannelsLast)?;
+            let y = r.graph.one(PixelNorm { groups: 1 }, &[x])?;
+            r.output("y", ChannelsLast, y);
+        }
+        "mp_silu" => {
+            let x = r.operand("x", Same)?;
+            let y = r.graph.one(Activation::MP_SILU, &[x])?;
+            r.output("y", Same, y);
+        }
+        "mp_sum" | "mp_cat" => mp_join(attributes, r, op == "mp_cat")?,
+        "mp_conv2d" | "mp_linear" => mp_single(attributes, r, op == "mp_conv2d")?,
+        "mp_fourier" => {
+            let [x, freqs, phases] = ["x", "freqs", "phases"].map(|name| r.operand(name, Same));
+            let y = r.graph.one(FourierFeatures, &[x?, freqs?, phases?])?;
+            r.output("y", Same, y);
+        }
         "norm_silu_conv2d" => norm_silu_conv2d(attributes, r)?,
         "unet2d" => unet2d(attributes, r)?,
+        "edm2_precond" => edm2_precond(attributes, r)?,
         _ => return Ok(None),
     }
     Ok(Some(()))
@@ -148,11 +170,37 @@ fn attention(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     Ok(())
 }
 
+/// Magnitude-preserving sum, or concatenation along the channels, of `a` and `b`.
+fn mp_join(attributes: &Attributes, r: &mut Recipe, concatenate: bool) -> Result<()> {
+    let (a, b) = (r.operand("a", ChannelsLast)?, r.operand("b", ChannelsLast)?);
+    let t = attributes.number_or("t", 0.5)?;
+    let y = match concatenate {
+        true => {
+            let channels = [a, b].map(|tensor| *r.graph.ty(tensor).shape.last().unwrap_or(&1));
+            r.graph.one(Concat::mp_cat(channels, t), &[a, b])?
+        }
+        false => r.graph.one(Combine::mp_sum(t), &[a, b])?,
+    };
+    r.output("y", ChannelsLast, y);
+    Ok(())
+}
+
+/// A layer whose stored weight is normalised in use.
+fn mp_single(attributes: &Attributes, r: &mut Recipe, convolution: bool) -> Result<()> {
+    let gain = attributes.number_or("gain", 1.0)? as f32;
+    let arrangement = if convolution { ChannelsLast } else { Same };
+    let x = if convolution { image("x", r)? } else { r.operand("x", Same)? };
+    let weight = r.operand("weight", Same)?;
+    let y = mp_layer(&mut r.graph, x, weight, WeightNorm { gain, ..WeightNorm::PLAIN }, None)?;
+    r.output("y", arrangement, y);
+    Ok(())
+}
+
 fn norm_silu_conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let mut x = image("x", r)?;
     if r.has("skip") {
         let skip = image("skip", r)?;
-        x = r.graph.one(Concat, &[x, skip])?;
+        x = r.graph.one(Concat::PLAIN, &[x, skip])?;
     }
     let gamma = r.operand("norm.weight", Same)?;
     let beta = r.operand("norm.bias", Same)?;
@@ -163,17 +211,17 @@ fn norm_silu_conv2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     };
     let mut h = r.graph.one(op, &[x, gamma, beta])?;
     if attributes.flag_or("silu", true)? {
-        h = r.graph.one(Silu, &[h])?;
+        h = r.graph.one(Activation::SILU, &[h])?;
     }
     let (weight, bias) = weight_and_bias(r)?;
     let mut y = convolve(attributes, r, h, weight, bias)?;
     if r.has("shift") {
         let shift = r.operand("shift", Same)?;
-        y = r.graph.one(Add, &[y, shift])?;
+        y = r.graph.one(Combine::ADD, &[y, shift])?;
     }
     if r.has("residual") {
         let residual = image("residual", r)?;
-        y = r.graph.one(Add, &[y, residual])?;
+        y = r.graph.one(Combine::ADD, &[y, residual])?;
     }
     r.output("y", ChannelsLast, y);
     Ok(())
@@ -186,6 +234,28 @@ fn unet2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let y = network.build(&mut r.graph, x, timesteps)?;
     r.take_parameters()?;
     r.output("y", ChannelsLast, y);
+    r.intermediates();
+    Ok(())
+}
+
+fn edm2_precond(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
+    let network = Edm2Unet::new(Edm2Config::from_json(attributes.object())?)?;
+    let x = image("x", r)?;
+    if let Some(sigma) =
+        r.values("sigma")?.into_iter().find(|sigma| sigma.is_nan() || *sigma <= 0.0)
+    {
+        return Err(Error::invalid(format!(
+            "`sigma` is {sigma}; noise levels are standard deviations, above 0"
+        )));
+    }
+    let sigma = r.operand("sigma", Same)?;
+    let levels = r.graph.ty(sigma).elements();
+    let sigma = r.graph.reshape(sigma, &[levels])?;
+    let labels = if r.has("labels") { Some(r.operand("labels", Same)?) } else { None };
+    let denoised = network.denoise(&mut r.graph, x, sigma, labels)?;
+    r.take_parameters()?;
+    r.output("y", ChannelsLast, denoised.image);
+    r.output("logvar", Same, denoised.log_variance);
     r.intermediates();
     Ok(())
 }

@@ -122,6 +122,11 @@ impl<'a> Recipe<'a> {
         self.find(name).map(|(_, tensor)| tensor.shape.clone()).ok_or_else(|| missing(name))
     }
 
+    /// Elements of an argument.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        f32s(self.find(name).ok_or_else(|| missing(name))?.1)
+    }
+
     /// An argument of the operation, whether the case gives it as input or as parameter.
     pub fn operand(&mut self, name: &str, arrangement: Arrangement) -> Result<TensorId> {
         let (case_name, tensor) = self.find(name).ok_or_else(|| missing(name))?;
@@ -138,7 +143,7 @@ impl<'a> Recipe<'a> {
         Ok(slot)
     }
 
-    /// Takes the weights that a network has declared from the case's parameters, after the
+    /// Takes the weights and buffers that a network has declared from the case's parameters, after the
     /// network was built.
     ///
     /// # Errors
@@ -148,13 +153,13 @@ impl<'a> Recipe<'a> {
             .graph
             .slots
             .iter()
-            .filter(|slot| slot.region == Region::Weights)
-            .map(|slot| (slot.name.clone(), slot.ty.shape.clone()))
+            .filter(|slot| matches!(slot.region, Region::Weights | Region::Buffers))
+            .map(|slot| (slot.region, slot.name.clone(), slot.ty.shape.clone()))
             .collect();
         for (given_name, given) in &self.case.parameters {
             // Older files name attention's layers differently.
             let name = canonical_name(given_name);
-            let Some((_, shape)) = slots.iter().find(|(known, _)| *known == name) else {
+            let Some((region, _, shape)) = slots.iter().find(|(_, known, _)| *known == name) else {
                 return Err(Error::invalid(format!(
                     "`parameter.{given_name}` is not a parameter of the configured network"
                 )));
@@ -165,18 +170,17 @@ impl<'a> Recipe<'a> {
                     given.shape
                 )));
             }
-            let tensor =
-                self.graph.find_slot(Region::Weights, &name).ok_or_else(|| missing(&name))?;
+            let tensor = self.graph.find_slot(*region, &name).ok_or_else(|| missing(&name))?;
             self.operands.push(Operand {
                 case_name: format!("parameter.{given_name}"),
-                slot: (Region::Weights, name.into_owned()),
+                slot: (*region, name.into_owned()),
                 arrangement: Arrangement::Same,
                 given,
                 tensor,
             });
         }
         let given = |name: &str| self.operands.iter().any(|operand| operand.slot.1 == name);
-        if let Some((name, _)) = slots.iter().find(|(name, _)| !given(name)) {
+        if let Some((_, name, _)) = slots.iter().find(|(_, name, _)| !given(name)) {
             return Err(missing(name));
         }
         Ok(())

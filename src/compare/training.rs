@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::diffusers::canonical_name;
 use crate::formats::layout::nchw_to_nhwc;
 use crate::formats::reference_case::ReferenceCase;
+use crate::formats::tensors::Tensors;
 use crate::graph::hoist::STATE;
 use crate::graph::{Engine, Graph, Region};
 use crate::models::{DdpmUnet, UnetConfig, Weights, parameters};
@@ -191,27 +192,8 @@ fn rates(attributes: &Attributes, peak: f64, steps: usize) -> Result<Vec<f64>> {
 
 /// The case's parameters as the network's weights, in its order.
 fn initial_weights(case: &ReferenceCase, network: &DdpmUnet, size: [usize; 2]) -> Result<Weights> {
-    let given: HashMap<_, _> =
-        case.parameters.keys().map(|name| (canonical_name(name).into_owned(), name)).collect();
-    let wanted = parameters(network, size)?;
-    if let Some(surplus) = given.keys().find(|name| !wanted.iter().any(|(known, _)| known == *name))
-    {
-        return Err(Error::invalid(format!(
-            "`parameter.{surplus}` is not a parameter of the configured network"
-        )));
-    }
-    let tensors = wanted
-        .into_iter()
-        .map(|(name, shape)| {
-            let given = given.get(&name).ok_or_else(|| super::recipe::missing(&name))?;
-            let (given_shape, values) = case.parameter_f32(given)?;
-            if given_shape != shape {
-                return Err(Error::invalid(format!(
-                    "`parameter.{given}` is {given_shape:?}; the network needs {shape:?}"
-                )));
-            }
-            Ok((name, shape, values.to_vec()))
-        })
-        .collect::<Result<_>>()?;
-    Ok(Weights { tensors })
+    let given = case.parameters.iter();
+    let mut given: Tensors =
+        given.map(|(name, tensor)| (canonical_name(name).into_owned(), tensor.clone())).collect();
+    given.take_weights(parameters(network, size)?, &case.path)
 }

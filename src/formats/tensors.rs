@@ -3,6 +3,7 @@
 
 use super::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::models::Weights;
 use crate::models::json_config::shorten;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
@@ -309,6 +310,24 @@ impl Tensors {
         tensor.into_f32().ok_or_else(|| {
             Error::file(path, format!("the tensor `{name}` is {kind}; floating point is needed"))
         })
+    }
+
+    /// Takes a network's weights out: exactly those of `parameters` (see
+    /// [`crate::models::parameters`]), in its order, as float32.
+    ///
+    /// # Errors
+    /// Tensors that are missing, surplus, or of another shape or kind; `path` is named.
+    pub fn take_weights(
+        &mut self,
+        parameters: Vec<(String, Vec<usize>)>,
+        path: &Path,
+    ) -> Result<Weights> {
+        self.require_names(parameters.iter().map(|(name, _)| name.as_str()), path)?;
+        let take = |(name, shape): (String, Vec<usize>)| {
+            let values = self.take_f32(&name, &shape, path)?;
+            Ok((name, shape, values))
+        };
+        Ok(Weights { tensors: parameters.into_iter().map(take).collect::<Result<_>>()? })
     }
 
     /// Whether exactly the tensors of `expected` are there.

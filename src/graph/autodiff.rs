@@ -2,7 +2,7 @@
 
 use super::{Graph, Origin, TensorId};
 use crate::error::{Error, Result};
-use crate::ops::add::Add;
+use crate::ops::combine::Combine;
 use crate::ops::{Build, GradArgs};
 use std::collections::HashMap;
 
@@ -98,7 +98,7 @@ fn contribute(
     let gradient = graph.reshape(gradient, &shape)?;
     let sum = match sums.get(&root) {
         None => gradient,
-        Some(&earlier) => graph.one(Add, &[earlier, gradient])?,
+        Some(&earlier) => graph.one(Combine::ADD, &[earlier, gradient])?,
     };
     sums.insert(root, sum);
     Ok(())

@@ -6,14 +6,13 @@ use super::layers::{Padding, conv2d, conv2d_same, group_norm, linear, norm_param
 use super::unet_config::{DownBlock, TimeScaleShift, UnetConfig, UpBlock};
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, TensorId};
-use crate::ops::add::Add;
+use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
+use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, SliceChannels};
 use crate::ops::group_norm::GroupNorm;
-use crate::ops::mul::Mul;
 use crate::ops::resample::UpsampleNearest2d;
 use crate::ops::scale_add::ScaleAdd;
-use crate::ops::silu::Silu;
 use crate::ops::timestep_embedding::TimestepEmbedding;
 
 /// See the module.
@@ -48,10 +47,10 @@ impl DdpmUnet {
         })?;
         let embedding = g.module("time_embedding", |g| {
             let hidden = linear(g, "linear_1", embedding, config.time_embed_dim())?;
-            let hidden = g.one(Silu, &[hidden])?;
+            let hidden = g.one(Activation::SILU, &[hidden])?;
             linear(g, "linear_2", hidden, config.time_embed_dim())
         })?;
-        g.one(Silu, &[embedding])
+        g.one(Activation::SILU, &[embedding])
     }
 
     /// Residual block: norm, SiLU, convolution, time, norm, SiLU, convolution, plus its input.
@@ -68,12 +67,12 @@ impl DdpmUnet {
         let c_in = *g.ty(x).shape.last().unwrap_or(&0);
         g.module(name, |g| {
             let h = group_norm(g, "norm1", x, groups, eps)?;
-            let h = g.one(Silu, &[h])?;
+            let h = g.one(Activation::SILU, &[h])?;
             let h = conv2d_same(g, "conv1", h, channels, 3)?;
             let h = match self.config.resnet_time_scale_shift {
                 TimeScaleShift::Default => {
                     let shift = linear(g, "time_emb_proj", time, channels)?;
-                    let h = g.one(Add, &[h, shift])?;
+                    let h = g.one(Combine::ADD, &[h, shift])?;
                     group_norm(g, "norm2", h, groups, eps)?
                 }
                 TimeScaleShift::ScaleShift => {
@@ -81,11 +80,11 @@ impl DdpmUnet {
                     self.modulated_norm(g, "norm2", h, both, channels)?
                 }
             };
-            let h = g.one(Silu, &[h])?;
+            let h = g.one(Activation::SILU, &[h])?;
             let h = conv2d_same(g, "conv2", h, channels, 3)?;
             let skip =
                 if c_in == channels { x } else { conv2d_same(g, "conv_shortcut", x, channels, 1)? };
-            let sum = g.one(Add, &[h, skip])?;
+            let sum = g.one(Combine::ADD, &[h, skip])?;
             divide(g, sum, scale)
         })
     }
@@ -101,12 +100,12 @@ impl DdpmUnet {
         channels: usize,
     ) -> Result<TensorId> {
         let [weight, bias] = norm_parameters(g, name, channels)?;
-        let scale = g.one(SliceChannels { start: 0, channels }, &[scale_shift])?;
-        let shift = g.one(SliceChannels { start: channels, channels }, &[scale_shift])?;
+        let scale = g.one(SliceChannels::plain(0, channels), &[scale_shift])?;
+        let shift = g.one(SliceChannels::plain(channels, channels), &[scale_shift])?;
         let scale = g.one(ScaleAdd { scale: 1.0, offset: 1.0 }, &[scale])?;
-        let weight = g.one(Mul, &[scale, weight])?;
-        let bias = g.one(Mul, &[scale, bias])?;
-        let bias = g.one(Add, &[bias, shift])?;
+        let weight = g.one(Combine::Product, &[scale, weight])?;
+        let bias = g.one(Combine::Product, &[scale, bias])?;
+        let bias = g.one(Combine::ADD, &[bias, shift])?;
         let (groups, eps) = (self.config.norm_num_groups, self.config.norm_eps);
         g.scoped(name, |g| {
             g.one(GroupNorm { groups, eps: eps as f32, silu: false }, &[x, weight, bias])
@@ -144,7 +143,7 @@ impl DdpmUnet {
             let mixed = g.one(op, &[q, k, v])?;
             let projected = g.scoped("to_out", |g| linear(g, "0", mixed, channels))?;
             let projected = g.reshape(projected, &shape)?;
-            let sum = g.one(Add, &[projected, x])?;
+            let sum = g.one(Combine::ADD, &[projected, x])?;
             divide(g, sum, scale)
         })
     }
@@ -229,7 +228,7 @@ impl Network for DdpmUnet {
                     let skip = skips.pop().ok_or_else(|| {
                         Error::operation("unet2d", "there are fewer skips than residual blocks")
                     })?;
-                    h = g.one(Concat, &[h, skip])?;
+                    h = g.one(Concat::PLAIN, &[h, skip])?;
                     h = self.resnet(g, &format!("resnets.{layer}"), h, time, channels, 1.0)?;
                     if config.up_block_types[level] == UpBlock::Attention {
                         h = self.attention(g, &format!("attentions.{layer}"), h, groups, 1.0)?;
@@ -246,7 +245,7 @@ impl Network for DdpmUnet {
         }
 
         let h = group_norm(g, "conv_norm_out", h, config.norm_num_groups, config.norm_eps)?;
-        let h = g.one(Silu, &[h])?;
+        let h = g.one(Activation::SILU, &[h])?;
         conv2d_same(g, "conv_out", h, config.out_channels, 3)
     }
 }

@@ -1,11 +1,15 @@
 //! Networks: their settings, and the graphs they become.
 
 pub mod ddpm_unet;
+pub mod edm2_config;
+pub mod edm2_unet;
 pub mod json_config;
 pub mod layers;
 pub mod unet_config;
 
 pub use ddpm_unet::DdpmUnet;
+pub use edm2_config::Edm2Config;
+pub use edm2_unet::Edm2Unet;
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;
@@ -29,6 +33,25 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// Shapes that the network can't take.
     fn build(&self, g: &mut Graph, x: TensorId, timesteps: TensorId) -> Result<TensorId>;
+}
+
+/// Whether a U-Net of so many levels takes inputs of a size.
+///
+/// # Errors
+/// A size that is 0 or can't be halved from level to level.
+fn check_size(levels: usize, height: usize, width: usize) -> Result<()> {
+    let halvings = levels.saturating_sub(1);
+    let multiple = 1usize << halvings;
+    if [height, width].iter().all(|&side| side > 0 && side.is_multiple_of(multiple)) {
+        return Ok(());
+    }
+    let fitting = |size: usize| size.div_ceil(multiple).max(1).saturating_mul(multiple);
+    Err(Error::invalid(format!(
+        "a U-Net of {levels} levels halves its input {halvings} times, so height and width must be \
+         multiples of {multiple}, but the size is {height}×{width}; {}×{} would do, or fewer levels",
+        fitting(height),
+        fitting(width)
+    )))
 }
 
 /// Names and shapes of a network's trained parameters, in order of use.

@@ -199,24 +199,7 @@ impl UnetConfig {
     /// # Errors
     /// A size that is 0 or doesn't divide by [`UnetConfig::size_multiple`].
     pub fn check_size(&self, height: usize, width: usize) -> Result<()> {
-        let multiple = self.size_multiple();
-        if height == 0
-            || width == 0
-            || !height.is_multiple_of(multiple)
-            || !width.is_multiple_of(multiple)
-        {
-            let fitting = |size: usize| size.div_ceil(multiple).max(1).saturating_mul(multiple);
-            return Err(Error::invalid(format!(
-                "a U-Net of {} levels halves its input {} times, so height and width must be \
-                 multiples of {multiple}, but the size is {height}×{width}; {}×{} would do, or \
-                 fewer levels",
-                self.levels(),
-                self.levels() - 1,
-                fitting(height),
-                fitting(width)
-            )));
-        }
-        Ok(())
+        super::check_size(self.levels(), height, width)
     }
 
     /// Whether this network can be built; what is not supported is named with what is.

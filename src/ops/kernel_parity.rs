@@ -234,6 +234,8 @@ fn every_kernel_is_compared() {
     diffusion::forward_process();
     diffusion::tables_and_counters();
     diffusion::timesteps();
+    diffusion::fourier_features();
+    diffusion::preconditioning();
     diffusion::sampler_updates();
     elementwise::add_and_mul();
     elementwise::casts();
@@ -242,9 +244,11 @@ fn every_kernel_is_compared() {
     elementwise::resampling();
     elementwise::scale_add();
     elementwise::sums_over_pixels();
-    normalisation::silu();
+    normalisation::activations();
     normalisation::group_norm();
     normalisation::group_norm_gradient();
+    normalisation::pixel_norm();
+    normalisation::weight_norm();
     training::loss();
     training::norm_of_gradients();
     training::optimizer_step();

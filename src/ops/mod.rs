@@ -3,39 +3,41 @@
 //! kernel.
 
 pub mod accumulate;
+pub mod activation;
 pub mod adamw;
-pub mod add;
 pub mod add_noise;
 pub mod advance_state;
 pub mod attention;
-mod broadcast;
 pub mod cast;
+pub mod combine;
 pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod copy;
-pub mod ema;
 pub mod fill;
+pub mod fourier_features;
 pub mod grad_norm;
 pub mod group_norm;
 #[cfg(test)]
 mod kernel_parity;
 pub mod linear;
+pub mod mp_layer;
 pub mod mse_loss;
-pub mod mul;
 pub mod noise;
+pub mod pixel_norm;
 pub mod place_columns;
+pub mod preconditioning;
 pub mod resample;
 pub mod sampler_update;
 pub mod scale_add;
 pub mod select_row;
 mod shape;
-pub mod silu;
 pub mod state;
 pub mod sum_pixels;
 #[cfg(test)]
 mod testing;
 pub mod timestep_embedding;
+pub mod weight_norm;
 
 use crate::device::cpu::CpuKernel;
 use crate::device::{KernelWork, Target, TensorType, View};
@@ -70,6 +72,21 @@ pub struct GradArgs<'a> {
     pub output_grads: &'a [Option<TensorId>],
     /// Which inputs' gradients are wanted.
     pub needs: &'a [bool],
+}
+
+impl GradArgs<'_> {
+    /// The gradient of a linear operation on one input, whose transpose is what `transpose` makes.
+    pub fn transposed<T: Op>(
+        &self,
+        graph: &mut dyn Build,
+        transpose: impl FnOnce(&TensorType) -> T,
+    ) -> Result<Vec<Option<TensorId>>> {
+        let Some(dy) = self.output_grads[0].filter(|_| self.needs[0]) else {
+            return Ok(vec![None]);
+        };
+        let op = transpose(graph.ty(self.inputs[0]));
+        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+    }
 }
 
 /// A node rewritten for a target: another operation, some of whose inputs are first turned into

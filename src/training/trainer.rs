@@ -161,7 +161,7 @@ fn accumulate(
         let step = &mut hoisted.step;
         let micro = step.slot(Region::MicroGradients, WHOLE, whole.clone(), Rate::Step)?;
         let sum = step.slot(Region::Gradients, WHOLE, whole, Rate::Step)?;
-        step.push_into(Accumulate { scale: 1.0 }, &[micro], &[sum])?;
+        step.push_into(Accumulate::Sum { scale: 1.0 }, &[micro], &[sum])?;
     }
     Ok(hoisted)
 }

@@ -4,7 +4,9 @@ import sys
 
 import torch
 
-import networks  # noqa: F401  (these fill the registry)
+import edm2  # noqa: F401  (these fill the registry)
+import magnitude  # noqa: F401
+import networks  # noqa: F401
 import operations  # noqa: F401
 import pipeline  # noqa: F401
 import procedures  # noqa: F401

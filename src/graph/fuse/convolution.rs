@@ -5,7 +5,7 @@ use super::{Uses, maker, op};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Origin, TensorId};
 use crate::ops::Build;
-use crate::ops::add::Add;
+use crate::ops::combine::Combine;
 use crate::ops::concat::Concat;
 use crate::ops::conv2d::{Conv2d, Operand};
 use crate::ops::group_norm::{GroupNorm, GroupNormAffine};
@@ -22,7 +22,9 @@ fn sum(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let Some(Add) = op(node) else { continue };
+        if op(node) != Some(&Combine::ADD) {
+            continue;
+        }
         for (term, other) in [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])] {
             let (root, offset) = graph.root(term);
             let Some((conv_at, 0)) = maker(graph, root) else { continue };
@@ -77,7 +79,9 @@ fn concatenation(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let Some(Concat) = op(node) else { continue };
+        if op(node) != Some(&Concat::PLAIN) {
+            continue;
+        }
         let ([first, second], joined) = ([node.inputs[0], node.inputs[1]], node.outputs[0]);
         let Some(readers) = uses.readers(graph, joined) else { continue };
         let takes = |&reader: &usize| {

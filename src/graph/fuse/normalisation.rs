@@ -3,8 +3,8 @@
 use super::{Uses, maker, op};
 use crate::error::Result;
 use crate::graph::Graph;
+use crate::ops::activation::{Activation, ActivationGrad};
 use crate::ops::group_norm::{GroupNorm, GroupNormGrad};
-use crate::ops::silu::{Silu, SiluGrad};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
@@ -21,7 +21,9 @@ fn backward(graph: &mut Graph) -> bool {
         let groups = *groups;
         let Some((silu_at, 0)) = maker(graph, node.inputs[0]) else { continue };
         let silu = &graph.nodes[silu_at];
-        let Some(SiluGrad) = op(silu) else { continue };
+        if op(silu) != Some(&ActivationGrad(Activation::SILU)) {
+            continue;
+        }
         let [dy, z] = silu.inputs[..] else { continue };
         let Some((norm_at, 0)) = maker(graph, z) else { continue };
         let norm = &graph.nodes[norm_at];
@@ -46,7 +48,9 @@ fn forward(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let Some(Silu) = op(node) else { continue };
+        if op(node) != Some(&Activation::SILU) {
+            continue;
+        }
         let (z, y) = (node.inputs[0], node.outputs[0]);
         let Some((norm_at, 0)) = maker(graph, z) else { continue };
         let Some(norm) = op::<GroupNorm>(&graph.nodes[norm_at]) else { continue };

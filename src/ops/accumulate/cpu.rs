@@ -2,6 +2,8 @@
 
 use super::Accumulate;
 use crate::device::cpu::{Cpu, CpuKernel, Io};
+use crate::ops::adamw::cpu::follow;
+use crate::ops::state::{self, EMA_DECAY};
 
 /// Elements of one task.
 const CHUNK: usize = 16 << 10;
@@ -9,8 +11,18 @@ const CHUNK: usize = 16 << 10;
 impl CpuKernel for Accumulate {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let x = io.inputs[0].data;
+        let rate = match self {
+            Accumulate::Sum { scale } => *scale,
+            Accumulate::Average => {
+                (1.0 - f64::from(state::float(io.inputs[1].data, EMA_DECAY))) as f32
+            }
+        };
         cpu.chunks_mut(io.outputs[0].data, CHUNK, &|index, sum| {
-            add(cpu.simd(), &x[index * CHUNK..][..sum.len()], self.scale, sum);
+            let x = &x[index * CHUNK..][..sum.len()];
+            match self {
+                Accumulate::Sum { .. } => add(cpu.simd(), x, rate, sum),
+                Accumulate::Average => follow(cpu.simd(), rate, x, sum),
+            }
         });
     }
 }

@@ -11,17 +11,28 @@ fn by_pixels(cpu: &Cpu, y: &mut TensorMut, copy: &(dyn Fn(usize, &mut [f32]) + S
     cpu.chunks_mut(y.data, pixels * channels, &|index, y| copy(index * pixels, y));
 }
 
+/// y = scale·x, without the product where there is none.
+fn copy(x: &[f32], scale: f32, y: &mut [f32]) {
+    if scale == 1.0 {
+        return y.copy_from_slice(x);
+    }
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = scale * x;
+    }
+}
+
 impl CpuKernel for Concat {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let (a, b) = (io.inputs[0], io.inputs[1]);
         let last = a.shape.len() - 1;
         let (width_a, width_b) = (a.shape[last], b.shape[last]);
+        let [scale_a, scale_b] = self.scales;
         by_pixels(cpu, &mut io.outputs[0], &|first, y| {
             let a = a.data[first * width_a..].chunks_exact(width_a);
             let b = b.data[first * width_b..].chunks_exact(width_b);
             for ((y, a), b) in y.chunks_exact_mut(width_a + width_b).zip(a).zip(b) {
-                y[..width_a].copy_from_slice(a);
-                y[width_a..].copy_from_slice(b);
+                copy(a, scale_a, &mut y[..width_a]);
+                copy(b, scale_b, &mut y[width_a..]);
             }
         });
     }
@@ -34,7 +45,7 @@ impl CpuKernel for SliceChannels {
         by_pixels(cpu, &mut io.outputs[0], &|first, y| {
             let x = x.data[first * width..].chunks_exact(width);
             for (y, x) in y.chunks_exact_mut(self.channels).zip(x) {
-                y.copy_from_slice(&x[self.start..self.start + self.channels]);
+                copy(&x[self.start..self.start + self.channels], self.scale, y);
             }
         });
     }
@@ -47,9 +58,9 @@ impl CpuKernel for PadChannels {
         by_pixels(cpu, &mut io.outputs[0], &|first, y| {
             let x = x.data[first * width..].chunks_exact(width);
             for (y, x) in y.chunks_exact_mut(self.before + width + self.after).zip(x) {
-                y[..self.before].fill(0.0);
-                y[self.before..self.before + width].copy_from_slice(x);
-                y[self.before + width..].fill(0.0);
+                y[..self.before].fill(self.value);
+                copy(x, self.scale, &mut y[self.before..self.before + width]);
+                y[self.before + width..].fill(self.value);
             }
         });
     }

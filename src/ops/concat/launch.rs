@@ -13,6 +13,7 @@ kernels::params! {
     struct Params for MOVE_CHANNELS_FWD_NHWC_F32, MOVE_CHANNELS_FWD_NHWC_F16 {
         x: u64, y: u64, pixels: i64,
         x_channels: i32, y_channels: i32, from: i32, to: i32, width: i32, fill: i32,
+        scale: f32, value: f32,
     }
 }
 
@@ -21,8 +22,10 @@ pub(in crate::ops) struct Move {
     pub from: usize,
     pub to: usize,
     pub width: usize,
-    /// Whether the other channels of the result become zero; else they stay.
-    pub fill: bool,
+    /// Factor of what is moved.
+    pub scale: f32,
+    /// What the other channels of the result become; `None`: they stay.
+    pub fill: Option<f32>,
 }
 
 /// Moves channels of `x` to `y`.
@@ -44,9 +47,11 @@ pub(in crate::ops) fn move_channels(
         from: int(plan.from)?,
         to: int(plan.to)?,
         width: int(plan.width)?,
-        fill: i32::from(plan.fill),
+        fill: i32::from(plan.fill.is_some()),
+        scale: plan.scale,
+        value: plan.fill.unwrap_or(0.0),
     };
-    let elements = pixels * if plan.fill { y_channels } else { plan.width };
+    let elements = pixels * if plan.fill.is_some() { y_channels } else { plan.width };
     let kernel = of_type(&x.ty, &MOVE_CHANNELS_FWD_NHWC_F32, &MOVE_CHANNELS_FWD_NHWC_F16);
     Ok(kernel.over(elements, &params, &[Some(x)], &[Some(y)]))
 }
@@ -55,15 +60,18 @@ impl Concat {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let ([a, b], [y]) = (args.inputs, args.outputs) else { unreachable!("inputs are checked") };
         let widths = [channels(&a.ty), channels(&b.ty)];
-        let part =
-            |x, to, width| move_channels("concat", x, y, Move { from: 0, to, width, fill: false });
-        Ok(vec![part(a, 0, widths[0])?, part(b, widths[0], widths[1])?])
+        let part = |x, to, index: usize| {
+            let (width, scale) = (widths[index], self.scales[index]);
+            move_channels("concat", x, y, Move { from: 0, to, width, scale, fill: None })
+        };
+        Ok(vec![part(a, 0, 0)?, part(b, widths[0], 1)?])
     }
 }
 
 impl SliceChannels {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let plan = Move { from: self.start, to: 0, width: self.channels, fill: false };
+        let (from, width, scale) = (self.start, self.channels, self.scale);
+        let plan = Move { from, to: 0, width, scale, fill: None };
         Ok(vec![move_channels("slice_channels", &args.inputs[0], &args.outputs[0], plan)?])
     }
 }
@@ -71,7 +79,8 @@ impl SliceChannels {
 impl PadChannels {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let width = channels(&args.inputs[0].ty);
-        let plan = Move { from: 0, to: self.before, width, fill: true };
+        let (to, scale, fill) = (self.before, self.scale, Some(self.value));
+        let plan = Move { from: 0, to, width, scale, fill };
         Ok(vec![move_channels("pad_channels", &args.inputs[0], &args.outputs[0], plan)?])
     }
 }

@@ -1,5 +1,5 @@
 //! Concatenation along the channels, and its counterparts: a range of channels, and channels among
-//! zeros.
+//! others of one value.
 
 mod cpu;
 mod launch;
@@ -11,22 +11,54 @@ use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
-/// `a` `[B, …, C₁]`, `b` `[B, …, C₂]` → `y` `[B, …, C₁ + C₂]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Concat;
+/// `a` `[B, …, C₁]`, `b` `[B, …, C₂]` → `y` `[B, …, C₁ + C₂]`: s₀·a, then s₁·b.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Concat {
+    pub scales: [f32; 2],
+}
 
-/// `x` `[B, …, C]` → `y` `[B, …, channels]`: channels `start..start + channels`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `x` `[B, …, C]` → `y` `[B, …, channels]`: channels `start..start + channels`, times `scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SliceChannels {
     pub start: usize,
     pub channels: usize,
+    pub scale: f32,
 }
 
-/// `x` `[B, …, C]` → `y` `[B, …, before + C + after]`: zeros before and behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `x` `[B, …, C]` → `y` `[B, …, before + C + after]`: scale·x, and `value` before and behind.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PadChannels {
     pub before: usize,
     pub after: usize,
+    pub scale: f32,
+    pub value: f32,
+}
+
+impl Concat {
+    /// Both as they are.
+    pub const PLAIN: Concat = Concat { scales: [1.0, 1.0] };
+
+    /// The magnitude-preserving concatenation of `channels` (Karras et al. 2024, arXiv:2312.02696,
+    /// eq. 103): √((N_a + N_b)/((1 − t)² + t²)) times (1 − t)/√N_a and t/√N_b.
+    pub fn mp_cat(channels: [usize; 2], t: f64) -> Concat {
+        let [a, b] = channels.map(|count| count as f64);
+        let both = ((a + b) / ((1.0 - t).powi(2) + t.powi(2))).sqrt();
+        Concat { scales: [(both * (1.0 - t) / a.sqrt()) as f32, (both * t / b.sqrt()) as f32] }
+    }
+}
+
+impl SliceChannels {
+    /// As they are.
+    pub fn plain(start: usize, channels: usize) -> SliceChannels {
+        SliceChannels { start, channels, scale: 1.0 }
+    }
+}
+
+impl PadChannels {
+    /// Zeros before and behind.
+    pub fn zeros(before: usize, after: usize) -> PadChannels {
+        PadChannels { before, after, scale: 1.0, value: 0.0 }
+    }
 }
 
 /// Number of channels: the last dimension.
@@ -61,8 +93,8 @@ impl Op for Concat {
             for (index, grad) in grads.iter_mut().enumerate() {
                 let channels = channels(graph.ty(args.inputs[index]));
                 if args.needs[index] {
-                    *grad =
-                        Some(graph.push(Arc::new(SliceChannels { start, channels }), &[dy])?[0]);
+                    let op = SliceChannels { start, channels, scale: self.scales[index] };
+                    *grad = Some(graph.push(Arc::new(op), &[dy])?[0]);
                 }
                 start += channels;
             }
@@ -100,12 +132,12 @@ impl Op for SliceChannels {
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
-        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
-            return Ok(vec![None]);
-        };
-        let after = channels(graph.ty(args.inputs[0])) - self.start - self.channels;
-        let op = PadChannels { before: self.start, after };
-        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+        args.transposed(graph, |x| PadChannels {
+            before: self.start,
+            after: channels(x) - self.start - self.channels,
+            scale: self.scale,
+            value: 0.0,
+        })
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -128,12 +160,8 @@ impl Op for PadChannels {
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
-        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
-            return Ok(vec![None]);
-        };
-        let channels = channels(graph.ty(args.inputs[0]));
-        let op = SliceChannels { start: self.before, channels };
-        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+        let (start, scale) = (self.before, self.scale);
+        args.transposed(graph, |x| SliceChannels { start, channels: channels(x), scale })
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -154,40 +182,53 @@ mod tests {
     fn values() {
         let a = Host::new(&[2, 1, 2], vec![1.0, 2.0, 3.0, 4.0]);
         let b = Host::new(&[2, 1, 1], vec![5.0, 6.0]);
-        let y = run(&Concat, &[&a, &b])[0].clone();
+        let y = run(&Concat::PLAIN, &[&a, &b])[0].clone();
         assert_eq!(y.data, [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
-        let slice = run(&SliceChannels { start: 1, channels: 2 }, &[&y])[0].clone();
+        let scaled = run(&Concat { scales: [2.0, -1.0] }, &[&a, &b])[0].clone();
+        assert_eq!(scaled.data, [2.0, 4.0, -5.0, 6.0, 8.0, -6.0]);
+        let slice = run(&SliceChannels::plain(1, 2), &[&y])[0].clone();
         assert_eq!(slice.data, [2.0, 5.0, 4.0, 6.0]);
-        let padded = run(&PadChannels { before: 1, after: 2 }, &[&b])[0].clone();
+        let padded = run(&PadChannels::zeros(1, 2), &[&b])[0].clone();
         assert_eq!(padded.data, [0.0, 5.0, 0.0, 0.0, 0.0, 6.0, 0.0, 0.0]);
+        let ones = PadChannels { before: 0, after: 1, scale: 0.5, value: 1.0 };
+        assert_eq!(run(&ones, &[&b])[0].data, [2.5, 1.0, 3.0, 1.0]);
+    }
+
+    /// The mean square of the concatenation is that of its parts, and both weigh as `t` says.
+    #[test]
+    fn magnitudes_are_preserved() {
+        let [a, b] = Concat::mp_cat([192, 64], 0.5).scales;
+        let mean = (192.0 * a * a + 64.0 * b * b) / 256.0;
+        assert!((mean - 1.0).abs() <= 1e-6, "{mean}");
+        assert!((192.0 * a * a - 64.0 * b * b).abs() <= 1e-4);
     }
 
     #[test]
     fn gradients() {
         let (a, b) = (Host::random(&[2, 3, 4], 1), Host::random(&[2, 3, 3], 2));
-        check_gradient(Arc::new(Concat), &[a.clone(), b], &[0], 1e-3);
-        check_gradient(
-            Arc::new(SliceChannels { start: 1, channels: 2 }),
-            std::slice::from_ref(&a),
-            &[0],
-            1e-3,
-        );
-        check_gradient(Arc::new(PadChannels { before: 2, after: 1 }), &[a], &[0], 1e-3);
+        let concat = Concat { scales: [0.7, -1.3] };
+        check_gradient(Arc::new(concat), &[a.clone(), b], &[0], 1e-3);
+        let slice = SliceChannels { start: 1, channels: 2, scale: 0.7 };
+        check_gradient(Arc::new(slice), std::slice::from_ref(&a), &[0], 1e-3);
+        let pad = PadChannels { before: 2, after: 1, scale: 0.7, value: 0.3 };
+        check_gradient(Arc::new(pad), &[a], &[0], 1e-3);
     }
 
     #[test]
     fn neither_threads_nor_batch_matter() {
         let (a, b) = (Host::random(&[2, 70, 70, 5], 1), Host::random(&[2, 70, 70, 3], 2));
-        check_threads(&Concat, &[&a, &b]);
-        check_batch(&Concat, &[&a, &b], &[true, true], &[0]);
-        check_threads(&SliceChannels { start: 1, channels: 3 }, &[&a]);
+        for op in [Concat::PLAIN, Concat { scales: [0.7, -1.3] }] {
+            check_threads(&op, &[&a, &b]);
+            check_batch(&op, &[&a, &b], &[true, true], &[0]);
+        }
+        check_threads(&SliceChannels { start: 1, channels: 3, scale: 0.7 }, &[&a]);
     }
 
     #[test]
     fn bad_shapes_are_refused() {
         let a = TensorType::f32([2, 3, 4]);
-        assert!(Concat.infer(&[&a, &TensorType::f32([2, 2, 4])]).is_err());
-        assert!(SliceChannels { start: 3, channels: 2 }.infer(&[&a]).is_err());
-        assert!(SliceChannels { start: usize::MAX, channels: 2 }.infer(&[&a]).is_err());
+        assert!(Concat::PLAIN.infer(&[&a, &TensorType::f32([2, 2, 4])]).is_err());
+        assert!(SliceChannels::plain(3, 2).infer(&[&a]).is_err());
+        assert!(SliceChannels::plain(usize::MAX, 2).infer(&[&a]).is_err());
     }
 }

@@ -3,7 +3,9 @@
 use super::{check, check_state};
 use crate::ops::add_noise::AddNoise;
 use crate::ops::advance_state::AdvanceState;
+use crate::ops::fourier_features::{FourierFeatures, FourierFeaturesGrad};
 use crate::ops::noise::Normal;
+use crate::ops::preconditioning::{Preconditioning, PreconditioningGrad};
 use crate::ops::sampler_update::{COLUMNS, Noise, Row, SamplerUpdate};
 use crate::ops::select_row::SelectRow;
 use crate::ops::state::{ROW, SAMPLE, STEP, StepState};
@@ -51,6 +53,28 @@ pub(super) fn timesteps() {
         let op = TimestepEmbedding { dim, flip_sin_to_cos, freq_shift, max_period: 1e4 };
         check(&op, &[&t], 1e-7);
     }
+}
+
+#[test]
+pub(super) fn fourier_features() {
+    for (batch, channels) in [(1, 7), (3, 301)] {
+        let (x, dy) = (Host::random(&[batch], 1), Host::random(&[batch, channels], 2));
+        let (freqs, phases) = (Host::random(&[channels], 3), Host::random(&[channels], 4));
+        check(&FourierFeatures, &[&x, &freqs, &phases], 1e-6);
+        check(&FourierFeaturesGrad, &[&dy, &x, &freqs, &phases], 1e-5);
+    }
+}
+
+#[test]
+pub(super) fn preconditioning() {
+    let sigma = Host::new(&[3], vec![0.002, 1.5, 80.0]);
+    let op = Preconditioning { sigma_data: 0.5, channels: 4 };
+    check(&op, &[&sigma], 1e-6);
+    let (row, noise) = (Host::random(&[3, 4], 1), Host::random(&[3], 2));
+    let all = PreconditioningGrad { of: op, given: [true; 4] };
+    check(&all, &[&row, &row, &row, &noise, &sigma], 1e-6);
+    let one = PreconditioningGrad { of: op, given: [false, true, false, false] };
+    check(&one, &[&row, &sigma], 1e-6);
 }
 
 #[test]

@@ -2,11 +2,10 @@
 
 use super::{check, check_state};
 use crate::device::{DType, TensorType};
-use crate::ops::add::Add;
 use crate::ops::cast::Cast;
+use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::copy::Copy;
-use crate::ops::mul::Mul;
 use crate::ops::place_columns::PlaceColumns;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::scale_add::ScaleAdd;
@@ -18,11 +17,12 @@ pub(super) fn add_and_mul() {
     let a = Host::random(&[3, 5, 4, 7], 1);
     for shape in [&[3, 5, 4, 7][..], &[7], &[1, 7], &[3, 7]] {
         let b = Host::random(shape, 2);
-        check(&Add, &[&a, &b], 0.0);
-        check(&Mul, &[&a, &b], 0.0);
+        check(&Combine::ADD, &[&a, &b], 0.0);
+        check(&Combine::Sum([0.6, 0.8]), &[&a, &b], 0.0);
+        check(&Combine::Product, &[&a, &b], 0.0);
     }
     let (a, b) = (Host::random(&[3, 301], 1), Host::random(&[1, 301], 2));
-    check(&Add, &[&a, &b], 0.0);
+    check(&Combine::ADD, &[&a, &b], 0.0);
 }
 
 /// Rounding to even, subnormal numbers, and what is too large.
@@ -49,9 +49,11 @@ pub(super) fn scale_add() {
 #[test]
 pub(super) fn channels() {
     let (a, b) = (Host::random(&[2, 3, 7, 5], 1), Host::random(&[2, 3, 7, 3], 2));
-    check(&Concat, &[&a, &b], 0.0);
-    check(&SliceChannels { start: 1, channels: 3 }, &[&a], 0.0);
-    check(&PadChannels { before: 2, after: 1 }, &[&a], 0.0);
+    for scale in [1.0, 0.7] {
+        check(&Concat { scales: [scale, 1.0] }, &[&a, &b], 0.0);
+        check(&SliceChannels { start: 1, channels: 3, scale }, &[&a], 0.0);
+        check(&PadChannels { before: 2, after: 1, scale, value: 1.0 }, &[&a], 0.0);
+    }
 }
 
 #[test]

@@ -1,17 +1,22 @@
-//! SiLU and group normalisation.
+//! Functions of single elements, and normalisations.
 
-use super::check;
+use super::{check, check_state};
+use crate::ops::activation::{Activation, ActivationGrad};
 use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad};
-use crate::ops::silu::{Silu, SiluGrad};
+use crate::ops::pixel_norm::{PixelNorm, PixelNormGrad};
 use crate::ops::testing::{Host, run};
+use crate::ops::weight_norm::{ForceUnitNorm, WeightNorm, WeightNormGrad};
 
 #[test]
-pub(super) fn silu() {
-    let x = Host::new(&[1, 6], vec![-200.0, -30.0, -1.0, 0.0, 0.5, 100.0]);
-    check(&Silu, &[&x], 1e-6);
+pub(super) fn activations() {
+    let wide = Host::new(&[1, 6], vec![-200.0, -30.0, -1.0, 0.0, 0.5, 100.0]);
     let (dy, x) = (Host::random(&[3, 5, 7, 11], 1), Host::random(&[3, 5, 7, 11], 2));
-    check(&Silu, &[&x], 1e-6);
-    check(&SiluGrad, &[&dy, &x], 1e-6);
+    let clip = Activation::Clip { limit: 0.5 };
+    for (op, tolerance) in [(Activation::SILU, 1e-6), (Activation::MP_SILU, 1e-6), (clip, 0.0)] {
+        check(&op, &[&wide], tolerance);
+        check(&op, &[&x], tolerance);
+        check(&ActivationGrad(op), &[&dy, &x], tolerance);
+    }
 }
 
 /// Shapes of x and, where there is one, of x2; groups; whether gamma and beta differ by sample.
@@ -64,4 +69,33 @@ pub(super) fn a_large_mean_keeps_the_variance() {
     x.data.iter_mut().for_each(|x| *x += 1000.0);
     let (gamma, beta) = (Host::random(&[4], 2), Host::random(&[4], 3));
     check(&GroupNorm { groups: 2, eps: 1e-5, silu: false }, &[&x, &gamma, &beta], 1e-3);
+}
+
+/// Runs of less than a warp, of several, and odd ones.
+#[test]
+pub(super) fn pixel_norm() {
+    for (channels, groups) in [(5, 1), (67, 1), (24, 3), (130, 2)] {
+        let shape = [2, 3, 5, channels];
+        let (x, dy) = (Host::random(&shape, 1), Host::random(&shape, 2));
+        check(&PixelNorm { groups }, &[&x], 1e-6);
+        check(&PixelNormGrad { groups }, &[&dy, &x], 1e-6);
+    }
+    let zero = Host::new(&[1, 4], vec![0.0; 4]);
+    check(&PixelNormGrad { groups: 1 }, &[&Host::random(&[1, 4], 1), &zero], 1e-6);
+}
+
+#[test]
+pub(super) fn weight_norm() {
+    for (shape, parts) in [(&[5, 3, 3, 3][..], 1), (&[6, 301], 3), (&[4, 1], 2)] {
+        let (w, dy) = (Host::random(shape, 1), Host::random(shape, 2));
+        let (gain, plain) =
+            (Host::new(&[1], vec![-0.7]), WeightNorm { parts, ..WeightNorm::PLAIN });
+        let learned = WeightNorm { gain: 1.3, learned: true, parts };
+        check(&plain, &[&w], 1e-6);
+        check(&learned, &[&w, &gain], 1e-6);
+        check(&WeightNormGrad(plain), &[&dy, &w], 1e-5);
+        check(&WeightNormGrad(learned), &[&dy, &w, &gain], 1e-5);
+        let force = ForceUnitNorm { shape: shape.to_vec() };
+        check_state(&force, &[], std::slice::from_ref(&w), 1e-6);
+    }
 }

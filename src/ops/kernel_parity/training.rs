@@ -3,7 +3,6 @@
 use super::{check, check_state};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::adamw::AdamW;
-use crate::ops::ema::Ema;
 use crate::ops::fill::Fill;
 use crate::ops::grad_norm::GradNorm;
 use crate::ops::mse_loss::{MseLoss, MseLossGrad};
@@ -83,7 +82,7 @@ pub(super) fn optimizer_step() {
 #[test]
 pub(super) fn averages_and_sums() {
     let (x, sum) = (Host::random(&[1003], 1), Host::random(&[1003], 2));
-    check_state(&Ema, &[&x, &state(1.0)], std::slice::from_ref(&sum), 0.0);
-    check_state(&Accumulate { scale: 0.3 }, &[&x], std::slice::from_ref(&sum), 0.0);
+    check_state(&Accumulate::Average, &[&x, &state(1.0)], std::slice::from_ref(&sum), 0.0);
+    check_state(&Accumulate::Sum { scale: 0.3 }, &[&x], std::slice::from_ref(&sum), 0.0);
     check(&Fill { value: 1.5, shape: vec![7, 43] }, &[], 0.0);
 }

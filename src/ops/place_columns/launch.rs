@@ -11,7 +11,8 @@ impl PlaceColumns {
         let ([x], [table]) = (args.inputs, args.outputs) else {
             unreachable!("inputs are checked")
         };
-        let plan = Move { from: 0, to: self.column, width: x.ty.shape[1], fill: false };
+        let (to, width) = (self.column, x.ty.shape[1]);
+        let plan = Move { from: 0, to, width, scale: 1.0, fill: None };
         Ok(vec![move_channels("place_columns", x, table, plan)?])
     }
 }

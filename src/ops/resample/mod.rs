@@ -6,7 +6,6 @@ mod launch;
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
 use crate::device::{KernelWork, TensorType};
 use crate::error::{Error, Result};
-use std::sync::Arc;
 
 /// `x` `[B, H, W, C]` → `y` `[B, H·factor, W·factor, C]`, each element scale·x at
 /// (h / factor, w / factor); PyTorch's `nearest` with scale 1.
@@ -61,11 +60,7 @@ impl Op for UpsampleNearest2d {
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
-        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
-            return Ok(vec![None]);
-        };
-        let op = Pool2d { factor: self.factor, scale: self.scale };
-        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+        args.transposed(graph, |_| Pool2d { factor: self.factor, scale: self.scale })
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -95,11 +90,7 @@ impl Op for Pool2d {
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
-        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
-            return Ok(vec![None]);
-        };
-        let op = UpsampleNearest2d { factor: self.factor, scale: self.scale };
-        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+        args.transposed(graph, |_| UpsampleNearest2d { factor: self.factor, scale: self.scale })
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -115,6 +106,7 @@ impl Op for Pool2d {
 mod tests {
     use super::*;
     use crate::ops::testing::{Host, check_batch, check_gradient, check_threads, run};
+    use std::sync::Arc;
 
     #[test]
     fn values() {

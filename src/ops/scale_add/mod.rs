@@ -6,7 +6,6 @@ mod launch;
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
 use crate::device::{KernelWork, TensorType};
 use crate::error::Result;
-use std::sync::Arc;
 
 /// `x` of any shape → `y` = scale·x + offset.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,11 +25,7 @@ impl Op for ScaleAdd {
     }
 
     fn grad(&self, graph: &mut dyn Build, args: &GradArgs) -> Result<Vec<Option<TensorId>>> {
-        let Some(dy) = args.output_grads[0].filter(|_| args.needs[0]) else {
-            return Ok(vec![None]);
-        };
-        let op = ScaleAdd { scale: self.scale, offset: 0.0 };
-        Ok(vec![Some(graph.push(Arc::new(op), &[dy])?[0])])
+        args.transposed(graph, |_| ScaleAdd { scale: self.scale, offset: 0.0 })
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -46,6 +41,7 @@ impl Op for ScaleAdd {
 mod tests {
     use super::*;
     use crate::ops::testing::{Host, check_gradient, check_threads, run};
+    use std::sync::Arc;
 
     #[test]
     fn values_and_gradient() {
