@@ -14,21 +14,6 @@
 
 #define TILE 32
 
-template <class E>
-struct Conv2d {
-    Source<E> source;
-    const float* affine;  // scale [C], shift [C], a sample each `affine_stride`; or null
-    const E* weight;  // [c_out, C, kh, kw]; transposed: [C, c_out, kh, kw]
-    const float* bias;    // [c_out], or null
-    const float* shift;   // [c_out], a sample each `shift_stride`; or null
-    const E* residual;  // as y, or null
-    E* y;
-    int batch, height, width, c1, c2;
-    int out_height, out_width, c_out, kh, kw;
-    int stride_h, stride_w, pad_top, pad_left;
-    int upsample, silu, affine_stride, shift_stride;
-};
-
 // Where tap `tap` of the output at `out` reads along one axis; -1 where it reads nothing. `size`
 // is the extent of the source as stored.
 template <bool TRANSPOSED>
@@ -55,70 +40,6 @@ __device__ __forceinline__ void add_slice(const float* a, const float* b, int m,
     }
     for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 4; ++j) total[i][j] += sum[i][j];
-}
-
-template <bool TRANSPOSED, class E>
-__global__ void __launch_bounds__(64) conv2d(Conv2d<E> p) {
-    CYANEA_SHARED(float, a, TILE * TILE);
-    CYANEA_SHARED(float, b, TILE * TILE);
-    int thread = threadIdx.x, channels = p.c1 + p.c2, taps = p.kh * p.kw, depth = channels * taps;
-    long long pixels = static_cast<long long>(p.batch) * p.out_height * p.out_width;
-    long long first_m = static_cast<long long>(blockIdx.x) * TILE;
-    int first_n = blockIdx.y * TILE;
-    // A thread loads one pixel, and every second k.
-    long long pixel = first_m + thread % TILE;
-    bool has_pixel = pixel < pixels;
-    int ox = static_cast<int>(pixel % p.out_width);
-    int oy = static_cast<int>(pixel / p.out_width % p.out_height);
-    int sample = static_cast<int>(pixel / p.out_width / p.out_height);
-    const float* affine = p.affine + static_cast<long long>(sample) * p.affine_stride;
-    int m = thread / 8 * 4, n = thread % 8 * 4;
-    float total[4][4] = {};
-    for (int first_k = 0; first_k < depth; first_k += TILE) {
-        for (int row = thread / TILE; row < TILE; row += 2) {
-            int k = first_k + row, c = k / taps, tap = k % taps;
-            float value = 0.0f;
-            if (has_pixel && k < depth) {
-                int iy = read_at<TRANSPOSED>(oy, tap / p.kw, p.stride_h, p.pad_top, p.height, p.upsample);
-                int ix = read_at<TRANSPOSED>(ox, tap % p.kw, p.stride_w, p.pad_left, p.width, p.upsample);
-                if (iy >= 0 && ix >= 0) {
-                    long long at = (static_cast<long long>(sample) * p.height + iy) * p.width + ix;
-                    value = load(p.source, at, c, p.c1, p.c2);
-                    if (p.affine) value = fmaf(value, affine[c], affine[channels + c]);
-                    if (p.silu) value = silu(value);
-                }
-            }
-            a[row * TILE + thread % TILE] = value;
-        }
-        for (int i = thread; i < TILE * TILE; i += 64) {
-            // Forward: neighbouring threads take neighbouring k, which lie side by side.
-            int row = i % TILE, k = first_k + row, out = first_n + i / TILE;
-            float value = 0.0f;
-            if (out < p.c_out && k < depth) {
-                long long at = TRANSPOSED
-                    ? (static_cast<long long>(k / taps) * p.c_out + out) * taps + k % taps
-                    : static_cast<long long>(out) * depth + k;
-                value = get(p.weight + at);
-            }
-            b[row * TILE + i / TILE] = value;
-        }
-        __syncthreads();
-        add_slice(a, b, m, n, total);
-        __syncthreads();
-    }
-    for (int i = 0; i < 4; ++i) {
-        long long to = first_m + m + i;
-        if (to >= pixels) break;
-        long long of = to / p.out_width / p.out_height;
-        for (int j = 0; j < 4 && first_n + n + j < p.c_out; ++j) {
-            int out = first_n + n + j;
-            float value = total[i][j];
-            if (p.bias) value += p.bias[out];
-            if (p.shift) value += p.shift[of * p.shift_stride + out];
-            if (p.residual) value += get(p.residual + (to * p.c_out + out));
-            put(p.y + (to * p.c_out + out), value);
-        }
-    }
 }
 
 template <class E>

@@ -72,19 +72,21 @@ fn a_sampling_run_gives_nearly_the_images_of_float32() {
 
 /// Weights are turned into float16 when they change, not at every step.
 #[test]
-fn weights_are_cast_in_prepare() {
+fn weights_are_packed_in_prepare() {
     let (network, _) = network();
     let scheduler = SchedulerConfig::default();
     let table = samplers::table(&scheduler, Sampler::Ddim, 6, 0.0, scheduler.clip()).unwrap();
     let target = Target::H100.with_precision(Precision::Fp16).unwrap();
     let plan = denoiser::plan(&network, &table, Shape { batch: 2, size: SIZE }, &target).unwrap();
-    let casts = |name: &str| {
+    let launches = |name: &str, operation: &str| {
         let program = plan.program(name).unwrap();
-        program.launches.iter().filter(|launch| launch.operation == "cast").count()
+        program.launches.iter().filter(|launch| launch.operation == operation).count()
     };
-    assert!(casts("prepare") >= 30, "{} casts of weights", casts("prepare"));
+    let packed = launches("prepare", "conv2d_pack");
+    assert!(packed >= 30, "{packed} packed weights");
+    assert_eq!(launches("denoise", "conv2d_pack"), 0);
     // The image on its way in and the prediction on its way out.
-    assert_eq!(casts("denoise"), 2);
+    assert_eq!(launches("denoise", "cast"), 2);
 }
 
 fn trainer(device: &dyn Device) -> Trainer {

@@ -6,6 +6,7 @@
 
 mod convolution;
 mod normalisation;
+mod tiles;
 
 use super::{Graph, Node, Origin, TensorId};
 use crate::error::Result;
@@ -24,6 +25,15 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
     for rule in rules {
         while rule(graph)? {}
     }
+    Ok(())
+}
+
+/// Applies the rules of a target with kernels to a lowered graph, until none applies.
+///
+/// # Errors
+/// As [`fuse`].
+pub(super) fn fuse_lowered(graph: &mut Graph) -> Result<()> {
+    while tiles::rules(graph)? {}
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Chooses the forms that a target wants: packed weights, transforms. What turns weights into
 //! such a form becomes a node of its own, shared by all readers, and so falls into `prepare`.
 
-use super::{Graph, Node, TensorId, precision};
+use super::{Graph, Node, TensorId, fuse, precision};
 use crate::device::{Target, TensorType};
 use crate::error::{Error, Result};
 use crate::ops::Build;
@@ -47,5 +47,5 @@ pub fn lower(graph: &mut Graph, target: &Target) -> Result<()> {
         nodes.push(node);
     }
     graph.set_nodes(nodes);
-    Ok(())
+    if target.is_cpu() { Ok(()) } else { fuse::fuse_lowered(graph) }
 }

@@ -74,12 +74,12 @@ impl Operands {
         .filter(move |&operand| operands.has(operand))
     }
 
-    /// Which inputs are float16 in half precision: sources, weight and residual. What is added a row
-    /// at a time, or normalises, stays float32.
+    /// Which inputs are float16 in half precision: sources and residual. What is added a row at a
+    /// time, or normalises, stays float32, and so do weights until they are packed.
     pub fn half(&self) -> Vec<bool> {
         let half = |operand| {
             use Operand::*;
-            matches!(operand, X | X2 | Weight | Residual)
+            matches!(operand, X | X2 | Residual)
         };
         self.list().map(half).collect()
     }
@@ -139,11 +139,14 @@ impl Form {
             ));
         }
         let dtype = inputs[0].dtype;
-        for (ty, half) in inputs.iter().zip(operands.half()) {
-            let wanted = if half { dtype } else { DType::F32 };
-            if dtype == DType::U32 || ty.dtype != wanted {
+        let halves = operands.half();
+        for (index, ty) in inputs.iter().enumerate() {
+            let wanted = if halves[index] { dtype } else { DType::F32 };
+            // A packed weight has the type of the sources.
+            let fits = ty.dtype == wanted || index == operands.weight_index();
+            if dtype == DType::U32 || !fits {
                 return self.refuse(format!(
-                    "computes in float32 or on sources and weights of float16, not on {ty:?}"
+                    "computes in float32, or on sources of float16, not on {ty:?}"
                 ));
             }
         }
@@ -272,9 +275,12 @@ impl Form {
                 inputs.len()
             ));
         };
-        <[usize; 4]>::try_from(&weight.shape[..]).or_else(|_| {
-            self.refuse(format!("the weight is {weight:?}; it must have 4 dimensions"))
-        })
+        match <[usize; 4]>::try_from(&weight.shape[..]) {
+            Ok(dims) if weight.dtype == DType::F32 => Ok(dims),
+            _ => self.refuse(format!(
+                "the weight is {weight:?}; it must be float32 and have 4 dimensions"
+            )),
+        }
     }
 
     pub fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType> {
@@ -298,10 +304,10 @@ impl Form {
         pack.len().next_multiple_of(16) + conv::scratch(&conv, &pack)
     }
 
-    /// On the CPU and in float16 a convolution reads a packed weight.
+    /// Everywhere a convolution reads a packed weight.
     pub fn lower(&self, target: &Target, inputs: &[&TensorType]) -> Option<Lowered> {
         if !target.is_cpu() {
-            return self.lower_half(target, inputs);
+            return self.lower_tiled(inputs);
         }
         let dims = self.dims(inputs).ok()?;
         let pack = self.pack(&self.describe(inputs, dims).ok()?, dims);

@@ -1,7 +1,6 @@
 //! The gradients of a convolution.
 
 use super::form::{Direction, Form, Operands};
-use super::launch::convolution;
 use crate::device::cpu::conv::{self, Conv};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
@@ -52,11 +51,7 @@ impl Op for Conv2dDgrad {
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        vec![true; 2]
-    }
-
-    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        convolution(&self.form(), args)
+        self.form().operands.half()
     }
 }
 

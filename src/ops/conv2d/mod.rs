@@ -10,22 +10,21 @@ mod form;
 mod grad;
 mod launch;
 mod packed;
-mod tensor;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use form::{Operand, Operands};
 pub use grad::{Conv2dDgrad, Conv2dWgrad};
 pub use packed::{Conv2dPack, PackedConv2d};
-pub use tensor::{HalfPack, TensorConv2d};
+pub use tiles::{Norm, TilePack, TiledConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};
-pub(crate) use launch::convolution;
 
 use super::sum_pixels::{Rows, SumPixels};
-use super::{Build, GradArgs, LaunchArgs, Lowered, Op, TensorId};
-use crate::device::{KernelWork, Target, TensorType};
+use super::{Build, GradArgs, Lowered, Op, TensorId};
+use crate::device::{Target, TensorType};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -152,9 +151,5 @@ impl Op for Conv2d {
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {
         self.operands.half()
-    }
-
-    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        convolution(&self.form(), args)
     }
 }

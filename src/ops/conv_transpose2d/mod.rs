@@ -3,10 +3,10 @@
 
 mod cpu;
 
-use super::conv2d::{Conv2d, Conv2dWgrad, Direction, Form, Operands, convolution};
+use super::conv2d::{Conv2d, Conv2dWgrad, Direction, Form, Operands};
 use super::sum_pixels::{Rows, SumPixels};
-use super::{Build, GradArgs, LaunchArgs, Lowered, Op, TensorId};
-use crate::device::{KernelWork, Target, TensorType};
+use super::{Build, GradArgs, Lowered, Op, TensorId};
+use crate::device::{Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -83,9 +83,5 @@ impl Op for ConvTranspose2d {
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {
         self.form().operands.half()
-    }
-
-    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        convolution(&self.form(), args)
     }
 }

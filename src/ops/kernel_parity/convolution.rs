@@ -105,7 +105,8 @@ pub(super) fn the_batch_does_not_matter() {
     let x = Host::random(&[3, 5, 7, 4], 1);
     let weight = Host::random(&[6, 4, 3, 3], 2);
     let target = crate::device::Target::H100;
-    let emulate = |x: &Host| super::emulate(&target, 1, &conv as &dyn Op, &[x, &weight], &[]);
+    let emulate =
+        |x: &Host| super::emulate_lowered(&target, 1, &conv as &dyn Op, &[x, &weight], &[]);
     let together = emulate(&x).remove(0);
     for sample in 0..3 {
         let alone = emulate(&x.samples(sample..sample + 1)).remove(0);

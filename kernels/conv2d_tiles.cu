@@ -1,0 +1,45 @@
+// Convolutions and transposed ones, which are input gradients; common/conv2d_tile.cuh says how. The
+// weight is a packed image that conv2d_pack makes when weights change.
+#include "common/conv2d_tile.cuh"
+
+template <class E>
+struct Conv2dPack {
+    const float* weight;  // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]
+    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64][16 bytes], zeros beyond
+    int c_out, c_in, taps, transposed;
+};
+
+template <class E>
+__global__ void __launch_bounds__(256) conv2d_pack(Conv2dPack<E> p) {
+    const int SIZE = Piece<E>::SIZE;
+    int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2;
+    int blocks = (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK;
+    long long count = static_cast<long long>(blocks) * p.taps * pieces * WEIGHT_BLOCK * SIZE;
+    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    int c = static_cast<int>(i % SIZE), out = static_cast<int>(i / SIZE % WEIGHT_BLOCK);
+    long long rest = i / (SIZE * WEIGHT_BLOCK);
+    c += static_cast<int>(rest % pieces) * SIZE;
+    rest /= pieces;
+    int tap = static_cast<int>(rest % p.taps);
+    out += static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
+    float value = 0.0f;
+    if (c < p.c_in && out < p.c_out) {
+        long long row = p.transposed ? static_cast<long long>(c) * p.c_out + out
+                                     : static_cast<long long>(out) * p.c_in + c;
+        value = p.weight[row * p.taps + tap];
+    }
+    put(p.packed + i, value);
+}
+
+// 64 pixels x 64 channels: for images with few tiles.
+template <class E, bool TRANSPOSED>
+__global__ void __launch_bounds__(128, 2) conv2d_small(Conv2d<E> p) {
+    conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+}
+
+// 128 pixels x 128 channels.
+template <class E, bool TRANSPOSED>
+__global__ void __launch_bounds__(256) conv2d_large(Conv2d<E> p) {
+    conv2d_tile<E, TRANSPOSED, 2, 4, 4, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+}

@@ -1,0 +1,192 @@
+//! How a convolution is cut into blocks of the kernels in kernels/conv2d_tiles.cu.
+
+use crate::device::cpu::conv::Conv;
+use crate::device::kernels::{
+    CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16,
+    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F16, CONV2D_SMALL_DGRAD_NHWC_F32,
+    CONV2D_SMALL_FWD_NHWC_F16, CONV2D_SMALL_FWD_NHWC_F32, Kernel,
+};
+use crate::device::{DType, Target};
+
+/// Bytes of neighbouring channels that are loaded at once.
+const PIECE: usize = 16;
+/// Most pieces of input channels that a block holds at a time.
+const CHUNK: usize = 8;
+/// Columns of a block of packed weights.
+pub(super) const WEIGHT_BLOCK: usize = 64;
+/// Most parts that the input channels of a small image are split into: the last block to arrive
+/// reads the sums of all.
+const MOST_SLICES: usize = 8;
+/// Pixels whose moments are taken together: 8 × 8, or 64 in a row.
+const MOMENT_PIXELS: usize = 64;
+
+/// Channels of a piece.
+pub(super) fn piece(dtype: DType) -> usize {
+    PIECE / dtype.size()
+}
+
+/// Pieces that `channels` take: an even number.
+pub(super) fn pieces(channels: usize, dtype: DType) -> usize {
+    2 * channels.div_ceil(2 * piece(dtype))
+}
+
+/// Sizes as the kernel sees them: without taps beyond the first, and stride, the pixels of an image
+/// form a row, and those of all images one row where nothing belongs to single images.
+pub(super) struct Shape {
+    pub conv: Conv,
+    /// Pixels of an image, where one row has those of all images.
+    pub sample_pixels: usize,
+    /// Tiles are parts of rows.
+    row: bool,
+    /// Channels of the shortcut's sources.
+    shortcut: usize,
+    /// Convolutions of the same sources.
+    siblings: usize,
+    /// The block normalises its sources, and keeps the coefficients.
+    affine: bool,
+    dtype: DType,
+}
+
+/// What of a convolution is not in its sizes.
+pub(super) struct Traits {
+    pub affine: bool,
+    /// Rows or moments belong to single images.
+    pub by_sample: bool,
+    pub shortcut: usize,
+    /// 1 for a convolution alone.
+    pub siblings: usize,
+    pub dtype: DType,
+}
+
+/// Tiles of pixels, of the width of a power of two, and of output channels.
+pub(super) struct Cut {
+    /// Forward and transposed.
+    pub kernel: &'static Kernel,
+    pub pixels: usize,
+    pub channels: usize,
+    pub tile: [usize; 2],
+    pub region: [usize; 2],
+    /// Tiles of pixels and of channels.
+    pub grid: [usize; 2],
+    /// Pieces of input channels in shared memory at a time.
+    pub chunk: usize,
+    /// In bytes.
+    pub shared: usize,
+}
+
+/// Whether an output pixel depends on the input pixel at its place only.
+fn pointwise(conv: &Conv) -> bool {
+    conv.kernel == [1, 1]
+        && conv.stride == [1, 1]
+        && conv.padding == [0, 0]
+        && !conv.upsample
+        && conv.output == conv.input
+}
+
+/// Tiles that the moments of a convolution's output are of, for each sample.
+pub(super) fn moment_tiles(conv: &Conv) -> usize {
+    let [height, width] = conv.output;
+    if pointwise(conv) {
+        return (height * width).div_ceil(MOMENT_PIXELS);
+    }
+    height.div_ceil(8) * width.div_ceil(8)
+}
+
+impl Shape {
+    pub fn of(conv: &Conv, traits: &Traits) -> Shape {
+        let mut conv = *conv;
+        let row = pointwise(&conv);
+        let mut sample_pixels = 0;
+        if row {
+            let pixels = conv.input[0] * conv.input[1];
+            conv.input = [1, pixels];
+            if !traits.affine && !traits.by_sample {
+                sample_pixels = pixels;
+                conv.input = [1, conv.batch * pixels];
+                conv.batch = 1;
+            }
+            conv.output = conv.input;
+        }
+        Shape {
+            conv,
+            sample_pixels,
+            row,
+            shortcut: traits.shortcut,
+            siblings: traits.siblings,
+            affine: traits.affine,
+            dtype: traits.dtype,
+        }
+    }
+
+    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, most: usize) -> Cut {
+        let conv = &self.conv;
+        let width = if self.row { pixels } else { 8 };
+        let tile = [pixels / width, width];
+        let steps = if conv.transposed { conv.stride } else { [1, 1] };
+        let region = [0, 1].map(|axis| {
+            let (kernel, stride) = (conv.kernel[axis], conv.stride[axis]);
+            let reach = match conv.transposed {
+                true => tile[axis] + (kernel - 1).div_ceil(stride),
+                false => (tile[axis] - 1) * stride + kernel,
+            };
+            if conv.upsample { reach / 2 + 1 } else { reach }
+        });
+        let tiles = [0, 1]
+            .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
+        // Two taps of weights; the region in planes of an odd pitch; coefficients of all channels.
+        let weights = 2 * channels * CHUNK * PIECE;
+        let plane = ((region[0] * region[1]) | 1) * PIECE;
+        let affine = if self.affine { 8 * conv.c_in() } else { 0 };
+        let needed = pieces(conv.c_in().max(self.shortcut), self.dtype);
+        // As many pieces as fit.
+        let room = most.saturating_sub(weights + affine) / plane / 2 * 2;
+        let chunk = needed.min(CHUNK).min(room.max(2));
+        let columns = self.siblings * conv.c_out.div_ceil(channels);
+        let grid = [conv.batch * tiles[0] * tiles[1], columns];
+        let shared = weights + chunk * plane + affine;
+        Cut { kernel, pixels, channels, tile, region, grid, chunk, shared }
+    }
+
+    pub fn small(&self, target: &Target) -> Cut {
+        let kernel = match (self.conv.transposed, self.dtype) {
+            (false, DType::F16) => &CONV2D_SMALL_FWD_NHWC_F16,
+            (true, DType::F16) => &CONV2D_SMALL_DGRAD_NHWC_F16,
+            (false, _) => &CONV2D_SMALL_FWD_NHWC_F32,
+            (true, _) => &CONV2D_SMALL_DGRAD_NHWC_F32,
+        };
+        self.cut(kernel, 64, 64, target.shared_bytes as usize)
+    }
+
+    /// Large tiles read less, where there are enough of them for the target. The order of sums is the
+    /// same in both.
+    pub fn best(&self, target: &Target) -> Cut {
+        let kernel = match (self.conv.transposed, self.dtype) {
+            (false, DType::F16) => &CONV2D_LARGE_FWD_NHWC_F16,
+            (true, DType::F16) => &CONV2D_LARGE_DGRAD_NHWC_F16,
+            (false, _) => &CONV2D_LARGE_FWD_NHWC_F32,
+            (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
+        };
+        let (small, most) = (self.small(target), target.shared_bytes as usize);
+        let large = self.cut(kernel, 128, 128, most);
+        let enough = large.grid[0] * large.grid[1] >= target.multiprocessors as usize;
+        let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
+        if enough && filled && large.chunk == small.chunk && large.shared <= most {
+            return large;
+        }
+        small
+    }
+
+    /// Parts that the input channels are split into: as many as one sample of few tiles needs to
+    /// occupy the target, whatever the batch, so that a sample's bits do not depend on it.
+    pub fn slices(&self, target: &Target) -> usize {
+        let small = self.small(target);
+        let tiles = match self.sample_pixels {
+            0 => small.grid[0] / self.conv.batch,
+            pixels => pixels.div_ceil(64),
+        };
+        let tiles = tiles * self.siblings * self.conv.c_out.div_ceil(64);
+        let chunks = |channels| pieces(channels, self.dtype).div_ceil(small.chunk);
+        let chunks = chunks(self.conv.c_in()) + chunks(self.shortcut);
+        (target.multiprocessors as usize / tiles).clamp(1, chunks.min(MOST_SLICES))
+    }
+}

@@ -1,0 +1,174 @@
+//! Launches of the kernels in kernels/conv2d_tiles.cu.
+
+use super::cut::{Shape, piece};
+use super::{Norm, TiledConv2d};
+use crate::device::kernels::{self, UNSET, dimension};
+use crate::device::{KernelWork, Target, TensorType, View};
+use crate::error::{Error, Result};
+use crate::ops::conv2d::Operand;
+use crate::ops::LaunchArgs;
+
+kernels::params! {
+    /// `Conv2d`.
+    struct Params for CONV2D_SMALL_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32,
+        CONV2D_LARGE_FWD_NHWC_F32, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F16,
+        CONV2D_SMALL_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16
+    {
+        x: [u64; 2], affine: u64, moments: [u64; 2], gamma: u64, beta: u64,
+        weight: [u64; 3], bias: [u64; 3],
+        shortcut: [u64; 2], shortcut_weight: u64, shortcut_bias: u64,
+        shift: u64, residual: u64,
+        y: [u64; 3], own_moments: u64, partials: u64, tickets: u64,
+        batch: i32, height: i32, width: i32, c1: i32, c2: i32,
+        out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
+        stride_h: i32, stride_w: i32, pad_top: i32, pad_left: i32,
+        upsample: i32, silu: i32, affine_stride: i32, shift_stride: i32,
+        shortcut1: i32, shortcut2: i32, groups: i32, tiles1: i32, tiles2: i32,
+        slice1: i32, slice2: i32, own_slice: i32,
+        tile_width_log: i32, region_height: i32, region_width: i32, sample_pixels: i32,
+        slices: i32, chunk: i32, flags: i32, eps: f32,
+    }
+}
+
+/// Bits of `flags`.
+const WIDE: i32 = 1;
+const WIDE_SHORTCUT: i32 = 2;
+const PAIRS: i32 = 4;
+
+/// Tickets and elements of partial sums, both 0 where channels are not split.
+pub(super) fn split(shape: &Shape, target: &Target) -> [usize; 2] {
+    let (cut, slices) = (shape.best(target), shape.slices(target));
+    if slices == 1 {
+        return [0; 2];
+    }
+    let places = cut.grid[0] * cut.grid[1];
+    [places, places * slices * cut.pixels * cut.channels]
+}
+
+impl TiledConv2d {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
+        let original = self.conv(&types)?;
+        let shape = self.shape(&original, &types);
+        let (cut, slices) = (shape.best(args.target), shape.slices(args.target));
+        let conv = &shape.conv;
+        let name = self.form.name;
+        let int = |size| dimension(name, size);
+        // The kernel counts places of an axis, and the pieces of a region, in 32 bits.
+        for axis in 0..2 {
+            int(
+                conv.output[axis].max(2 * conv.input[axis]) * conv.stride[axis] + conv.kernel[axis]
+            )?;
+        }
+        int(conv.kernel[0] * conv.kernel[1])?;
+        if cut.grid[1] > 65_535 {
+            return Err(Error::operation(name, format!("{} channels are too many", conv.c_out)));
+        }
+        if cut.shared > args.target.shared_bytes as usize {
+            return Err(Error::operation(
+                name,
+                format!(
+                    "a kernel of {:?} needs {} bytes of shared memory; {} has {}",
+                    conv.kernel, cut.shared, args.target.name, args.target.shared_bytes
+                ),
+            ));
+        }
+        let operand = |which| self.form.operands.index(which).map(|index| &args.inputs[index]);
+        let places = self.places();
+        let input = |place: Option<usize>| place.map(|index| &args.inputs[index]);
+        // One row serves all samples, or each has its own.
+        let stride = |view: Option<&View>, row: usize| match view {
+            Some(view) if view.ty.elements() > row => int(row),
+            _ => Ok(0),
+        };
+        let [x, x2] = [Operand::X, Operand::X2].map(operand);
+        let (affine, shift) = (operand(Operand::Affine), operand(Operand::Shift));
+        let residual = operand(Operand::Residual);
+        let moments = places.moments.map(input);
+        let gamma = input(places.gamma);
+        let affine_stride = match self.extras.norm {
+            Some(_) => stride(gamma, conv.c_in())?,
+            None => stride(affine, 2 * conv.c_in())?,
+        };
+        let shortcut = places.shortcut.map(input);
+        let shortcut_channels = self.shortcut_channels(&types);
+        let pieces = |(view, channels): (Option<&View>, usize)| {
+            view.is_none_or(|view| view.offset % 16 == 0) && channels % piece(self.pack.dtype) == 0
+        };
+        let wide = [x, x2].into_iter().zip(conv.channels).all(pieces);
+        let wide_shortcut = shortcut.into_iter().zip(shortcut_channels).all(pieces);
+        let (results, own_moments) = args.outputs.split_at(1 + self.extras.siblings);
+        let pair = 2 * self.pack.dtype.size();
+        let pairs = conv.c_out.is_multiple_of(2)
+            && results.iter().chain(residual).all(|view| view.offset.is_multiple_of(pair));
+        let tiles = |view: Option<&View>| view.map_or(Ok(0), |view| int(view.ty.shape[1]));
+        let slice = |view: Option<&View>, channels: usize| match view {
+            Some(view) => int(channels / view.ty.shape[3]),
+            None => Ok(0),
+        };
+        let Norm { groups, eps } = self.extras.norm.unwrap_or(Norm { groups: 0, eps: 0.0 });
+        let flag = |bit: i32, set: bool| if set { bit } else { 0 };
+        let params = Params {
+            x: [UNSET; 2],
+            affine: UNSET,
+            moments: [UNSET; 2],
+            gamma: UNSET,
+            beta: UNSET,
+            weight: [UNSET; 3],
+            bias: [UNSET; 3],
+            shortcut: [UNSET; 2],
+            shortcut_weight: UNSET,
+            shortcut_bias: UNSET,
+            shift: UNSET,
+            residual: UNSET,
+            y: [UNSET; 3],
+            own_moments: UNSET,
+            partials: UNSET,
+            tickets: UNSET,
+            batch: int(conv.batch)?,
+            height: int(conv.input[0])?,
+            width: int(conv.input[1])?,
+            c1: int(conv.channels[0])?,
+            c2: int(conv.channels[1])?,
+            out_height: int(conv.output[0])?,
+            out_width: int(conv.output[1])?,
+            c_out: int(conv.c_out)?,
+            kh: int(conv.kernel[0])?,
+            kw: int(conv.kernel[1])?,
+            stride_h: int(conv.stride[0])?,
+            stride_w: int(conv.stride[1])?,
+            pad_top: int(conv.padding[0])?,
+            pad_left: int(conv.padding[1])?,
+            upsample: i32::from(conv.upsample),
+            silu: i32::from(self.form.operands.silu),
+            affine_stride,
+            shift_stride: stride(shift, conv.c_out)?,
+            shortcut1: int(shortcut_channels[0])?,
+            shortcut2: int(shortcut_channels[1])?,
+            groups: int(groups)?,
+            tiles1: tiles(moments[0])?,
+            tiles2: tiles(moments[1])?,
+            slice1: slice(moments[0], conv.channels[0])?,
+            slice2: slice(moments[1], conv.channels[1])?,
+            own_slice: int(self.extras.moments)?,
+            tile_width_log: cut.tile[1].trailing_zeros() as i32,
+            region_height: int(cut.region[0])?,
+            region_width: int(cut.region[1])?,
+            sample_pixels: int(shape.sample_pixels)?,
+            slices: int(slices)?,
+            chunk: int(cut.chunk)?,
+            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PAIRS, pairs),
+            eps,
+        };
+        let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
+        read.extend(places.weights.into_iter().chain(places.biases).map(input));
+        read.extend(shortcut);
+        read.extend([places.shortcut_weight, places.shortcut_bias].map(input));
+        read.extend([shift, residual]);
+        let mut written: Vec<Option<&View>> = (0..3).map(|sibling| results.get(sibling)).collect();
+        written.extend([own_moments.first(), args.scratch, args.tickets]);
+        let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, slices as u32];
+        let block = [cut.kernel.threads, 1, 1];
+        Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])
+    }
+}
