@@ -5,8 +5,8 @@ use super::{Norm, TiledConv2d};
 use crate::device::kernels::{self, UNSET, dimension};
 use crate::device::{KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
-use crate::ops::conv2d::Operand;
 use crate::ops::LaunchArgs;
+use crate::ops::conv2d::Operand;
 
 kernels::params! {
     /// `Conv2d`.
