@@ -14,6 +14,10 @@ mod host;
 mod manifest;
 #[path = "build/nvrtc.rs"]
 mod nvrtc;
+#[path = "build/probes.rs"]
+mod probes;
+#[path = "build/ptx.rs"]
+mod ptx;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,5 +49,6 @@ fn build() -> Result<(), String> {
 
     host::build(&sources, &cache, &out)?;
     let gpu = nvrtc::build(&root, &sources, &cache, &out)?;
+    probes::build(&root, &cache, &out)?;
     generate::write(&sources, &gpu, &out)
 }

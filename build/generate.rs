@@ -31,6 +31,7 @@ fn text(sources: &Sources, gpu: &Gpu) -> Result<String, std::fmt::Error> {
         writeln!(text, "    source: {:?},", file.source)?;
         writeln!(text, "    params_bytes: {},", kernel.params_bytes)?;
         writeln!(text, "    threads: {},", kernel.threads)?;
+        writeln!(text, "    general: {},", kernel.general)?;
         writeln!(text, "    host: [cyanea_sm70_{name}, cyanea_sm80_{name}],")?;
         writeln!(text, "}};\n")?;
     }
@@ -70,9 +71,11 @@ fn text(sources: &Sources, gpu: &Gpu) -> Result<String, std::fmt::Error> {
             let resources = resources.map_or("None".into(), |r| format!("Some({r})"));
             writeln!(
                 text,
-                "            Function {{ kernel: &{}, symbol: {:?}, resources: {resources} }},",
+                "            Function {{ kernel: &{}, symbol: {:?}, resources: {resources}, \
+                 mma_instructions: {} }},",
                 kernel.name.to_uppercase(),
-                image.symbols[index]
+                image.symbols[index],
+                image.mma_instructions[index]
             )?;
         }
         writeln!(text, "        ],\n    }},")?;

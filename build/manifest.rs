@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
+    /// Names of kernels for products in float16 without tensor cores.
+    general: Vec<String>,
     file: Vec<File>,
 }
 
@@ -32,6 +34,9 @@ pub struct Kernel {
     pub params_bytes: usize,
     /// Most threads of a block.
     pub threads: u32,
+    /// A product in float16 without tensor cores.
+    #[serde(skip)]
+    pub general: bool,
 }
 
 impl Kernel {
@@ -55,7 +60,7 @@ impl Sources {
     pub fn read(folder: &Path) -> Result<Sources, String> {
         let path = folder.join("manifest.toml");
         let text = text(&path)?;
-        let manifest: Manifest =
+        let mut manifest: Manifest =
             toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
         let mut names = std::collections::HashSet::new();
         for kernel in manifest.file.iter().flat_map(|file| &file.kernels) {
@@ -70,6 +75,13 @@ impl Sources {
             if !names.insert(&kernel.name) {
                 return Err(format!("{}: `{}` stands there twice", path.display(), kernel.name));
             }
+        }
+        for name in &manifest.general {
+            let mut kernels = manifest.file.iter_mut().flat_map(|file| &mut file.kernels);
+            let kernel = kernels.find(|kernel| kernel.name == *name);
+            kernel
+                .ok_or(format!("{}: `{name}` of `general` is no kernel", path.display()))?
+                .general = true;
         }
         let mut texts = Vec::new();
         for file in &manifest.file {

@@ -3,7 +3,8 @@
 
 use crate::cache::{self, Cache};
 use crate::cubin::{self, Resources};
-use crate::manifest::Sources;
+use crate::manifest::{File, Sources};
+use crate::ptx;
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub struct Image {
     pub path: PathBuf,
     /// For each kernel of the file the symbol that the image knows it by.
     pub symbols: Vec<String>,
+    /// For each kernel of the file how many matrix instructions its PTX has.
+    pub mma_instructions: Vec<u32>,
     /// For each kernel of the file what it needs; `None` in PTX.
     pub resources: Vec<Option<Resources>>,
 }
@@ -49,6 +52,21 @@ impl Arch {
             _ => &[80],
         }
     }
+}
+
+/// Extension of the file beside a compiled unit: for each kernel a line with its symbol and the number
+/// of its matrix instructions.
+const NOTES: &str = "kernels";
+
+fn read_notes(text: &str) -> Result<(Vec<String>, Vec<u32>), String> {
+    let note = |line: &str| {
+        let (symbol, count) = line.split_once(' ')?;
+        Some((symbol.to_string(), count.parse::<u32>().ok()?))
+    };
+    let notes = text.lines().map(|line| {
+        note(line).ok_or(format!("the kernel cache holds `{line}`; delete target/kernel-cache"))
+    });
+    notes.collect()
 }
 
 const VARIABLE: &str = "CYANEA_CUDA_ARCHS";
@@ -84,7 +102,11 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
     for file in 0..sources.files.len() {
         for &arch in &archs {
             for &code_path in arch.code_paths() {
-                let options = nvrtc.options(arch, code_path, &sources.folder);
+                let options = nvrtc.options(
+                    &arch.name(),
+                    &sources.folder,
+                    &[format!("-DCYANEA_CODE_PATH={code_path}")],
+                );
                 let key = [
                     nvrtc.version.as_str(),
                     &options.join(" "),
@@ -99,45 +121,55 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
     }
     cache::parallel(jobs.len(), |index| {
         let (file, arch, _, options, cached) = &jobs[index];
-        if cached.exists() && cached.with_extension("names").exists() {
-            return Ok(());
-        }
+        let File { source, kernels, .. } = &sources.files[*file];
+        let expressions = kernels.iter().map(|kernel| kernel.expression()).collect::<Vec<_>>();
+        let unit = Unit { name: source, text: sources.unit(*file), expressions: &expressions };
         nvrtc
-            .compile(sources, *file, *arch, options, cached)
-            .map_err(|e| format!("{} for {}: {e}", sources.files[*file].source, arch.name()))
+            .compile(&unit, arch.ptx, options, cached)
+            .map_err(|e| format!("{source} for {}: {e}", arch.name()))
     })?;
     let mut images = Vec::new();
     for (file, arch, code_path, _, cached) in jobs {
-        let names = String::from_utf8_lossy(&cache::read(&cached.with_extension("names"))?)
-            .lines()
-            .map(str::to_string)
-            .collect::<Vec<_>>();
+        let notes = cache::read(&cached.with_extension(NOTES))?;
+        let (symbols, mma_instructions) = read_notes(&String::from_utf8_lossy(&notes))?;
         let bytes = cache::read(&cached)?;
         let resources = match arch.ptx {
-            true => vec![None; names.len()],
-            false => cubin::resources(&bytes, &names, arch.number)?.into_iter().map(Some).collect(),
+            true => vec![None; symbols.len()],
+            false => {
+                let of_each = cubin::resources(&bytes, &symbols, arch.number)?;
+                of_each.into_iter().map(Some).collect()
+            }
         };
         let extension = if arch.ptx { "ptx" } else { "cubin" };
         let path = out.join(format!("{file}-{}-path{code_path}.{extension}", arch.name()));
         cache::write(&path, &bytes)?;
-        images.push(Image { file, arch, code_path, path, symbols: names, resources });
+        images.push(Image { file, arch, code_path, path, symbols, mma_instructions, resources });
     }
     Ok(Gpu { compiler: Some(nvrtc.version.clone()), images })
+}
+
+/// What one call of the compiler gets.
+pub struct Unit<'a> {
+    /// For messages.
+    pub name: &'a str,
+    pub text: String,
+    /// Kernels that are instantiated, beside those that the text itself defines as `extern "C"`.
+    pub expressions: &'a [&'a str],
 }
 
 type Program = *mut c_void;
 
 /// The compiler library. Its functions are called as nvrtc.h of CUDA 12 declares them.
-struct Nvrtc {
+pub struct Nvrtc {
     library: Library,
-    version: String,
+    pub version: String,
     includes: Vec<PathBuf>,
 }
 
 impl Nvrtc {
     /// The first usable one; a library of another major version is passed over, because CUDA 13
     /// no longer compiles for Volta.
-    fn find(root: &Path) -> Result<Option<Nvrtc>, String> {
+    pub fn find(root: &Path) -> Result<Option<Nvrtc>, String> {
         let wheels = root.join(".cuda/nvidia");
         let mut places = vec![(
             wheels.join("cuda_nvrtc/lib/libnvrtc.so.12"),
@@ -179,16 +211,16 @@ impl Nvrtc {
     }
 
     /// No contraction: a kernel says `fmaf` where it means it, so that every device rounds alike.
-    fn options(&self, arch: Arch, code_path: u32, kernels: &Path) -> Vec<String> {
+    pub fn options(&self, arch: &str, folder: &Path, more: &[String]) -> Vec<String> {
         let mut options = vec![
-            format!("--gpu-architecture={}", arch.name()),
-            format!("-DCYANEA_CODE_PATH={code_path}"),
+            format!("--gpu-architecture={arch}"),
             "--std=c++17".into(),
             "--fmad=false".into(),
             "-lineinfo".into(),
-            format!("-I{}", kernels.display()),
+            format!("-I{}", folder.display()),
         ];
         options.extend(self.includes.iter().map(|path| format!("-I{}", path.display())));
+        options.extend_from_slice(more);
         options
     }
 
@@ -213,17 +245,20 @@ impl Nvrtc {
         Ok(buffer)
     }
 
-    fn compile(
+    /// Compiles to machine code, or with `ptx` to PTX, into the file `cached` and its notes, unless
+    /// both are there.
+    pub fn compile(
         &self,
-        sources: &Sources,
-        file: usize,
-        arch: Arch,
+        unit: &Unit,
+        ptx: bool,
         options: &[String],
         cached: &Path,
     ) -> Result<(), String> {
-        let text = CString::new(sources.unit(file)).map_err(|e| e.to_string())?;
-        let name = CString::new(format!("{}.unit", sources.files[file].source));
-        let name = name.map_err(|e| e.to_string())?;
+        if cached.exists() && cached.with_extension(NOTES).exists() {
+            return Ok(());
+        }
+        let text = CString::new(unit.text.as_str()).map_err(|e| e.to_string())?;
+        let name = CString::new(format!("{}.unit", unit.name)).map_err(|e| e.to_string())?;
         let mut program: Program = std::ptr::null_mut();
         type Create = unsafe extern "C" fn(
             *mut Program,
@@ -243,7 +278,7 @@ impl Nvrtc {
         if status != 0 {
             return Err(format!("nvrtcCreateProgram failed with status {status}"));
         }
-        let result = self.compile_program(program, sources, file, arch, options, cached);
+        let result = self.compile_program(program, unit, ptx, options, cached);
         let mut closing = program;
         type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
         // SAFETY: the program was created above and is not used again.
@@ -258,17 +293,14 @@ impl Nvrtc {
     fn compile_program(
         &self,
         program: Program,
-        sources: &Sources,
-        file: usize,
-        arch: Arch,
+        unit: &Unit,
+        ptx: bool,
         options: &[String],
         cached: &Path,
     ) -> Result<(), String> {
-        let expressions = sources.files[file]
-            .kernels
-            .iter()
-            .map(|kernel| CString::new(kernel.expression()).map_err(|e| e.to_string()))
-            .collect::<Result<Vec<_>, _>>()?;
+        let expressions =
+            unit.expressions.iter().map(|&e| CString::new(e).map_err(|e| e.to_string()));
+        let expressions = expressions.collect::<Result<Vec<_>, _>>()?;
         for expression in &expressions {
             self.call("nvrtcAddNameExpression", program, expression.as_ptr().cast_mut())?;
         }
@@ -285,7 +317,10 @@ impl Nvrtc {
             let log = self.fetch("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)?;
             return Err(format!("does not compile:\n{}", String::from_utf8_lossy(&log)));
         }
-        let mut names = String::new();
+        // Also where machine code is asked for: NVRTC makes it from PTX.
+        let assembly = self.fetch("nvrtcGetPTXSize", "nvrtcGetPTX", program)?;
+        let text = String::from_utf8_lossy(&assembly);
+        let mut notes = String::new();
         for expression in &expressions {
             let mut lowered: *const c_char = std::ptr::null();
             type Lowered =
@@ -300,15 +335,17 @@ impl Nvrtc {
                 if function(program, expression.as_ptr(), &mut lowered) != 0 {
                     return Err(format!("{expression:?} is no kernel of this file"));
                 }
-                names += &CStr::from_ptr(lowered).to_string_lossy();
+                let symbol = CStr::from_ptr(lowered).to_string_lossy();
+                let count = ptx::mma_instructions(&text, &symbol)
+                    .ok_or_else(|| format!("the PTX lacks {symbol}"))?;
+                notes += &format!("{symbol} {count}\n");
             }
-            names.push('\n');
         }
-        let image = match arch.ptx {
-            true => self.fetch("nvrtcGetPTXSize", "nvrtcGetPTX", program)?,
+        let image = match ptx {
+            true => assembly,
             false => self.fetch("nvrtcGetCUBINSize", "nvrtcGetCUBIN", program)?,
         };
-        cache::write(&cached.with_extension("names"), names.as_bytes())?;
+        cache::write(&cached.with_extension(NOTES), notes.as_bytes())?;
         cache::write(cached, &image)
     }
 }

@@ -1,5 +1,6 @@
 // The steps of diffusion around the network: noise, the forward process, the samplers' update, and
 // the little that counts on the device. One thread an element, but where something else is said.
+#include "common/angle.cuh"
 #include "common/noise.cuh"
 #include "common/reduce.cuh"
 #include "common/state.cuh"
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(256) timestep_embedding_fwd_nhwc_f32(TimestepE
         float frequency = static_cast<float>(exp(static_cast<double>(exponent)));
         double angle = static_cast<double>(p.t[sample] * frequency);
         bool cosine = (column < half) == (p.cosine_first != 0);
-        value = static_cast<float>(cosine ? cos(angle) : sin(angle));
+        value = static_cast<float>(cosine ? cosine_of(angle) : sine_of(angle));
     }
     p.y[i] = value;
 }
@@ -129,7 +130,7 @@ __device__ __forceinline__ double fourier_angle(const FourierFeatures& p, int sa
 
 // What the gradient of an angle is.
 __device__ __forceinline__ float fourier_slope(const FourierFeatures& p, int sample, int c) {
-    float slope = static_cast<float>(-ROOT_2 * sin(fourier_angle(p, sample, c)));
+    float slope = static_cast<float>(-ROOT_2 * sine_of(fourier_angle(p, sample, c)));
     return slope * p.dy[sample * p.channels + c];
 }
 
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(256) fourier_features_fwd_nhwc_f32(FourierFeat
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     int sample = i / p.channels;
     if (sample >= p.batch) return;
-    p.y[i] = static_cast<float>(ROOT_2 * cos(fourier_angle(p, sample, i % p.channels)));
+    p.y[i] = static_cast<float>(ROOT_2 * cosine_of(fourier_angle(p, sample, i % p.channels)));
 }
 
 __global__ void __launch_bounds__(256) fourier_features_dgrad_nhwc_f32(FourierFeatures p) {

@@ -64,6 +64,16 @@ impl Error {
         Error::Operation { operation: operation.into(), what: what.into() }
     }
 
+    /// The same, saying where in a network the operation stands; `label` may be empty.
+    pub(crate) fn at(self, label: &str) -> Self {
+        match self {
+            Error::Operation { operation, what } if !label.is_empty() => {
+                Error::operation(format!("{label} ({operation})"), what)
+            }
+            other => other,
+        }
+    }
+
     pub fn device(what: impl Into<String>) -> Self {
         Error::Device(what.into())
     }

@@ -185,9 +185,14 @@ fn kernels_lists_each_kernel_as_a_table_and_as_json() {
         assert!(rows.iter().any(|row| row["kernel"] == kernel.name), "{json:#}");
     }
     for row in rows {
-        let known = row["architecture"].as_str().is_some_and(|arch| arch.starts_with("sm_"));
-        assert_eq!(row["registers"].is_u64(), known, "{row}");
+        let arch = row["arch"].as_str();
+        let known = arch.is_some_and(|arch| arch.starts_with("sm_"));
+        for key in ["registers", "shared_bytes", "local_bytes"] {
+            assert_eq!(row[key].is_u64(), known, "{row}");
+        }
         assert_eq!(row["occupancy"].is_f64(), known, "{row}");
+        assert_eq!(row["mma_instructions"].is_u64(), arch.is_some(), "{row}");
+        assert!(row["block_threads"].is_u64(), "{row}");
     }
 }
 
@@ -268,7 +273,7 @@ fn plan_predicts_for_gpus_and_says_that_it_does() {
     let said = v100["predicted_training_hours"].as_f64().unwrap();
     assert!((said / hours - 1.0).abs() <= 1e-9, "{said} is not {hours}");
     let text = stdout(cyanea().args(["plan", "--preset", "ddpm-32", "--target", "a100"]));
-    assert!(text.contains("a prediction, not a measurement") && text.contains("conv2d_fwd"));
+    assert!(text.contains("a prediction, not a measurement") && text.contains("conv2d_"));
     let cpu = cyanea().args(["plan", "--preset", "ddpm-32"]).args(model_case).assert().code(2);
     let error = String::from_utf8_lossy(&cpu.get_output().stderr).into_owned();
     assert!(error.contains("no prediction for the cpu target"), "{error}");

@@ -14,8 +14,9 @@ Examples:
 
 What comes out: a row for each kernel and architecture, as the compiler reported them when cyanea
 was built. `path` is the code path (a Hopper GPU can also run the one for Volta), `threads` the most
-of a block, `registers` and `stack` (bytes, spilled registers included) are a thread's, `shared`
-(bytes, static) a block's, `occupancy` the share of a multiprocessor's warps that can be resident.
+of a block, `registers` and `local` (bytes of stack, spilled registers included) are a thread's,
+`shared` (bytes, static) a block's, `occupancy` the share of a multiprocessor's warps that can be
+resident without dynamic shared memory, `mma` the tensor core instructions in the kernel's PTX.
 compute_XX is PTX, which the driver compiles for newer chips. The same kernels run under
 --device emulated. In JSON what is not known is null.";
 
@@ -57,8 +58,9 @@ pub fn run(args: &Args) -> Result<()> {
         "threads",
         "registers",
         "shared",
-        "stack",
+        "local",
         "occupancy",
+        "mma",
     ];
     let mut table = Table::new(&titles, &[0, 1, 2, 3]);
     for row in &rows {
@@ -73,6 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
             known(row.resources.map(|r| r.shared_bytes)),
             known(row.resources.map(|r| r.local_bytes)),
             row.occupancy.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
+            row.mma_instructions.to_string(),
         ]);
     }
     output::say(&table.to_string())
@@ -90,13 +93,14 @@ fn json_row(row: &KernelRow) -> Value {
     json!({
         "kernel": row.kernel,
         "source": row.source,
-        "architecture": row.arch.to_string(),
+        "arch": row.arch.to_string(),
         "code_path": path(row.code_path),
-        "threads": row.block_threads,
         "registers": row.resources.map(|r| r.registers),
         "shared_bytes": row.resources.map(|r| r.shared_bytes),
-        "stack_bytes": row.resources.map(|r| r.local_bytes),
+        "local_bytes": row.resources.map(|r| r.local_bytes),
+        "block_threads": row.block_threads,
         "occupancy": row.occupancy,
+        "mma_instructions": row.mma_instructions,
     })
 }
 
@@ -105,12 +109,13 @@ fn host_row(kernel: &built::Kernel) -> Value {
     json!({
         "kernel": kernel.name,
         "source": kernel.source,
-        "architecture": null,
+        "arch": null,
         "code_path": null,
-        "threads": kernel.threads,
         "registers": null,
         "shared_bytes": null,
-        "stack_bytes": null,
+        "local_bytes": null,
+        "block_threads": kernel.threads,
         "occupancy": null,
+        "mma_instructions": null,
     })
 }

@@ -3,7 +3,7 @@
 use super::output;
 use super::plan_figures::{self, Cost};
 use super::precision::Wanted;
-use super::prediction::{Prediction, training_hours};
+use super::prediction::{GENERAL, Prediction, training_hours};
 use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
@@ -30,8 +30,8 @@ target needs no GPU. The keys of --json carry their units in their names.
 For v100, a100 and h100 a predicted time follows: for each launch of a sampling step the floor from
 FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, the gap to the next
 launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
-kernel for a training step. A prediction from data sheets, which real kernels do not reach, and
-never a measurement.";
+kernel for a training step. Launches that multiply in float16 without tensor cores are marked *. A
+prediction from data sheets, which real kernels do not reach, and never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
 #[derive(Debug, clap::Args)]
@@ -100,6 +100,8 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         if let Some((sampling, training)) = &predicted {
             json["predicted_us_per_sampling_step"] = sampling.microseconds().into();
             json["predicted_us_per_training_step"] = training.microseconds().into();
+            json["general_launches_per_sampling_step"] = sampling.general_launches().into();
+            json["general_launches_per_training_step"] = training.general_launches().into();
         }
         if let Some(hours) = hours {
             json["predicted_training_hours"] = hours.into();
@@ -124,6 +126,9 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
             sampling.microseconds(),
             training.microseconds()
         );
+        if sampling.general_launches() + training.general_launches() > 0 {
+            text += &format!("{GENERAL}\n");
+        }
     }
     if let (Some(hours), Some(epochs), Some(images)) = (hours, args.epochs, args.images) {
         text += &format!(

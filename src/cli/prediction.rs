@@ -2,6 +2,7 @@
 //! and from bytes, and the gap to the next. A prediction, never a measurement.
 
 use super::figures::{Table, grouped};
+use crate::device::kernels::Kernel;
 use crate::device::{DType, Launch, Program, Speed, Target, Work};
 use crate::graph::Plan;
 use crate::{Error, Result};
@@ -11,6 +12,8 @@ use std::collections::HashMap;
 struct Row {
     name: String,
     kernel: &'static str,
+    /// A float16 product that leaves tensor cores idle.
+    general: bool,
     times: usize,
     flops: f64,
     bytes: f64,
@@ -55,6 +58,11 @@ impl Prediction {
         self.rows.iter().map(|row| row.times as f64 * (row.flops.max(row.bytes) + self.gap)).sum()
     }
 
+    /// Launches of a step that leave tensor cores idle though they multiply in float16.
+    pub fn general_launches(&self) -> u64 {
+        self.rows.iter().filter(|row| row.general).map(|row| row.times as u64).sum()
+    }
+
     /// Every launch, in order.
     pub fn launches(&self) -> String {
         let titles = ["launch", "kernel", "FLOPs µs", "bytes µs", "gap µs", "blocks", "of SMs"];
@@ -63,7 +71,7 @@ impl Prediction {
             let times = if row.times > 1 { format!(" ×{}", row.times) } else { String::new() };
             table.row([
                 format!("  {}{times}", row.name),
-                row.kernel.to_string(),
+                marked(row.kernel, row.general),
                 format!("{:.2}", row.flops),
                 format!("{:.2}", row.bytes),
                 format!("{:.1}", self.gap),
@@ -78,11 +86,13 @@ impl Prediction {
     pub fn by_kernel(&self) -> String {
         let mut order: Vec<&'static str> = Vec::new();
         let mut sums: HashMap<&'static str, [f64; 4]> = HashMap::new();
+        let mut general: HashMap<&'static str, bool> = HashMap::new();
         for row in &self.rows {
             let sum = sums.entry(row.kernel).or_insert_with(|| {
                 order.push(row.kernel);
                 [0.0; 4]
             });
+            general.insert(row.kernel, row.general);
             let times = row.times as f64;
             let floor = times * (row.flops.max(row.bytes) + self.gap);
             for (to, add) in
@@ -97,7 +107,7 @@ impl Prediction {
         for kernel in order {
             let [launches, flops, bytes, floor] = sums[kernel];
             table.row([
-                format!("  {kernel}"),
+                format!("  {}", marked(kernel, general[kernel])),
                 grouped(launches as u64),
                 format!("{flops:.1}"),
                 format!("{bytes:.1}"),
@@ -107,6 +117,13 @@ impl Prediction {
         }
         table.to_string()
     }
+}
+
+/// What the mark of [`marked`] means.
+pub const GENERAL: &str = "* takes any shape and leaves tensor cores idle: a slower path";
+
+fn marked(kernel: &str, general: bool) -> String {
+    if general { format!("{kernel} *") } else { kernel.to_string() }
 }
 
 fn launches(program: &Program, times: usize, speed: &Speed) -> Vec<Row> {
@@ -121,6 +138,7 @@ fn launches(program: &Program, times: usize, speed: &Speed) -> Vec<Row> {
                 launch.label.clone()
             },
             kernel: work.kernel,
+            general: Kernel::named(work.kernel).is_some_and(|kernel| kernel.general),
             times,
             flops: launch.flops as f64 / peak * 1e6,
             bytes: launch.bytes as f64 / speed.bytes * 1e6,
@@ -139,9 +157,11 @@ pub fn training_hours(microseconds: f64, epochs: u64, images: u64, batch: u64) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::TensorType;
-    use crate::graph::Graph;
+    use crate::device::kernels::KERNELS;
+    use crate::device::{KernelWork, TensorType};
+    use crate::graph::{Graph, Layout};
     use crate::ops::activation::Activation;
+    use std::sync::Arc;
 
     #[test]
     fn floors_are_those_of_the_data_sheet() {
@@ -159,6 +179,41 @@ mod tests {
         assert!(text.contains("silu_fwd") && text.contains("×3"), "{text}");
         assert!(prediction.by_kernel().contains("silu_fwd"));
         assert!(Prediction::of(&plan, &[("denoise", 1)], &Target::CPU).is_err());
+    }
+
+    #[test]
+    fn general_kernels_are_marked() {
+        for kernel in KERNELS {
+            let work = KernelWork {
+                kernel: kernel.name,
+                grid: [1, 1, 1],
+                block: [32, 1, 1],
+                shared_bytes: 0,
+                params: Vec::new(),
+                pointers: Vec::new(),
+                written: 0,
+            };
+            let launch = Launch {
+                operation: "test",
+                label: String::new(),
+                flops: 1,
+                bytes: 1,
+                work: Work::Kernel(work),
+            };
+            let program = Program {
+                name: "denoise".into(),
+                target: Target::V100,
+                launches: vec![launch],
+                arena_bytes: 0,
+            };
+            let plan = Plan { layout: Layout::default(), programs: vec![Arc::new(program)] };
+            let prediction = Prediction::of(&plan, &[("denoise", 3)], &Target::V100).unwrap();
+            assert_eq!(prediction.general_launches(), 3 * u64::from(kernel.general));
+            for text in [prediction.launches(), prediction.by_kernel()] {
+                let marked = text.contains(&format!("{} *", kernel.name));
+                assert_eq!(marked, kernel.general, "{text}");
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Kernel {
     pub params_bytes: usize,
     /// Most threads of a block.
     pub threads: u32,
+    /// A product in float16 that leaves tensor cores idle; plans mark its launches.
+    pub general: bool,
     /// Compiled for the host: the sm_70 and the sm_80 path.
     host: [HostEntry; 2],
 }
@@ -55,6 +57,8 @@ pub struct Function {
     pub symbol: &'static str,
     /// `None` in PTX.
     pub resources: Option<Resources>,
+    /// Instructions of tensor cores in its PTX.
+    pub mma_instructions: u32,
 }
 
 /// One file of kernels, compiled for one architecture.
@@ -207,15 +211,17 @@ pub(super) fn filled_params(work: &KernelWork, address: impl Fn(&View) -> u64) -
     params
 }
 
-/// Checks a launch before anything of it runs: sizes, limits of the target, views inside the
-/// memory, nothing written that another view of the launch covers.
-pub(super) fn check(
+/// Checks what of a launch does not depend on where its views lie: sizes and limits of the target.
+/// Programs are compiled with it, so that nothing beyond a limit is found out only on a device.
+///
+/// # Errors
+/// Names the launch, the kernel, the value and the limit.
+pub(crate) fn check_limits(
     label: &str,
     work: &KernelWork,
     target: &Target,
-    sizes: Sizes,
 ) -> Result<&'static Kernel> {
-    let refuse = |what: String| Err(Error::operation(label, format!("{}: {what}", work.kernel)));
+    let refuse = |what: String| Err(refused(label, work, what));
     let Some(kernel) = Kernel::named(work.kernel) else {
         return refuse("this build has no such kernel".into());
     };
@@ -236,10 +242,27 @@ pub(super) fn check(
     }
     if work.shared_bytes > target.shared_bytes {
         return refuse(format!(
-            "{} bytes of shared memory; {} has {}",
+            "{} bytes of shared memory; {} has {} a block",
             work.shared_bytes, target.name, target.shared_bytes
         ));
     }
+    Ok(kernel)
+}
+
+fn refused(label: &str, work: &KernelWork, what: String) -> Error {
+    Error::operation(label, format!("{}: {what}", work.kernel))
+}
+
+/// Checks a launch before anything of it runs: its limits, views inside the memory, nothing written
+/// that another view of the launch covers.
+pub(super) fn check(
+    label: &str,
+    work: &KernelWork,
+    target: &Target,
+    sizes: Sizes,
+) -> Result<&'static Kernel> {
+    let kernel = check_limits(label, work, target)?;
+    let refuse = |what: String| Err(refused(label, work, what));
     if work.written > work.pointers.len() {
         return refuse("more written views than views".into());
     }
@@ -280,6 +303,8 @@ pub struct KernelRow {
     /// Resident warps a multiprocessor as a share of the most it can hold, for blocks of
     /// `block_threads` and no dynamic shared memory; `None` in PTX.
     pub occupancy: Option<f64>,
+    /// Instructions of tensor cores in its PTX, each counted once however often a loop runs it.
+    pub mma_instructions: u32,
 }
 
 /// Every kernel in every image, in the order of the manifest; empty where the build found no CUDA
@@ -297,30 +322,51 @@ pub fn table() -> Vec<KernelRow> {
             occupancy: function
                 .resources
                 .map(|resources| occupancy(image.arch.number, resources, function.kernel.threads)),
+            mma_instructions: function.mma_instructions,
         })
         .collect();
     rows.sort_by_key(|row| KERNELS.iter().position(|kernel| kernel.name == row.kernel));
     rows
 }
 
-/// Occupancy by the rules of the CUDA C++ Programming Guide, "Compute Capabilities": registers are
-/// given out in units of 256 a warp, shared memory of a block in units of 256 bytes (128 from 8.0
-/// on, which also keep 1 KiB a block for themselves).
-fn occupancy(arch: u32, resources: Resources, block_threads: u32) -> f64 {
-    let (max_warps, max_blocks, shared, reserved, unit) = match arch {
+impl KernelRow {
+    /// Blocks of `threads` with so much dynamic shared memory that a multiprocessor holds at once;
+    /// `None` in PTX.
+    pub fn resident_blocks(&self, threads: u32, dynamic_shared_bytes: u32) -> Option<u32> {
+        let resources = self.resources?;
+        Some(resident_blocks(self.arch.number, resources, threads, dynamic_shared_bytes))
+    }
+}
+
+/// Warps that a multiprocessor can hold, blocks, shared memory, and what each block's is rounded to:
+/// CUDA C++ Programming Guide, "Compute Capabilities".
+fn multiprocessor(arch: u32) -> (u32, u32, u32, u32, u32) {
+    match arch {
         ..80 => (64, 32, 96 << 10, 0, 256),
         80 => (64, 32, 164 << 10, 1024, 128),
         81..=88 => (48, 16, 100 << 10, 1024, 128),
         89 => (48, 24, 100 << 10, 1024, 128),
         _ => (64, 32, 228 << 10, 1024, 128),
-    };
-    let warps = block_threads.div_ceil(32);
+    }
+}
+
+/// By the rules of the CUDA C++ Programming Guide: registers are given out in units of 256 a warp,
+/// shared memory of a block in units of 256 bytes (128 from 8.0 on, which also keep 1 KiB a block for
+/// themselves).
+fn resident_blocks(arch: u32, resources: Resources, threads: u32, dynamic_shared: u32) -> u32 {
+    let (max_warps, max_blocks, shared, reserved, unit) = multiprocessor(arch);
+    let warps = threads.div_ceil(32);
     let registers = (resources.registers * 32).next_multiple_of(256) * warps;
     let by_registers = 65_536 / registers.max(1);
-    let shared_block = (resources.shared_bytes + reserved).next_multiple_of(unit);
-    let by_shared = u32::checked_div(shared, shared_block).unwrap_or(max_blocks);
-    let blocks = max_blocks.min(by_registers).min(by_shared).min(max_warps / warps);
-    f64::from(blocks * warps) / f64::from(max_warps)
+    let block = (resources.shared_bytes + dynamic_shared + reserved).next_multiple_of(unit);
+    let by_shared = u32::checked_div(shared, block).unwrap_or(max_blocks);
+    max_blocks.min(by_registers).min(by_shared).min(max_warps / warps)
+}
+
+/// Resident warps as a share of the most, without dynamic shared memory.
+fn occupancy(arch: u32, resources: Resources, block_threads: u32) -> f64 {
+    let blocks = resident_blocks(arch, resources, block_threads, 0);
+    f64::from(blocks * block_threads.div_ceil(32)) / f64::from(multiprocessor(arch).0)
 }
 
 #[cfg(test)]
@@ -336,6 +382,9 @@ mod tests {
         assert_eq!(occupancy(80, resources(128, 0), 256), 0.25);
         // 164 KiB / (40 + 1 KiB) = 4 blocks of 4 warps.
         assert_eq!(occupancy(80, resources(32, 40 << 10), 128), 0.25);
+        assert_eq!(resident_blocks(80, resources(32, 8 << 10), 128, 32 << 10), 4);
+        // 96 KiB on Volta, all of it.
+        assert_eq!(resident_blocks(70, resources(32, 0), 128, 48 << 10), 2);
     }
 
     #[test]

@@ -47,12 +47,13 @@ impl TensorType {
         TensorType { shape: self.shape.clone(), dtype }
     }
 
+    /// The largest number there is where the true one is larger, so that limits refuse it.
     pub fn elements(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
     }
 
     pub fn bytes(&self) -> usize {
-        self.elements() * self.dtype.size()
+        self.elements().saturating_mul(self.dtype.size())
     }
 }
 

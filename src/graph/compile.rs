@@ -2,6 +2,7 @@
 
 use super::memory_plan::{self, Lifetime};
 use super::{Graph, Layout, Node, Origin, TensorId};
+use crate::device::kernels::check_limits;
 use crate::device::{CpuWork, Launch, Program, Space, Target, TensorType, View, Work};
 use crate::error::Result;
 use crate::ops::{Build, LaunchArgs};
@@ -11,7 +12,8 @@ use std::sync::Arc;
 /// Compiles a graph for a target; `layout` says where its persistent slots lie.
 ///
 /// # Errors
-/// A slot that the layout lacks, or shapes that the target has no kernel for.
+/// A slot that the layout lacks, or shapes that the target has no kernel for or that are beyond its
+/// limits; names the node and the limit.
 pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> Result<Program> {
     let arena = plan_arena(graph, target);
     let view = |tensor: TensorId| -> Result<View> {
@@ -55,7 +57,10 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
                 scratch: scratch.as_ref(),
                 tickets: tickets.as_ref(),
             };
-            for (part, work) in node.op.launch(&args)?.into_iter().enumerate() {
+            let launched = node.op.launch(&args).map_err(|error| error.at(&node.label))?;
+            for (part, work) in launched.into_iter().enumerate() {
+                check_limits(node.op.name(), &work, target)
+                    .map_err(|error| error.at(&node.label))?;
                 // An operation's cost is counted once, with its first launch.
                 launches.push(launch(Work::Kernel(work), u64::from(part == 0)));
             }

@@ -142,7 +142,7 @@ impl Graph {
     /// The tensor of a persistent slot; declares it on first use.
     ///
     /// # Errors
-    /// When the slot exists with another type.
+    /// When the slot exists with another type, or has more elements than kernels can count.
     pub fn slot(
         &mut self,
         region: Region,
@@ -160,6 +160,8 @@ impl Graph {
             }
             return Ok(tensor);
         }
+        let known_as = if name == WHOLE { format!("all {region:?}") } else { name.to_string() };
+        countable(&known_as, &ty)?;
         let slot = SlotId(self.slots.len());
         self.slots.push(Slot { region, name: name.to_string(), ty: ty.clone(), rate });
         let tensor = self.add_tensor(ty, Origin::Slot(slot));
@@ -230,20 +232,9 @@ impl Graph {
         label: &str,
     ) -> Result<Vec<TensorId>> {
         let types: Vec<&TensorType> = inputs.iter().map(|&t| self.ty(t)).collect();
-        let in_label = |error| match error {
-            Error::Operation { operation, what } if !label.is_empty() => {
-                Error::operation(format!("{label} ({operation})"), what)
-            }
-            other => other,
-        };
-        let outputs = op.infer(&types).map_err(in_label)?;
+        let outputs = op.infer(&types).map_err(|error| error.at(label))?;
         for ty in &outputs {
-            if ty.elements() > i32::MAX as usize {
-                return Err(in_label(Error::operation(
-                    op.name(),
-                    format!("{ty:?} has more than 2^31 - 1 elements"),
-                )));
-            }
+            countable(op.name(), ty).map_err(|error| error.at(label))?;
         }
         let node = self.nodes.len();
         let outputs = outputs
@@ -411,6 +402,14 @@ impl Graph {
         }
         rates
     }
+}
+
+/// Kernels count elements in 32 bits.
+fn countable(name: &str, ty: &TensorType) -> Result<()> {
+    if ty.elements() > i32::MAX as usize {
+        return Err(Error::operation(name, format!("{ty:?} has more than 2^31 - 1 elements")));
+    }
+    Ok(())
 }
 
 impl Build for Graph {

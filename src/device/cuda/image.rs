@@ -23,9 +23,16 @@ pub(super) fn choose(source: &str, capability: u32, code_path: CodePath) -> Resu
             for image in candidates() {
                 archs.push(image.arch.to_string());
             }
+            let remedy = match code_path {
+                // The build script pairs this path with the chips that it is for and with Hopper.
+                CodePath::Sm70 if capability >= 80 => {
+                    "this path runs on 7.x and, to be checked there, on 9.0".into()
+                }
+                _ => format!("build again with CYANEA_CUDA_ARCHS=sm_{capability}"),
+            };
+            let path = if code_path == CodePath::Sm70 { " of the sm_70 path" } else { "" };
             Error::device(format!(
-                "this build has kernels for {} and none that run on sm_{capability}; build again \
-                 with CYANEA_CUDA_ARCHS=sm_{capability}",
+                "this build has kernels{path} for {} and none that run on sm_{capability}; {remedy}",
                 archs.join(", ")
             ))
         })
@@ -53,5 +60,24 @@ mod tests {
         assert_eq!(chosen(90).as_deref(), Some("sm_90"));
         assert_eq!(chosen(100).as_deref(), Some("compute_90"));
         assert_eq!(chosen(61), None);
+    }
+
+    #[test]
+    fn a_chip_without_an_image_is_told_which_there_are() {
+        let source = IMAGES.first().map_or("any.cu", |image| image.source);
+        let refusal =
+            |capability, path| choose(source, capability, path).err().unwrap().to_string();
+        if IMAGES.is_empty() {
+            assert!(refusal(90, CodePath::Sm80).contains("cuda-toolchain.sh"));
+            return;
+        }
+        for arch in IMAGES.iter().filter(|i| i.code_path == CodePath::Sm80).map(|i| i.arch) {
+            let said = refusal(61, CodePath::Sm80);
+            assert!(said.contains(&arch.to_string()) && said.contains("sm_61"), "{said}");
+        }
+        if IMAGES.iter().any(|i| i.code_path == CodePath::Sm70 && i.arch.number == 70) {
+            let said = refusal(80, CodePath::Sm70);
+            assert!(said.contains("sm_70 path for sm_70") && said.contains("9.0"), "{said}");
+        }
     }
 }

@@ -10,12 +10,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-/// Dynamic shared memory that a kernel gets without asking for more.
-const USUAL_SHARED_BYTES: u32 = 48 << 10;
-
 /// One NVIDIA GPU.
 pub struct Cuda {
-    ordinal: u32,
+    name: String,
     device: sys::CUdevice,
     capability: u32,
     target: Target,
@@ -68,13 +65,15 @@ impl Cuda {
         target.shared_bytes =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         target = target.with_precision(precision)?;
-        Ok(Cuda { ordinal, device, capability, target })
+        // As the user named it: results of another path are to be told apart.
+        let path = if code_path == Some(CodePath::Sm70) { ":v100" } else { "" };
+        Ok(Cuda { name: format!("cuda:{ordinal}{path}"), device, capability, target })
     }
 }
 
 impl Device for Cuda {
     fn name(&self) -> String {
-        format!("cuda:{}", self.ordinal)
+        self.name.clone()
     }
 
     fn target(&self) -> &Target {
@@ -90,6 +89,7 @@ impl Device for Cuda {
             capability: self.capability,
             target: self.target.clone(),
             modules: HashMap::new(),
+            shared: HashMap::new(),
             programs: Vec::new(),
             launches: 0,
             kernels: BTreeSet::new(),
@@ -195,6 +195,8 @@ struct CudaSession {
     arena: Memory,
     /// By source file.
     modules: HashMap<&'static str, Module>,
+    /// By kernel: the most dynamic shared memory that a launch asks for.
+    shared: HashMap<&'static str, u32>,
     programs: Vec<Vec<LoadedLaunch>>,
     launches: u64,
     kernels: BTreeSet<&'static str>,
@@ -223,7 +225,11 @@ impl CudaSession {
         // SAFETY: the module is loaded and stays so as long as the session.
         let function = unsafe { result::module::get_function(module, symbol) }
             .map_err(|e| refused(&format!("find {}", kernel.name), e))?;
-        if shared_bytes > USUAL_SHARED_BYTES {
+        // One limit for all launches of a kernel, in whatever order they come. Setting it is needed
+        // beyond 48 KiB with the static part, and harmless below.
+        let most = self.shared.entry(kernel.name).or_default();
+        if shared_bytes > *most {
+            *most = shared_bytes;
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was found above.

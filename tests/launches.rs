@@ -1,0 +1,45 @@
+//! What `cyanea plan` announces is what a device executes, counted by the device.
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// A small U-Net with attention at both levels' ends, one layer a level.
+const SMALL: [&str; 12] = [
+    "--set",
+    "data.size=[8, 12]",
+    "--set",
+    "model.channels=[8, 12]",
+    "--set",
+    "model.attention=[false, true]",
+    "--set",
+    "model.layers_per_block=1",
+    "--set",
+    "model.attention_head_dim=4",
+    "--set",
+    "model.norm_groups=4",
+];
+
+fn json(arguments: &[&[&str]]) -> Value {
+    let mut command = Command::cargo_bin("cyanea").expect("the binary is built with the tests");
+    let command = command.env("RAYON_NUM_THREADS", "2").args(arguments.concat()).arg("--json");
+    serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
+}
+
+#[test]
+fn the_emulator_executes_as_many_launches_as_are_planned() {
+    let accumulated = ["--set", "training.accumulate=2"];
+    for (target, precision) in [("v100", "fp16"), ("h100", "fp16"), ("h100", "fp32")] {
+        let precision = ["--precision", precision, "--batch", "2"];
+        let plan = json(&[&["plan", "--target", target], &precision, &SMALL, &accumulated]);
+        let device = format!("emulated:{target}");
+        let bench = |what: &str| {
+            let counts = ["--device", &device, "--warmup", "0", "--repetitions", "1"];
+            let bench = json(&[&["bench", what], &counts, &precision, &SMALL, &accumulated]);
+            assert_eq!(bench["device"], device.as_str());
+            bench["launches"].clone()
+        };
+        assert!(plan["launches_per_sampling_step"].as_u64().unwrap() > 20, "{plan}");
+        assert_eq!(bench("step"), plan["launches_per_sampling_step"], "{target}");
+        assert_eq!(bench("train"), plan["launches_per_training_step"], "{target}");
+    }
+}
