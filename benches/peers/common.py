@@ -46,9 +46,26 @@ def arguments(description):
     parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed (default 5)")
     parser.add_argument("--repetitions", type=int, default=30, help="steps that are timed (default 30)")
     parser.add_argument("--channels-last", action="store_true", help="NHWC in memory; the default is PyTorch's own")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="fp16 needs cuda")
+    parser.add_argument("--mode", choices=["eager", "compile", "graphs"], default="eager",
+                        help="PyTorch as it is, torch.compile, or a CUDA graph of the eager network")  # fmt: skip
+    parser.add_argument("--tf32", action="store_true", help="let PyTorch's float32 products round to TF32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     return parser
+
+
+def parsed(parser):
+    """The options, once those that contradict each other are refused."""
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU")
+    if options.device == "cpu" and (options.precision != "fp32" or options.mode == "graphs"):
+        parser.error("--precision fp16 and --mode graphs need --device cuda")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.benchmark = options.device == "cuda"
+    return options
 
 
 def network(options):
@@ -61,7 +78,7 @@ def network(options):
     else:
         model, scheduler = UNet2DModel(**PRESETS[options.preset]), DDPMScheduler()
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    return model.eval().to(memory_format=layout), scheduler, layout
+    return model.eval().to(options.device, memory_format=layout), scheduler, layout
 
 
 def image_shape(model):
@@ -70,16 +87,33 @@ def image_shape(model):
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def measure(step, warmup, repetitions):
-    """Milliseconds of `repetitions` calls of `step(i)` after `warmup` calls."""
-    for i in range(warmup):
+def measure(step, options):
+    """Milliseconds of each measured call of `step(i)` after the warm-up; a GPU has finished by then."""
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    for i in range(options.warmup):
         step(i)
+    wait()
     samples = []
-    for i in range(repetitions):
+    for i in range(options.repetitions):
         start = time.perf_counter()
-        step(warmup + i)
+        step(options.warmup + i)
+        wait()
         samples.append(1000 * (time.perf_counter() - start))
     return samples
+
+
+def captured(call, warmup=3):
+    """A CUDA graph of `call()`, whose tensors keep their places; replayed by calling what comes back."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warmup):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def percentile(samples, share):
@@ -92,7 +126,11 @@ def report(options, name, samples, **more):
     """Print the result, as one JSON object with `--json`."""
     result = {
         "bench": name,
-        "engine": f"PyTorch {torch.__version__} eager",
+        "engine": f"PyTorch {torch.__version__} {options.mode}",
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "precision": options.precision,
+        "tf32": options.tf32,
+        "channels_last": options.channels_last,
         "model": options.model or options.preset,
         "batch": options.batch,
         "threads": torch.get_num_threads(),

@@ -1,6 +1,10 @@
-"""Latency of a DDPM sampling step in PyTorch eager: the network and the scheduler's update.
+"""Latency of a DDPM sampling step in PyTorch: the network and the scheduler's update.
 
     python step.py --preset ddpm-32 --batch 1 --threads 2 --json
+    python step.py --preset ddpm-64 --device cuda --precision fp16 --mode graphs --json
+
+On a GPU in float16 the network's weights and activations are float16. With `--mode graphs` the network
+is one CUDA graph and the update runs behind it; with `--mode compile` torch.compile has the network.
 
 Before timing, see that the engines agree. Either write a case for `cyanea compare`,
 
@@ -21,7 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from common import arguments, image_shape, measure, network, report
+from common import arguments, captured, image_shape, measure, network, parsed, report
 
 
 def write_case(path, model, x, timesteps):
@@ -43,7 +47,7 @@ def main():
     parser.add_argument("--input", help="safetensors with x and timesteps: compute y instead of timing")
     parser.add_argument("--output", help="where to write x, timesteps and y")
     parser.add_argument("--case", help="write a unet2d case for `cyanea compare` instead of timing")
-    options = parser.parse_args()
+    options = parsed(parser)
     if (options.input is None) != (options.output is None):
         parser.error("--input and --output go together")
     model, scheduler, layout = network(options)
@@ -51,6 +55,8 @@ def main():
         model.load_state_dict(load_file(options.weights))
     generator = torch.Generator().manual_seed(options.seed)
     x = torch.randn(options.batch, model.config.in_channels, *image_shape(model), generator=generator)
+    if options.precision == "fp16":
+        model = model.half()
 
     if options.case:
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (options.batch,), generator=generator)
@@ -64,15 +70,35 @@ def main():
             return
 
         scheduler.set_timesteps(scheduler.config.num_train_timesteps)
-        state = x.contiguous(memory_format=layout)
+        on_device = {"device": options.device, "dtype": next(model.parameters()).dtype}
+        state = x.to(**on_device).contiguous(memory_format=layout)
+        timestep = torch.zeros((), dtype=torch.long, device=options.device)
+        draws = torch.Generator(options.device).manual_seed(options.seed)
+        forward = torch.compile(model) if options.mode == "compile" else model
+
+        def evaluate(t):
+            return forward(state, t).sample
+
+        if options.mode == "graphs":
+            # A graph reads and writes where it was captured.
+            timestep, epsilon = torch.zeros((), dtype=torch.long, device=options.device), torch.empty_like(state)
+            replay = captured(lambda: epsilon.copy_(model(state, timestep).sample))
+
+            def evaluate(t):
+                timestep.copy_(t)
+                replay()
+                return epsilon
 
         def step(i):
             nonlocal state
             t = scheduler.timesteps[i % len(scheduler.timesteps)]
-            epsilon = model(state, t).sample
-            state = scheduler.step(epsilon, t, state, generator=generator).prev_sample
+            updated = scheduler.step(evaluate(t), t, state, generator=draws).prev_sample
+            if options.mode == "graphs":
+                state.copy_(updated)
+            else:
+                state = updated
 
-        samples = measure(step, options.warmup, options.repetitions)
+        samples = measure(step, options)
     report(options, "step", samples, parameters=sum(p.numel() for p in model.parameters()))
 
 

@@ -1,0 +1,73 @@
+#!/bin/sh
+# Packs what a run on a machine with an NVIDIA GPU needs into one folder of at most 60 MB: the release
+# binary with the kernels' machine code, the kernel benches and the probes, all stripped; the reference
+# cases; the PyTorch peers with the Python packages that they need beside PyTorch; and the script that
+# runs it all there.
+#
+#   scripts/gpu-pack.sh [FOLDER]        (default: target/gpu-run)
+#   there: python3 FOLDER/run.py --out results
+#
+# Neither Rust nor CUDA 12 is needed there, only the driver; PyTorch for the peers.
+set -eu
+
+most_mb=60
+root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+pack=${1:-$root/target/gpu-run}
+python=${PYTHON:-python3}
+cd "$root"
+
+fail() {
+    echo "gpu-pack.sh: $1" >&2
+    exit 2
+}
+
+[ -e .cuda ] || [ -e "${CUDA_HOME:-/usr/local/cuda-12}" ] ||
+    fail "there is no CUDA 12 compiler; run scripts/cuda-toolchain.sh first"
+if [ -e "$pack" ] && [ ! -e "$pack/pack.json" ]; then
+    fail "$pack is there and is no pack; name another folder"
+fi
+
+cargo build --release --bin cyanea
+executable() { # the path of a bench's binary
+    cargo build --release --bench "$1" --message-format=json |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+
+rm -rf "$pack"
+mkdir -p "$pack/bin" "$pack/cases" "$pack/peers"
+strip -o "$pack/bin/cyanea" target/release/cyanea
+for bench in kernels probes; do
+    built=$(executable "$bench")
+    [ -n "$built" ] || fail "cargo built no $bench"
+    strip -o "$pack/bin/$bench" "$built"
+done
+"$pack/bin/cyanea" kernels --json | grep -q '"arch": "sm_' ||
+    fail "the binary has no machine code for GPUs; touch build.rs and try again"
+cp tests/fixtures/*.safetensors "$pack/cases/"
+cp benches/peers/*.py "$pack/peers/"
+cp scripts/gpu-run.py "$pack/run.py"
+
+# diffusers is pure Python; what it imports beside PyTorch's own needs comes with it.
+diffusers=$(sed -n 's/^\(diffusers==.*\)/\1/p' tests/reference/requirements.txt)
+if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+    --target "$pack/python" "$diffusers" importlib_metadata zipp; then
+    rm -rf "$pack/python"
+    echo "gpu-pack.sh: $diffusers can't be fetched: the peers need it installed there" >&2
+fi
+
+dirty=$([ -z "$(git status --porcelain)" ] && echo false || echo true)
+cat > "$pack/pack.json" <<JSON
+{
+ "commit": "$(git rev-parse HEAD)",
+ "uncommitted_changes": $dirty,
+ "packed": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
+ "compiler": "$("$pack/bin/cyanea" doctor | sed -n 's/^kernels *//p')"
+}
+JSON
+
+for file in bin/cyanea bin/kernels bin/probes cases peers python; do
+    if [ -e "$pack/$file" ]; then du -sk "$pack/$file" | awk -v name="$file" '{ printf "%8.1f MB  %s\n", $1 / 1024, name }'; fi
+done
+kilobytes=$(du -sk "$pack" | cut -f 1)
+echo "$pack: $((kilobytes / 1024)) MB of at most $most_mb MB"
+[ "$kilobytes" -le $((most_mb * 1024)) ] || fail "the pack is too large"

@@ -1,0 +1,432 @@
+#!/usr/bin/env python3
+"""Runs what scripts/gpu-pack.sh packed, on a machine with an NVIDIA GPU; plain Python, nothing else.
+
+    python3 run.py --out results                    # all parts, the most valuable first
+    python3 run.py --out results --part cases       # one part; --list names them
+    python3 run.py --out results --minutes 9        # stops in time; run again to go on
+
+Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
+that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
+the next design; `benches` times steps, training and kernels beside PyTorch. Each ends within eight
+minutes. What was done stands in OUT, one JSON file a part and `state.json`, and is not done again.
+`--device emulated` rehearses everything on a machine without a GPU.
+"""
+
+import argparse
+import glob
+import json
+import os
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+PART_SECONDS = 8 * 60
+# Less time than this is not worth starting something in.
+LEAST_SECONDS = 5
+CHUNK = 16
+GPU_FIELDS = (
+    "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,"
+    "clocks_throttle_reasons.active"
+)
+PEER_MODES = ("eager", "compile", "graphs")
+
+
+class OutOfTime(Exception):
+    """The part's or the call's time is up; what is left waits for the next call."""
+
+
+class Runner:
+    def __init__(self, options):
+        self.options = options
+        self.pack = os.path.abspath(options.pack)
+        self.cyanea = self.inside("bin", "cyanea")
+        self.emulated = options.device.startswith("emulated")
+        self.deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
+        self.part_deadline = None
+        with open(self.inside("pack.json")) as file:
+            self.packed = json.load(file)
+        self.machine = machine(self.emulated)
+
+    def inside(self, *names):
+        return os.path.join(self.pack, *names)
+
+    def left(self):
+        """Seconds until this part or this call must end."""
+        now = time.monotonic()
+        ends = [end for end in (self.deadline, self.part_deadline) if end is not None]
+        return min(ends) - now if ends else PART_SECONDS
+
+    def command(self, command, environment=None, limit=PART_SECONDS):
+        """Runs a command within the time that is left; what it said, and how long it took."""
+        seconds = min(limit, self.left())
+        if seconds < LEAST_SECONDS:
+            raise OutOfTime
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.pack,
+            env=dict(os.environ, **(environment or {})), start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(timeout=seconds)
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            if seconds < limit:
+                raise OutOfTime from None
+            code = None
+        return {
+            "command": " ".join([os.path.basename(command[0]), *command[1:]]),
+            "exit_code": code, "seconds": round(time.monotonic() - started, 3), "stdout": out,
+            "stderr": err[-4000:],
+        }
+
+
+def machine(emulated):
+    """What GPU, driver and CUDA there are, as nvidia-smi says."""
+    facts = {"gpu": None, "driver": None, "cuda": None, "nvidia_smi": None}
+    if emulated or shutil.which("nvidia-smi") is None:
+        return facts
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    said = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if "," in said:
+        facts["gpu"], facts["driver"] = (word.strip() for word in said.splitlines()[0].split(","))
+    said = subprocess.run(["nvidia-smi"], stdout=subprocess.PIPE, text=True).stdout
+    if "CUDA Version:" in said:
+        facts["cuda"] = said.split("CUDA Version:")[1].split()[0]
+    facts["nvidia_smi"] = subprocess.run(
+        ["nvidia-smi", "-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE"],
+        stdout=subprocess.PIPE, text=True,
+    ).stdout
+    return facts
+
+
+class GpuLog:
+    """Clocks, power and temperature while something is measured: a line every half second."""
+
+    def __enter__(self):
+        self.lines = []
+        self.process = None
+        if shutil.which("nvidia-smi"):
+            self.process = subprocess.Popen(
+                ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"],
+                stdout=subprocess.PIPE, text=True,
+            )
+            self.thread = threading.Thread(target=self.read)
+            self.thread.start()
+        return self
+
+    def read(self):
+        self.lines.extend(line.strip() for line in self.process.stdout)
+
+    def __exit__(self, *_):
+        if self.process:
+            self.process.terminate()
+            self.thread.join()
+            self.process.wait()
+
+
+def write_json(path, value):
+    """Whole or not at all: the run may be ended at any time."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def read_json(path, default):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return default
+
+
+class Part:
+    """Named items, each done once, in one JSON file."""
+
+    def __init__(self, runner, name):
+        self.runner, self.name = runner, name
+        self.path = os.path.join(runner.options.out, f"{name}.json")
+        new = {"part": name, "complete": False, "items": {}}
+        self.report = read_json(self.path, new)
+        self.report |= {
+            "device": runner.options.device, "gpu": runner.machine["gpu"],
+            "driver": runner.machine["driver"], "cuda": runner.machine["cuda"],
+            "commit": runner.packed["commit"],
+        }
+
+    def missing(self, names):
+        return [name for name in names if name not in self.report["items"]]
+
+    def add(self, name, result):
+        self.report["items"][name] = dict(result, at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        self.save()
+
+    def save(self):
+        write_json(self.path, self.report)
+
+
+def variants(runner):
+    """Device and precision of each way to run the cases."""
+    own = runner.options.device
+    volta = "emulated:v100" if runner.emulated else f"{own}:v100"
+    return [(device, precision) for device in (own, volta) for precision in ("fp32", "fp16")]
+
+
+def case_files(runner):
+    pattern = runner.inside("cases", runner.options.cases)
+    return sorted(glob.glob(pattern))
+
+
+def case_item(device, precision, path):
+    return f"{device} {precision} {os.path.basename(path).removesuffix('.safetensors')}"
+
+
+def replay(runner, device, precision, files):
+    """The reports of `cyanea compare`, by file, and what the command said."""
+    said = runner.command(
+        [runner.cyanea, "compare", "--json", "--device", device, "--precision", precision, *files]
+    )
+    try:
+        reports = {report["file"]: report for report in json.loads(said["stdout"])}
+    except ValueError:
+        reports = {}
+    return reports, said
+
+
+def cases(runner, part):
+    """Every case on each path in each precision. Many at a time; what fails with others around it, or
+    takes the process down, is tried once more alone."""
+    for device, precision in variants(runner):
+        files = [p for p in case_files(runner) if part.missing([case_item(device, precision, p)])]
+        for start in range(0, len(files), CHUNK):
+            chunk = files[start : start + CHUNK]
+            reports, _ = replay(runner, device, precision, chunk)
+            for path in chunk:
+                report = reports.get(path)
+                said = None
+                if report is None:
+                    alone, said = replay(runner, device, precision, [path])
+                    report = alone.get(path)
+                if report is None:
+                    result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
+                else:
+                    result = {"status": "pass" if report["pass"] else "differs"}
+                    result |= {key: report[key] for key in ("op", "kernels", "tensors")}
+                part.add(case_item(device, precision, path), result)
+    counts = {}
+    for item in part.report["items"].values():
+        counts[item["status"]] = counts.get(item["status"], 0) + 1
+    part.report["counts"] = counts
+
+
+def operation(path):
+    """The operation that a case is of, from the head of its file."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length))["__metadata__"]["op"]
+
+
+def smallest_cases(runner, of_each):
+    by_operation = {}
+    for path in sorted(case_files(runner), key=os.path.getsize):
+        by_operation.setdefault(operation(path), []).append(path)
+    return [path for paths in by_operation.values() for path in paths[:of_each]]
+
+
+def sanitizer(runner, part):
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    why = None
+    if runner.emulated:
+        why = "there is no GPU to watch; the checked build of the emulator does this"
+    elif not os.path.exists(tool):
+        why = "compute-sanitizer is not installed here"
+    if why:
+        part.add("compute-sanitizer", {"status": "skipped", "why": why})
+        return
+    own, volta = variants(runner)[:2], variants(runner)[2:]
+    for device, precision in [*reversed(own), *reversed(volta)]:
+        for check in ("memcheck", "racecheck"):
+            for path in smallest_cases(runner, 2):
+                name = f"{check} {case_item(device, precision, path)}"
+                if not part.missing([name]):
+                    continue
+                said = runner.command([
+                    tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20",
+                    runner.cyanea, "compare", path, "--device", device, "--precision", precision,
+                ], limit=120)
+                # A case that differs (1) is the business of the part `cases`.
+                status = "clean" if said["exit_code"] in (0, 1) else "reported"
+                part.add(name, dict(said, status=status))
+
+
+def probes(runner, part):
+    binary = runner.inside("bin", "probes")
+    if not os.path.exists(binary):
+        part.add("probes", {"status": "skipped", "why": "the pack has no probes"})
+        return
+    for name in part.missing(["graph-gaps", "while-iteration", "grid-barrier", "matrix-product"]):
+        with GpuLog() as log:
+            said = runner.command([binary, name], limit=120)
+        result = {"seconds": said["seconds"], "gpu_log": log.lines}
+        try:
+            result |= {"status": "done", "measured": json.loads(said["stdout"])}
+        except ValueError:
+            result |= {"status": "refused", "why": said["stderr"], "exit_code": said["exit_code"]}
+        part.add(name, result)
+
+
+def bench_groups(runner):
+    """(what, network, batch, precision), the most telling first."""
+    if runner.options.config:
+        return [(what, None, 1, p) for p in ("fp16", "fp32") for what in ("step", "train")]
+    return [
+        ("step", "ddpm-64", 1, "fp16"),
+        ("step", "ddpm-64", 64, "fp16"),
+        ("train", "ddpm-64", 64, "fp16"),
+        ("step", "ddpm-64", 1, "fp32"),
+        ("train", "ddpm-32", 16, "fp32"),
+        ("train", "ddpm-32", 16, "fp16"),
+        ("step", "ddpm-32", 1, "fp16"),
+    ]
+
+
+def bench_commands(runner):
+    """Name and command of each measurement, cyanea and its peers next to each other."""
+    options = runner.options
+    repetitions = ["--repetitions", str(options.repetitions)]
+    for what, preset, batch, precision in bench_groups(runner):
+        network = ["--config", os.path.abspath(options.config)] if options.config else ["--preset", preset]
+        about = ["--batch", str(batch), "--precision", precision, "--json", *repetitions]
+        name = f"{what} {preset or 'config'} {batch} {precision}"
+        yield f"{name} cyanea", [
+            runner.cyanea, "bench", what, *network, *about, "--device", options.device
+        ]
+        if runner.emulated:
+            continue
+        for mode in PEER_MODES:
+            yield f"{name} PyTorch {mode}", [
+                sys.executable, runner.inside("peers", f"{what}.py"), *network, *about,
+                "--device", "cuda", "--mode", mode,
+            ]
+
+
+def benches(runner, part):
+    peers = {"PYTHONPATH": runner.inside("python")}
+    for name, command in bench_commands(runner):
+        if not part.missing([name]):
+            continue
+        with GpuLog() as log:
+            said = runner.command(command, peers, limit=180)
+        try:
+            result = {"status": "done", "measured": json.loads(said["stdout"].splitlines()[-1])}
+        except (ValueError, IndexError):
+            result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
+        part.add(name, dict(result, seconds=said["seconds"], gpu_log=log.lines))
+    kernel_benches(runner, part)
+
+
+def kernel_benches(runner, part):
+    """The Criterion benches of each kernel family, with the raw samples that Criterion keeps."""
+    binary = runner.inside("bin", "kernels")
+    if not os.path.exists(binary):
+        part.add("kernels", {"status": "skipped", "why": "the pack has no kernel benches"})
+        return
+    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion"):
+        for precision in ("fp16", "fp32"):
+            name = f"kernels {family} {precision}"
+            if not part.missing([name]):
+                continue
+            with tempfile.TemporaryDirectory() as home, GpuLog() as log:
+                environment = {
+                    "CRITERION_HOME": home, "CYANEA_BENCH_DEVICE": runner.options.device,
+                    "CYANEA_BENCH_PRECISION": precision,
+                }
+                quick = ["--warm-up-time", "0.2", "--measurement-time", "0.5", "--sample-size", "10"]
+                said = runner.command([binary, "--bench", *quick, f"^{family}/"], environment, limit=150)
+                measured = criterion_samples(home)
+            status = "done" if said["exit_code"] == 0 and measured else "failed"
+            part.add(name, {
+                "status": status, "measured": measured, "seconds": said["seconds"],
+                "why": said["stderr"] if status == "failed" else None, "gpu_log": log.lines,
+            })
+
+
+def criterion_samples(home):
+    """Nanoseconds an iteration of each sample, by the name of the bench."""
+    found = {}
+    for path in glob.glob(os.path.join(home, "**", "new", "sample.json"), recursive=True):
+        folder = os.path.dirname(path)
+        sample, about = read_json(path, {}), read_json(os.path.join(folder, "benchmark.json"), {})
+        samples = [t / n for t, n in zip(sample["times"], sample["iters"])]
+        found[about["full_id"]] = {
+            "median_ns": statistics.median(samples), "samples_ns": samples,
+            "throughput": about["throughput"],
+        }
+    return found
+
+
+PARTS = {"cases": cases, "sanitizer": sanitizer, "probes": probes, "benches": benches}
+
+
+def run(options):
+    runner = Runner(options)
+    os.makedirs(options.out, exist_ok=True)
+    state_path = os.path.join(options.out, "state.json")
+    state = read_json(state_path, {"parts": {}, "machine": runner.machine, "pack": runner.packed})
+    if state["pack"] != runner.packed or state.get("device", options.device) != options.device:
+        sys.exit(f"{options.out} has results of another pack or device; choose another --out")
+    state["device"] = options.device
+    for name in options.part or PARTS:
+        if state["parts"].get(name, {}).get("complete"):
+            print(f"{name}: complete already")
+            continue
+        part = Part(runner, name)
+        started = time.monotonic()
+        runner.part_deadline = started + PART_SECONDS
+        try:
+            PARTS[name](runner, part)
+            part.report["complete"] = True
+        except OutOfTime:
+            pass
+        part.save()
+        seconds = state["parts"].get(name, {}).get("seconds", 0) + time.monotonic() - started
+        state["parts"][name] = {"complete": part.report["complete"], "seconds": round(seconds, 1)}
+        write_json(state_path, state)
+        done = "complete" if part.report["complete"] else "out of time, run again to go on"
+        print(f"{name}: {len(part.report['items'])} items, {seconds:.0f} s, {done}", flush=True)
+    unfinished = [name for name in PARTS if not state["parts"].get(name, {}).get("complete")]
+    print(f"to do: {', '.join(unfinished)}" if unfinished else "everything is done")
+
+
+def main():
+    here = os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", default=here, help="folder that gpu-pack.sh made (default: where this file lies)")
+    parser.add_argument("--out", help="folder for the results")
+    parser.add_argument("--device", default="cuda:0", help="cuda:N, or emulated for a rehearsal (default cuda:0)")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes")
+    parser.add_argument("--cases", default="*.safetensors", metavar="GLOB", help="only these cases")
+    parser.add_argument("--config", help="benches of this configuration in place of the presets, without peers")
+    parser.add_argument("--repetitions", type=int, default=50, help="measured steps (default 50)")
+    parser.add_argument("--list", action="store_true", help="name the parts in their order and stop")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(PARTS))
+        return
+    if not options.out:
+        parser.error("--out is missing")
+    run(options)
+
+
+if __name__ == "__main__":
+    main()
