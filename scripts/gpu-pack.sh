@@ -1,8 +1,8 @@
 #!/bin/sh
 # Packs what a run on a machine with an NVIDIA GPU needs into one folder of at most 60 MB: the release
-# binary with the kernels' machine code, the kernel benches and the probes, all stripped; the reference
-# cases; the PyTorch peers with the Python packages that they need beside PyTorch; and the script that
-# runs it all there.
+# binary with the kernels' machine code, the kernel benches and the probes, stripped and compressed; the
+# reference cases; the PyTorch peers with the Python packages that they need beside PyTorch; and the
+# script that unpacks and runs it all there.
 #
 #   scripts/gpu-pack.sh [FOLDER]        (default: target/gpu-run)
 #   there: python3 FOLDER/run.py --out results
@@ -28,30 +28,35 @@ if [ -e "$pack" ] && [ ! -e "$pack/pack.json" ]; then
 fi
 
 cargo build --release --bin cyanea
-executable() { # the path of a bench's binary
+executable() { # the path of a bench's binary, whose name ends with a hash
     cargo build --release --bench "$1" --message-format=json |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+        sed -n "s|.*\"executable\":\"\([^\"]*/deps/$1-[^\"]*\)\".*|\1|p" | tail -n 1
 }
 
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/cases" "$pack/peers"
-strip -o "$pack/bin/cyanea" target/release/cyanea
-for bench in kernels probes; do
-    built=$(executable "$bench")
-    [ -n "$built" ] || fail "cargo built no $bench"
-    strip -o "$pack/bin/$bench" "$built"
-done
-"$pack/bin/cyanea" kernels --json | grep -q '"arch": "sm_' ||
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+add_binary() { # its name in the pack, and where cargo left it
+    [ -n "$2" ] || fail "cargo built no $1"
+    strip -o "$work/$1" "$2"
+    gzip -9 -c "$work/$1" > "$pack/bin/$1.gz"
+}
+target/release/cyanea kernels --json | grep -q '"arch": "sm_' ||
     fail "the binary has no machine code for GPUs; touch build.rs and try again"
+add_binary cyanea target/release/cyanea
+add_binary kernels "$(executable kernels)"
+add_binary probes "$(executable probes)"
 cp tests/fixtures/*.safetensors "$pack/cases/"
 cp benches/peers/*.py "$pack/peers/"
 cp scripts/gpu-run.py "$pack/run.py"
 
 # diffusers is pure Python; what it imports beside PyTorch's own needs comes with it.
 diffusers=$(sed -n 's/^\(diffusers==.*\)/\1/p' tests/reference/requirements.txt)
-if ! "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-    --target "$pack/python" "$diffusers" importlib_metadata zipp; then
-    rm -rf "$pack/python"
+if "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+    --target "$work/python" "$diffusers" importlib_metadata zipp; then
+    tar -C "$work" -czf "$pack/python.tar.gz" python
+else
     echo "gpu-pack.sh: $diffusers can't be fetched: the peers need it installed there" >&2
 fi
 
@@ -61,13 +66,12 @@ cat > "$pack/pack.json" <<JSON
  "commit": "$(git rev-parse HEAD)",
  "uncommitted_changes": $dirty,
  "packed": "$(date -u +%Y-%m-%dT%H:%M:%SZ)",
- "compiler": "$("$pack/bin/cyanea" doctor | sed -n 's/^kernels *//p')"
+ "compiler": "$(target/release/cyanea doctor | sed -n 's/^kernels *//p')"
 }
 JSON
 
-for file in bin/cyanea bin/kernels bin/probes cases peers python; do
-    if [ -e "$pack/$file" ]; then du -sk "$pack/$file" | awk -v name="$file" '{ printf "%8.1f MB  %s\n", $1 / 1024, name }'; fi
-done
+(cd "$pack" && du -k bin/* cases peers python.tar.gz 2>/dev/null) |
+    awk '{ printf "%8.1f MB  %s\n", $1 / 1024, $2 }'
 kilobytes=$(du -sk "$pack" | cut -f 1)
 echo "$pack: $((kilobytes / 1024)) MB of at most $most_mb MB"
 [ "$kilobytes" -le $((most_mb * 1024)) ] || fail "the pack is too large"

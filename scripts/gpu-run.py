@@ -14,6 +14,7 @@ minutes. What was done stands in OUT, one JSON file a part and `state.json`, and
 
 import argparse
 import glob
+import gzip
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -41,10 +43,27 @@ class OutOfTime(Exception):
     """The part's or the call's time is up; what is left waits for the next call."""
 
 
+def unpack(pack):
+    """What lies compressed in the pack, beside it, once."""
+    for path in glob.glob(os.path.join(pack, "bin", "*.gz")):
+        binary = path.removesuffix(".gz")
+        if not os.path.exists(binary):
+            with gzip.open(path) as packed, open(f"{binary}.part", "wb") as file:
+                shutil.copyfileobj(packed, file)
+            os.chmod(f"{binary}.part", 0o755)
+            os.replace(f"{binary}.part", binary)
+    packages = os.path.join(pack, "python.tar.gz")
+    if os.path.exists(packages) and not os.path.exists(os.path.join(pack, "python")):
+        with tempfile.TemporaryDirectory(dir=pack) as folder, tarfile.open(packages) as file:
+            file.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            os.replace(os.path.join(folder, "python"), os.path.join(pack, "python"))
+
+
 class Runner:
     def __init__(self, options):
         self.options = options
         self.pack = os.path.abspath(options.pack)
+        unpack(self.pack)
         self.cyanea = self.inside("bin", "cyanea")
         self.emulated = options.device.startswith("emulated")
         self.deadline = time.monotonic() + 60 * options.minutes if options.minutes else None

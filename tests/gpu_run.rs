@@ -24,7 +24,8 @@ layers_per_block = 1
 norm_groups = 4
 ";
 
-/// What `gpu-pack.sh` makes, in small: links to the binary of this build and to a few cases.
+/// What `gpu-pack.sh` makes, in small: links to the binary of this build and to a few cases, and probes,
+/// compressed, that refuse.
 fn pack(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let pack = folder.join("pack");
@@ -36,6 +37,9 @@ fn pack(folder: &Path) -> PathBuf {
         let file = format!("{case}.safetensors");
         symlink(root.join("tests/fixtures").join(&file), pack.join("cases").join(&file)).unwrap();
     }
+    fs::write(pack.join("bin/probes"), "#!/bin/sh\necho 'error: no GPU here' >&2\nexit 2\n")
+        .unwrap();
+    assert!(Command::new("gzip").arg(pack.join("bin/probes")).status().unwrap().success());
     symlink(root.join("scripts/gpu-run.py"), pack.join("run.py")).unwrap();
     fs::write(pack.join("pack.json"), r#"{"commit": "0123abc"}"#).unwrap();
     fs::write(folder.join("small.toml"), CONFIG).unwrap();
@@ -134,10 +138,12 @@ fn a_killed_run_goes_on_with_the_next_part() {
     assert_eq!(first["counts"]["pass"], items.len());
 
     // What can't be done here says why.
-    for (part, why) in [("sanitizer", "no GPU"), ("probes", "no probes")] {
+    for (part, status, why) in
+        [("sanitizer", "skipped", "there is no GPU"), ("probes", "refused", "no GPU here")]
+    {
         let report = rehearsal.read(part);
         let (_, item) = report["items"].as_object().unwrap().iter().next().unwrap();
-        assert_eq!(item["status"], "skipped", "{report:#}");
+        assert_eq!(item["status"], status, "{report:#}");
         assert!(item["why"].as_str().unwrap().contains(why), "{report:#}");
     }
 

@@ -16,7 +16,8 @@ static __device__ unsigned shared_address(const void *pointer) {
     return (unsigned)__cvta_generic_to_shared(pointer);
 }
 
-// Weights once a block, the input once a warpgroup; gives the address of the warpgroup's input.
+// Weights once a block, the input once a warpgroup; gives the address of the warpgroup's input, the same
+// in all lanes, as the compiler can see.
 static __device__ unsigned stage(char *shared, const uint4 *input, const uint4 *weights) {
     for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += blockDim.x) {
         reinterpret_cast<uint4 *>(shared)[i] = weights[i];
@@ -25,7 +26,7 @@ static __device__ unsigned stage(char *shared, const uint4 *input, const uint4 *
     for (int i = threadIdx.x % 128; i < INPUT_BYTES / 16; i += 128) {
         reinterpret_cast<uint4 *>(mine)[i] = input[i];
     }
-    return shared_address(mine);
+    return __shfl_sync(0xffffffffu, shared_address(mine), 0);
 }
 
 static __device__ float *output_of(float *output) {
@@ -130,6 +131,9 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     // What ordinary stores wrote is to be seen by the asynchronous reader.
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
+    // Descriptors count addresses in 16 bytes, as the planes do.
+    const unsigned long long a0 = descriptor(a, PLANE * 16, WIDTH * 16);
+    const unsigned long long b0 = descriptor(b, COLUMNS * 16, 128);
     float sums[64] = {};
     for (int round = 0; round < rounds; round++) {
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -138,8 +142,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
             const int shift = tap / 3 * WIDTH + tap % 3;
 #pragma unroll
             for (int octet = 0; octet < OCTETS; octet += 2) {
-                product(sums, descriptor(a + (octet * PLANE + shift) * 16, PLANE * 16, WIDTH * 16),
-                        descriptor(b + (tap * OCTETS + octet) * COLUMNS * 16, COLUMNS * 16, 128));
+                product(sums, a0 + octet * PLANE + shift, b0 + (tap * OCTETS + octet) * COLUMNS);
             }
         }
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
