@@ -52,11 +52,13 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const int matrix = lane / 8;
     float sums[2][8][4] = {};
     for (int round = 0; round < rounds; round++) {
+        // Unrolled, it would not fit into 128 registers.
+#pragma unroll 1
         for (int tap = 0; tap < TAPS; tap++) {
             const int shift = tap / 3 * WIDTH + tap % 3;
 #pragma unroll
             for (int octet = 0; octet < OCTETS; octet += 2) {
-                unsigned left[2][4], right[4][4];
+                unsigned left[2][4];
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int row = row0 + 16 * i + matrix % 2 * 8 + lane % 8;
@@ -65,21 +67,20 @@ extern "C" __global__ void __launch_bounds__(512, 1)
                 }
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
+                    unsigned right[4];
                     const int column = column0 + 16 * j + matrix / 2 * 8 + lane % 8;
                     const int plane = tap * OCTETS + octet + matrix % 2;
-                    load_matrices(right[j], b + (plane * COLUMNS + column) * 16);
-                }
+                    load_matrices(right, b + (plane * COLUMNS + column) * 16);
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-#pragma unroll
-                    for (int j = 0; j < 8; j++) {
-                        float(&c)[4] = sums[i][j];
+                    for (int i = 0; i < 4; i++) {
+                        float(&c)[4] = sums[i / 2][2 * j + i % 2];
+                        const unsigned(&l)[4] = left[i / 2];
                         asm volatile(
                             "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
                             "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                            : "r"(left[i][0]), "r"(left[i][1]), "r"(left[i][2]), "r"(left[i][3]),
-                              "r"(right[j / 2][j % 2 * 2]), "r"(right[j / 2][j % 2 * 2 + 1]));
+                            : "r"(l[0]), "r"(l[1]), "r"(l[2]), "r"(l[3]), "r"(right[i % 2 * 2]),
+                              "r"(right[i % 2 * 2 + 1]));
                     }
                 }
             }
