@@ -3,7 +3,7 @@
 
 use cyanea::Result;
 use cyanea::device::cpu::{Cpu, CpuKernel, Io};
-use cyanea::device::kernels::KERNELS;
+use cyanea::device::kernels::{KERNELS, Kernel, table};
 use cyanea::device::{KernelWork, Target, TensorType, View};
 use cyanea::graph::{Build, Graph, Plan, lower};
 use cyanea::ops::attention::Attention;
@@ -77,9 +77,9 @@ fn tensors_are_counted_in_31_bits() {
     refused(Concat::PLAIN, &[&[1 << 40, 1 << 40], &[1, 1]], &["input 0", "2^31 - 1"]);
 }
 
-/// Asks for more shared memory than any block has but those of Hopper.
+/// Launches a kernel with so much dynamic shared memory.
 #[derive(Clone, Debug)]
-struct Greedy;
+struct Greedy(&'static str, u32);
 
 impl CpuKernel for Greedy {
     fn run(&self, _: &Cpu, _: Io<'_, '_>) {}
@@ -95,13 +95,13 @@ impl Op for Greedy {
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let kernel = KERNELS[0];
+        let kernel = Kernel::named(self.0).unwrap();
         let (x, y): (&View, &View) = (&args.inputs[0], &args.outputs[0]);
         Ok(vec![KernelWork {
             kernel: kernel.name,
             grid: [1, 1, 1],
             block: [32, 1, 1],
-            shared_bytes: 200 << 10,
+            shared_bytes: self.1,
             params: vec![0; kernel.params_bytes],
             pointers: vec![(0, x.clone()), (8, y.clone())],
             written: 1,
@@ -111,11 +111,20 @@ impl Op for Greedy {
 
 #[test]
 fn shared_memory_is_that_of_the_architecture() {
+    let greedy = Greedy(KERNELS[0].name, 200 << 10);
     for (target, limit) in [(Target::V100, 96 << 10), (Target::A100, 163 << 10)] {
-        let error = compile(Greedy, &[&[4]], &target).unwrap_err().to_string();
+        let error = compile(greedy.clone(), &[&[4]], &target).unwrap_err().to_string();
         for word in ["somewhere", "greedy", "204800", target.name, &limit.to_string()] {
             assert!(error.contains(word), "`{error}` does not name {word}");
         }
     }
-    assert!(compile(Greedy, &[&[4]], &Target::H100).is_ok());
+    assert!(compile(greedy, &[&[4]], &Target::H100).is_ok());
+
+    // A kernel's own arrays count too, where the build knows them.
+    for row in table().iter().filter(|row| row.arch.number == 70) {
+        let fixed = row.resources.map_or(0, |resources| resources.shared_bytes);
+        let fits = |bytes| compile(Greedy(row.kernel, bytes), &[&[4]], &Target::V100).is_ok();
+        assert!(fits((96 << 10) - fixed), "{} with {fixed} bytes", row.kernel);
+        assert!(!fits((96 << 10) - fixed + 1), "{} with {fixed} bytes", row.kernel);
+    }
 }

@@ -79,6 +79,20 @@ impl Kernel {
         KERNELS.iter().copied().find(|kernel| kernel.name == name)
     }
 
+    /// Static shared memory, the most that any image of a code path needs; 0 where the build found no
+    /// CUDA compiler, and the emulator alone runs kernels and counts for itself.
+    fn static_shared_bytes(&self, code_path: CodePath) -> u32 {
+        IMAGES
+            .iter()
+            .filter(|image| image.source == self.source && image.code_path == code_path)
+            .flat_map(|image| image.functions)
+            .filter(|function| function.kernel.name == self.name)
+            .filter_map(|function| function.resources)
+            .map(|resources| resources.shared_bytes)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// The host's code for a code path; `None` on the CPU path, which launches no kernels.
     pub(super) fn host_entry(&self, code_path: CodePath) -> Option<HostEntry> {
         match code_path {
@@ -240,9 +254,10 @@ pub(crate) fn check_limits(
     if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
         return refuse(format!("a grid of {x} × {y} × {z} blocks"));
     }
-    if work.shared_bytes > target.shared_bytes {
+    let fixed = kernel.static_shared_bytes(target.code_path);
+    if work.shared_bytes.saturating_add(fixed) > target.shared_bytes {
         return refuse(format!(
-            "{} bytes of shared memory; {} has {} a block",
+            "{} bytes of shared memory beside {fixed} of its own; {} has {} a block",
             work.shared_bytes, target.name, target.shared_bytes
         ));
     }
