@@ -56,20 +56,23 @@ __global__ void __launch_bounds__(256) add_noise_fwd_nhwc_f32(AddNoise p) {
     if (p.v) p.v[i] = fmaf(p.noise[i], signal, -factor * p.x0[i]);
 }
 
-// Row ROW of a table.
+// Rows of a table [height, width]: that of the state, or those that `rows` [count] names.
 struct SelectRow {
     const float* table;
-    const unsigned* state;
-    float* row;
+    const unsigned* state;  // null where there are rows
+    const float* rows;
+    float* y;  // [count, width]
     long long width;
-    int rows, unused;
+    int height, count;
 };
 
 __global__ void __launch_bounds__(256) select_row_fwd_nhwc_f32(SelectRow p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= p.width) return;
-    unsigned row = p.state[STATE_ROW];
-    p.row[i] = row < static_cast<unsigned>(p.rows) ? p.table[row * p.width + i] : not_a_number();
+    long long place = i / p.width;
+    if (place >= p.count) return;
+    unsigned row = p.state ? p.state[STATE_ROW] : static_cast<unsigned>(p.rows[place]);
+    bool inside = row < static_cast<unsigned>(p.height);
+    p.y[i] = inside ? p.table[row * p.width + i % p.width] : not_a_number();
 }
 
 struct AdvanceState {

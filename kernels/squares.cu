@@ -1,4 +1,5 @@
-// Sums of squares: the mean squared error with its gradient, and the norm of all gradients.
+// Sums of squares: the mean squared error and EDM2's loss with their gradients, and the norm of all
+// gradients.
 //
 //   sums      one block for 16,384 elements of one sample: their sum of squares in float32
 //   the rest  one thread adds those sums in float64, in their order
@@ -74,6 +75,69 @@ __global__ void __launch_bounds__(256) mse_loss_dgrad_nhwc_f32(MseLossBackward p
     double weight = sample_weight(p.weights, sample, p.batch, p.elements);
     float scale = static_cast<float>(2.0 * static_cast<double>(p.dloss[0]) * weight);
     p.dx[i] = scale * (p.x[i] - p.target[i]);
+}
+
+// EDM2's loss: the mean over samples of weight * sum + elements * log_variance, where the weight is
+// (sigma^2 + d^2) / (sigma d)^2 / exp(log_variance); also each sample's sum of squares, for the
+// gradient.
+struct EdmLoss {
+    const float* sums;          // [batch, slices]
+    const float* log_variance;  // [batch]
+    const float* sigma;         // [batch]
+    float* loss;
+    float* squares;  // [batch]
+    long long elements;
+    int batch, slices;
+    float sigma_data;
+    int unused;
+};
+
+__device__ __forceinline__ double edm_weight(float sigma, float sigma_data, float log_variance) {
+    double s = sigma, d = sigma_data;
+    return (s * s + d * d) / (s * d * (s * d)) * exp(-static_cast<double>(log_variance));
+}
+
+__global__ void __launch_bounds__(32) edm_loss_fwd_nhwc_f32(EdmLoss p) {
+    if (threadIdx.x != 0) return;
+    double loss = 0.0;
+    for (int sample = 0; sample < p.batch; ++sample) {
+        double sum = 0.0;
+        for (int slice = 0; slice < p.slices; ++slice)
+            sum += static_cast<double>(p.sums[static_cast<long long>(sample) * p.slices + slice]);
+        p.squares[sample] = static_cast<float>(sum);
+        double u = static_cast<double>(p.log_variance[sample]);
+        double weight = edm_weight(p.sigma[sample], p.sigma_data, p.log_variance[sample]);
+        loss += weight * sum + static_cast<double>(p.elements) * u;
+    }
+    p.loss[0] = static_cast<float>(loss / p.batch);
+}
+
+struct EdmLossBackward {
+    const float* dloss;
+    const float* denoised;
+    const float* target;
+    const float* log_variance;
+    const float* sigma;
+    const float* squares;
+    float* ddenoised;
+    float* dlog_variance;
+    long long elements;  // of a sample
+    int batch;
+    float sigma_data;
+};
+
+// One thread an element; the first of a sample also gives that of its log-variance.
+__global__ void __launch_bounds__(256) edm_loss_dgrad_nhwc_f32(EdmLossBackward p) {
+    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    int sample = static_cast<int>(i / p.elements);
+    if (sample >= p.batch) return;
+    double upstream = static_cast<double>(p.dloss[0]) / p.batch;
+    double weight = edm_weight(p.sigma[sample], p.sigma_data, p.log_variance[sample]);
+    p.ddenoised[i] = static_cast<float>(2.0 * upstream * weight) * (p.denoised[i] - p.target[i]);
+    if (i % p.elements == 0) {
+        double error = weight * static_cast<double>(p.squares[sample]);
+        p.dlog_variance[sample] = static_cast<float>(upstream * (static_cast<double>(p.elements) - error));
+    }
 }
 
 // norm[0] = the root of the sum; norm[1] = 1 where that is finite, else 0.

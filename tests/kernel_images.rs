@@ -4,7 +4,6 @@
 use cyanea::device::kernels::{Kernel, KernelRow, table};
 use cyanea::device::{CodePath, Precision, Program, Target, Work};
 use cyanea::diffusion::denoiser::{self, Shape};
-use cyanea::models::DdpmUnet;
 use cyanea::training::config::Config;
 use cyanea::training::run::recipe;
 use cyanea::training::trainer::{self, Recipe};
@@ -102,12 +101,12 @@ fn products_in_float16_have_matrix_instructions_unless_they_are_general() {
 /// The programs of a sampling step and a training step of `ddpm-64`.
 fn programs(target: &Target, batch: usize) -> Vec<Arc<Program>> {
     let config = Config::load(Some("ddpm-64"), None, &[]).unwrap();
-    let network = DdpmUnet::new(config.unet()).unwrap();
+    let network = config.build_network().unwrap();
     let size = [config.data.size.height, config.data.size.width];
     let table = config.sampler_table().unwrap();
-    let sampling = denoiser::plan(&network, &table, Shape { batch, size }, target).unwrap();
+    let sampling = denoiser::plan(network.as_ref(), &table, Shape { batch, size }, target).unwrap();
     let recipe = Recipe { batch, ..recipe(&config) };
-    let training = trainer::plan(&network, 1000, &recipe, target).unwrap();
+    let training = trainer::plan(network.as_ref(), 1000, &recipe, target).unwrap();
     [sampling.programs, training.programs].concat()
 }
 

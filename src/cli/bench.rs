@@ -9,9 +9,9 @@ use crate::device::cpu::Cpu;
 use crate::device::{Device, open_by_name_with};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
-use crate::models::{self, DdpmUnet, Network, Weights};
+use crate::models::{Network, Weights};
 use crate::training::config::Config;
-use crate::training::init::initial_weights;
+use crate::training::init::initial;
 use crate::training::run::recipe;
 use crate::training::trainer::{Recipe, StepSettings, Trainer};
 use serde_json::{Value, json};
@@ -97,7 +97,7 @@ fn step(args: &Measured, device: &dyn Device) -> Result<()> {
     let batch = args.batch.map_or(1, |batch| batch as usize);
     let table = config.sampler_table()?;
     let shape = Shape { batch, size: size(&config) };
-    let mut denoiser = Denoiser::new(&network, &weights, &table, shape, device)?;
+    let mut denoiser = Denoiser::new(network.as_ref(), &weights, &table, shape, device)?;
     let seeds: Vec<u64> = (0..batch as u64).collect();
     denoiser.start(&seeds)?;
     let restart = |run: &mut Run| {
@@ -147,7 +147,7 @@ fn train(args: &Measured, device: &dyn Device) -> Result<()> {
         learning_rate: config.training.learning_rate,
         ema_decay: config.training.ema_decay,
     };
-    let trainer = Trainer::new(&network, &weights, &schedule, recipe, seed, device)?;
+    let trainer = Trainer::new(network.as_ref(), &weights, &schedule, recipe, seed, device)?;
     drop(weights);
     let mut run = Training { trainer, settings, before: 0 };
     let begin = |run: &mut Training| {
@@ -174,12 +174,10 @@ struct Training {
 }
 
 /// The network of a configuration with random weights.
-fn network(config: &Config) -> Result<(DdpmUnet, Weights)> {
-    let network = DdpmUnet::new(config.unet())?;
-    let parameters = models::parameters(&network, size(config))?;
-    let values = initial_weights(&parameters, config.training.seed);
-    let tensors = parameters.into_iter().zip(values).map(|((name, shape), v)| (name, shape, v));
-    Ok((network, Weights { tensors: tensors.collect() }))
+fn network(config: &Config) -> Result<(Box<dyn Network>, Weights)> {
+    let network = config.build_network()?;
+    let weights = initial(network.as_ref(), size(config), config.training.seed)?;
+    Ok((network, weights))
 }
 
 fn size(config: &Config) -> [usize; 2] {

@@ -4,7 +4,7 @@ use super::{figures, fresh_folder, output};
 use crate::formats::diffusers;
 use crate::formats::run_folder::RunFolder;
 use crate::graph::Region;
-use crate::models::{self, DdpmUnet};
+use crate::models;
 use crate::training::Config;
 use crate::training::checkpoint::Checkpoint;
 use crate::training::run::to_tensors;
@@ -44,9 +44,9 @@ pub fn run(args: &Args) -> Result<()> {
     fresh_folder::check_free(&args.out)?;
     let folder = RunFolder::open(&args.run)?;
     let config = Config::load(None, Some(&folder.config()), &[])?;
-    let network = DdpmUnet::new(config.unet())?;
+    let network = config.build_network()?;
     let size = [config.data.size.height, config.data.size.width];
-    let parameters = models::parameters(&network, size)?;
+    let parameters = models::saved(network.as_ref(), size)?;
     let (path, mut checkpoint) = match args.checkpoint {
         Some(step) => {
             let path = folder.checkpoint(step);
@@ -69,8 +69,9 @@ pub fn run(args: &Args) -> Result<()> {
     let average = checkpoint.has_average() && !args.no_ema;
     let region = if average { Region::Ema } else { Region::Weights };
     let weights = checkpoint.take(region, &parameters, &path)?;
-    let count: usize = weights.tensors.iter().map(|(_, _, values)| values.len()).sum();
-    diffusers::write(&args.out, network.config(), &config.scheduler(), &to_tensors(&weights))?;
+    let trained = models::parameters(network.as_ref(), size)?;
+    let count: usize = trained.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    diffusers::write(&args.out, &config.network(), &config.scheduler(), &to_tensors(&weights))?;
     output::say_line(&format!(
         "{}: {} parameters of step {}, {}",
         args.out.display(),

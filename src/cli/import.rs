@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     let network = format!(
         "a U-Net of {} parameters, channels {:?}, predicting {}",
         figures::grouped(checked.parameters() as u64),
-        model.unet.block_out_channels,
+        model.unet.level_channels(),
         figures::plain(&model.scheduler.prediction_type)
     );
     match &args.out {

@@ -1,14 +1,15 @@
 //! Models as commands load them: a diffusers folder, or a run folder with one in `model/`.
 
+use crate::diffusion::NoiseSchedule;
 use crate::formats::diffusers::{self, Model};
-use crate::models::{self, DdpmUnet, Weights};
+use crate::models::{self, Network, Weights};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// A model whose weights are exactly those that its network needs, in float32.
 pub struct Checked {
     pub model: Model,
-    pub network: DdpmUnet,
+    pub network: Box<dyn Network>,
     pub weights: Weights,
 }
 
@@ -33,11 +34,11 @@ pub fn locate(folder: &Path) -> PathBuf {
 /// What [`diffusers::read`] refuses, and tensors that are missing, surplus or of another shape.
 pub fn load(folder: &Path) -> Result<Checked> {
     let mut model = diffusers::read(locate(folder))?;
-    let network = DdpmUnet::new(model.unet.clone())?;
+    let network = model.unet.network(NoiseSchedule::new(&model.scheduler)?.alpha_bar())?;
     let multiple = model.unet.size_multiple();
-    let size = model.unet.sample_size.unwrap_or([multiple; 2]);
+    let size = model.unet.sample_size().unwrap_or([multiple; 2]);
     let path = model.weights_path.clone();
-    let parameters = models::parameters(&network, size)
+    let parameters = models::saved(network.as_ref(), size)
         .map_err(|error| Error::file(&path, error.to_string()))?;
     let weights = model.weights.take_weights(parameters, &path)?;
     Ok(Checked { model, network, weights })

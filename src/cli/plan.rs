@@ -8,7 +8,6 @@ use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
 use crate::diffusion::denoiser;
-use crate::models::DdpmUnet;
 use crate::training::run::recipe;
 use crate::training::trainer::{self, Recipe};
 
@@ -70,14 +69,15 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
     let target = target.with_precision(args.precision.into())?;
     let batch = args.batch as usize;
     let config = args.settings.load()?;
-    let network = DdpmUnet::new(config.unet())?;
+    let network = config.build_network()?;
     let scheduler = config.scheduler();
     let table = config.sampler_table()?;
     let size = [config.data.size.height, config.data.size.width];
     let shape = denoiser::Shape { batch, size };
-    let sampling = denoiser::plan(&network, &table, shape, &target)?;
+    let sampling = denoiser::plan(network.as_ref(), &table, shape, &target)?;
     let recipe = Recipe { batch, ..recipe(&config) };
-    let training = trainer::plan(&network, scheduler.num_train_timesteps, &recipe, &target)?;
+    let training =
+        trainer::plan(network.as_ref(), scheduler.num_train_timesteps, &recipe, &target)?;
 
     let parameters = plan_figures::parameters(&training);
     let (s, t) = (Cost::sampling(&sampling), Cost::training(&training, recipe.accumulate));

@@ -11,10 +11,10 @@ use std::sync::Arc;
 pub const SAMPLING_STEP: &[(&str, usize)] = &[("denoise", 1)];
 
 /// Programs of a training step of `accumulate` micro-batches: these, the optimizer, and the weights
-/// brought into the device's forms.
-pub fn training_step(accumulate: usize) -> [(&'static str, usize); 4] {
+/// brought to unit magnitude (where a network wants it) and into the device's forms.
+pub fn training_step(accumulate: usize) -> [(&'static str, usize); 5] {
     let more = accumulate.saturating_sub(1);
-    [("accumulate", 1), ("accumulate_more", more), ("update", 1), ("prepare", 1)]
+    [("normalise", 1), ("accumulate", 1), ("accumulate_more", more), ("update", 1), ("prepare", 1)]
 }
 
 /// Programs that run before a loop, in the order of their runs.

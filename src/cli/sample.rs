@@ -13,7 +13,6 @@ use crate::formats::image_grid::write_grid;
 use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::formats::picture::Pictures;
 use crate::formats::tensors::{Tensor, Tensors};
-use crate::models::Network;
 use crate::training::config::Config;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -105,7 +104,8 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
     let wanted = args.batch.map_or(settings.sampling.batch, |batch| batch as usize);
     let batch = wanted.min(count);
     let shape = Shape { batch, size };
-    let mut denoiser = Denoiser::new(&checked.network, &checked.weights, &table, shape, device)?;
+    let mut denoiser =
+        Denoiser::new(checked.network.as_ref(), &checked.weights, &table, shape, device)?;
 
     let folder = FreshFolder::create(&args.out)?;
     let evaluations = (count.div_ceil(batch) * table.len()) as u64;
@@ -168,7 +168,7 @@ fn table(args: &Args, settings: &Config, checked: &Checked) -> Result<SamplerTab
 
 fn size(args: &Args, checked: &Checked) -> Result<[usize; 2]> {
     let Some(text) = &args.size else {
-        return checked.model.unet.sample_size.ok_or_else(|| {
+        return checked.model.unet.sample_size().ok_or_else(|| {
             Error::file(
                 &args.model,
                 "its configuration has no sample_size; give the size with --size",

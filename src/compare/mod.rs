@@ -1,6 +1,7 @@
 //! Replays reference cases on a device: what `cyanea compare` runs.
 
 mod attributes;
+mod edm;
 mod operations;
 mod recipe;
 mod schedulers;
@@ -69,6 +70,8 @@ fn run(case: &ReferenceCase, device: &dyn Device) -> Result<Produced> {
     }
     match case.op.as_str() {
         "adamw" => training::adamw(case, &attributes, device),
+        "edm_heun" => edm::edm_heun(case, &attributes, device),
+        "power_ema" => edm::power_ema(case, &attributes, device),
         "training" => training::run(case, &attributes, device),
         "add_noise" => schedulers::add_noise(case, &attributes, device),
         "ddpm_step" => schedulers::ddpm_step(case, &attributes, device),

@@ -2,6 +2,7 @@
 //! timesteps, that a case gives.
 
 use super::attributes::Attributes;
+use super::edm;
 use super::recipe::Produced;
 use super::schedulers::steps_of;
 use crate::device::{Device, TensorType};
@@ -87,16 +88,78 @@ fn optimizer(attributes: &Attributes, decoupled: bool) -> Result<AdamW> {
     })
 }
 
+/// What every training run of a case is made from.
+pub struct RunSettings<'a> {
+    pub steps: usize,
+    /// Of one step's images.
+    pub nchw: [usize; 4],
+    /// [steps, B, C, H, W], as `noise`.
+    pub x0: &'a [f32],
+    pub noise: &'a [f32],
+    optimizer: AdamW,
+    rates: Vec<f64>,
+}
+
+impl<'a> RunSettings<'a> {
+    /// # Errors
+    /// Attributes or tensors that are missing or don't fit.
+    pub fn read(case: &'a ReferenceCase, attributes: &Attributes) -> Result<RunSettings<'a>> {
+        let settings = attributes.nested("optimizer")?;
+        let decoupled = match settings.text_or("name", "adamw")? {
+            "adamw" => true,
+            "adam" => false,
+            other => {
+                return Err(Error::invalid(format!("the optimizer \"{other}\" is not known")));
+            }
+        };
+        let steps = attributes.size("steps")?;
+        let rates = rates(attributes, settings.number("lr")?, steps)?;
+        let (shape, x0) = case.input_f32("x0")?;
+        let &[count, batch, channels, height, width] = shape else {
+            return Err(Error::invalid(format!("`x0` must be [steps, B, C, H, W], not {shape:?}")));
+        };
+        let (_, noise) = case.input_f32("noise")?;
+        if count != steps || noise.len() != x0.len() {
+            return Err(Error::invalid(format!(
+                "`x0` and `noise` must hold {steps} steps of {batch} images"
+            )));
+        }
+        let optimizer = optimizer(&settings, decoupled)?;
+        let nchw = [batch, channels, height, width];
+        Ok(RunSettings { steps, nchw, x0, noise, optimizer, rates })
+    }
+
+    /// What to compile; of the predictions, noise.
+    pub fn recipe(&self) -> Recipe {
+        let [batch, _, height, width] = self.nchw;
+        Recipe {
+            batch,
+            accumulate: 1,
+            size: [height, width],
+            prediction: Prediction::Epsilon,
+            noise: NoiseSource::Given,
+            optimizer: self.optimizer,
+        }
+    }
+
+    /// What changes from step to step.
+    pub fn step(&self, step: usize) -> StepSettings {
+        StepSettings { step: step as u64, learning_rate: self.rates[step], ema_decay: 0.0 }
+    }
+}
+
 /// `training`: a run of a few steps → `losses` [steps] and the parameters after the last.
 pub fn run(case: &ReferenceCase, attributes: &Attributes, device: &dyn Device) -> Result<Produced> {
-    let only = |key: &str, default: &str, known: &str| match attributes.text_or(key, default)? {
-        value if value == known => Ok(()),
-        value => Err(Error::invalid(format!(
-            "the attribute `{key}` is \"{value}\", which this version can't replay; \"{known}\" can"
-        ))),
-    };
-    only("model", "", "unet2d")?;
-    only("loss", "epsilon_mse", "epsilon_mse")?;
+    match (attributes.text_or("model", "")?, attributes.text_or("loss", "epsilon_mse")?) {
+        ("unet2d", "epsilon_mse") => {}
+        ("edm2_precond", "edm2") => return edm::training(case, attributes, device),
+        (model, loss) => {
+            return Err(Error::invalid(format!(
+                "the attributes `model` and `loss` are \"{model}\" and \"{loss}\", which this version \
+                 can't replay; \"unet2d\" with \"epsilon_mse\" and \"edm2_precond\" with \"edm2\" can"
+            )));
+        }
+    }
     let network = DdpmUnet::new(UnetConfig::from_json(attributes.nested("config")?.object())?)?;
     let mut scheduler = match attributes.has("schedule") {
         true => SchedulerConfig::from_json(attributes.nested("schedule")?.object())?,
@@ -110,49 +173,34 @@ pub fn run(case: &ReferenceCase, attributes: &Attributes, device: &dyn Device) -
         other => return Err(Error::invalid(format!("the prediction \"{other}\" is not known"))),
     };
     let schedule = NoiseSchedule::new(&scheduler)?;
-    let settings = attributes.nested("optimizer")?;
-    let decoupled = match settings.text_or("name", "adamw")? {
-        "adamw" => true,
-        "adam" => false,
-        other => return Err(Error::invalid(format!("the optimizer \"{other}\" is not known"))),
-    };
-    let steps = attributes.size("steps")?;
-    let rates = rates(attributes, settings.number("lr")?, steps)?;
-
-    let (shape, x0) = case.input_f32("x0")?;
-    let &[count, batch, channels, height, width] = shape else {
-        return Err(Error::invalid(format!("`x0` must be [steps, B, C, H, W], not {shape:?}")));
-    };
-    let (_, noise) = case.input_f32("noise")?;
+    let settings = RunSettings::read(case, attributes)?;
+    let RunSettings { steps, nchw, x0, noise, .. } = settings;
+    let batch = nchw[0];
     let timesteps = steps_of(case, schedule.timesteps())?;
-    if count != steps || noise.len() != x0.len() || timesteps.len() != steps * batch {
+    if timesteps.len() != steps * batch {
         return Err(Error::invalid(format!(
-            "`x0`, `noise` and `timesteps` must hold {steps} steps of {batch} images"
+            "`timesteps` must hold {steps} steps of {batch} images"
         )));
     }
-    let recipe = Recipe {
-        batch,
-        accumulate: 1,
-        size: [height, width],
-        prediction: scheduler.prediction_type,
-        noise: NoiseSource::Given,
-        optimizer: optimizer(&settings, decoupled)?,
-    };
-    let weights = initial_weights(case, &network, [height, width])?;
+    let recipe = Recipe { prediction: scheduler.prediction_type, ..settings.recipe() };
+    let weights = initial_weights(case, &network, recipe.size)?;
     let mut trainer = Trainer::new(&network, &weights, &schedule, recipe, 0, device)?;
     let mut losses = Vec::with_capacity(steps);
-    let nchw = [batch, channels, height, width];
     let size = x0.len() / steps;
     for step in 0..steps {
         let part = step * size..(step + 1) * size;
-        let settings =
-            StepSettings { step: step as u64, learning_rate: rates[step], ema_decay: 0.0 };
+        let now = settings.step(step);
         let x0 = nchw_to_nhwc(&x0[part.clone()], nchw);
         let noise = nchw_to_nhwc(&noise[part], nchw);
         let ts = &timesteps[step * batch..(step + 1) * batch];
-        losses.push(trainer.micro_batch(&settings, 0, &x0, ts, Some(&noise))?);
-        trainer.update(&settings)?;
+        losses.push(trainer.micro_batch(&now, 0, &x0, ts, Some(&noise))?);
+        trainer.update(&now)?;
     }
+    after_run(case, trainer, losses)
+}
+
+/// What a run leaves: its losses, and the parameters that the case has.
+pub fn after_run(case: &ReferenceCase, mut trainer: Trainer, losses: Vec<f32>) -> Result<Produced> {
     let after: HashMap<String, Vec<f32>> = trainer
         .get(Region::Weights)?
         .tensors

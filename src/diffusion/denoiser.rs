@@ -8,7 +8,7 @@ use crate::device::{Device, Target, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
 use crate::graph::{Engine, Graph, Plan, Rate, Region, fuse, lower};
-use crate::models::{Network, Weights};
+use crate::models::{Network, Weights, write_tables};
 use crate::ops::advance_state::AdvanceState;
 use crate::ops::noise::{normal::Stream, philox};
 use crate::ops::sampler_update::{self, Noise, SamplerUpdate};
@@ -132,6 +132,7 @@ impl Denoiser {
     ) -> Result<Denoiser> {
         let mut engine = Engine::new(plan(network, table, shape, device.target())?, device)?;
         let timesteps: Vec<f32> = table.timesteps.iter().map(|&t| t as f32).collect();
+        write_tables(network, &mut engine)?;
         engine.write(Region::State, "timesteps", &timesteps)?;
         engine.write(Region::State, "coefficients", &table.rows)?;
         let mut denoiser = Denoiser {

@@ -1,6 +1,7 @@
 //! Noise schedules, what a network predicts, and samplers as tables of coefficients.
 
 pub mod denoiser;
+pub mod edm;
 pub mod samplers;
 pub mod schedule;
 pub mod scheduler_config;

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! Older folders keep everything in the root, and name the attention's layers differently; both are
-//! read. What is written is what `DDPMPipeline.from_pretrained` loads.
+//! read. What is written is what `DDPMPipeline.from_pretrained` loads, where diffusers has the network:
+//! the EDM2 U-Net, which it lacks, is kept in the same layout.
 
 use super::atomic::{create_folder, write_atomic};
 use super::tensors::Tensors;
 use crate::diffusion::SchedulerConfig;
 use crate::error::{Error, Result};
-use crate::models::UnetConfig;
+use crate::models::NetworkConfig;
 use crate::models::json_config::shorten;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
@@ -30,7 +31,7 @@ const DIFFUSERS_VERSION: &str = "0.32.0";
 /// A trained U-Net and the process that it was trained for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    pub unet: UnetConfig,
+    pub unet: NetworkConfig,
     pub scheduler: SchedulerConfig,
     /// Weights under today's diffusers names, in PyTorch's layout, all finite. Whether they fit
     /// the configuration is for the network to say ([`Tensors::require_names`],
@@ -58,7 +59,7 @@ pub fn read(folder: impl AsRef<Path>) -> Result<Model> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_configs(folder: impl AsRef<Path>) -> Result<(UnetConfig, SchedulerConfig)> {
+pub fn read_configs(folder: impl AsRef<Path>) -> Result<(NetworkConfig, SchedulerConfig)> {
     let folder = folder.as_ref();
     if !folder.is_dir() {
         let what = if folder.exists() { "is no folder" } else { "does not exist" };
@@ -71,16 +72,7 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(UnetConfig, SchedulerCo
     }
     let unet_path = component(folder, "unet").join("config.json");
     let object = read_settings(&unet_path, "the network's settings")?;
-    if let Some(class) = object.get("_class_name")
-        && class != "UNet2DModel"
-    {
-        let what = format!(
-            "describes a {}; supported is UNet2DModel",
-            shorten(class.as_str().unwrap_or("network without a name"))
-        );
-        return Err(Error::file(&unet_path, what));
-    }
-    let unet = UnetConfig::from_json(&object).map_err(|error| in_file(&unet_path, error))?;
+    let unet = NetworkConfig::from_json(&object).map_err(|error| in_file(&unet_path, error))?;
     let scheduler_path = component(folder, "scheduler").join("scheduler_config.json");
     let object = read_settings(&scheduler_path, "the settings of its noise schedule")?;
     let scheduler =
@@ -96,7 +88,7 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(UnetConfig, SchedulerCo
 /// and what the operating system says.
 pub fn write(
     folder: impl AsRef<Path>,
-    unet: &UnetConfig,
+    unet: &NetworkConfig,
     scheduler: &SchedulerConfig,
     weights: &Tensors,
 ) -> Result<()> {
@@ -134,15 +126,16 @@ pub fn write(
 
 fn write_files(
     folder: &Path,
-    unet: &UnetConfig,
+    unet: &NetworkConfig,
     scheduler: &SchedulerConfig,
     weights: &Tensors,
 ) -> Result<()> {
+    let [library, class] = unet.class();
     let index = json!({
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
+        "unet": [library, class],
     });
     let notes = |class: &str, settings: Map<String, Value>| {
         let mut object = Map::new();
@@ -154,7 +147,7 @@ fn write_files(
     create_folder(folder.join("unet"))?;
     create_folder(folder.join("scheduler"))?;
     write_json(&folder.join("model_index.json"), &index)?;
-    write_json(&folder.join("unet/config.json"), &notes("UNet2DModel", unet.to_json()))?;
+    write_json(&folder.join("unet/config.json"), &notes(class, unet.to_json()))?;
     write_json(
         &folder.join("scheduler/scheduler_config.json"),
         &notes("DDPMScheduler", scheduler.to_ddpm_json()),
@@ -197,9 +190,13 @@ fn check_index(path: &Path) -> Result<()> {
         }
         let class = value[1].as_str().unwrap_or("?").to_string();
         match (name.as_str(), class.as_str()) {
-            ("unet", "UNet2DModel") | ("scheduler", _) => {}
+            ("unet", class) if NetworkConfig::knows(class) => {}
+            ("scheduler", _) => {}
             ("unet", _) => {
-                let what = format!("its U-Net is a {}; supported is UNet2DModel", shorten(&class));
+                let what = format!(
+                    "its U-Net is a {}; supported is UNet2DModel or Edm2Unet",
+                    shorten(&class)
+                );
                 return Err(Error::file(path, what));
             }
             _ => {

@@ -1,13 +1,14 @@
 use super::*;
 use crate::diffusion::Prediction;
 use crate::formats::tensors::Tensor;
+use crate::models::Edm2Config;
 
-fn config() -> UnetConfig {
+fn config() -> NetworkConfig {
     let text = r#"{"block_out_channels": [8, 16], "norm_num_groups": 4, "sample_size": [8, 12],
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}"#;
     let value: Value = serde_json::from_str(text).unwrap();
-    UnetConfig::from_json(value.as_object().unwrap()).unwrap()
+    NetworkConfig::from_json(value.as_object().unwrap()).unwrap()
 }
 
 fn weights(names: &[&str]) -> Tensors {
@@ -41,6 +42,19 @@ fn what_is_written_is_read_back() {
     write(&folder, &config(), &SchedulerConfig::default(), &model.weights).unwrap();
     assert_eq!(read(&folder).unwrap().scheduler, SchedulerConfig::default());
     assert_eq!(fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn the_edm2_network_is_kept_in_the_same_layout() {
+    let config = Edm2Config { sample_size: Some([40, 64]), ..Edm2Config::default() };
+    let config = NetworkConfig::Edm2(config);
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("model");
+    write(&folder, &config, &SchedulerConfig::default(), &weights(&["unet.out_gain"])).unwrap();
+    let model = read(&folder).unwrap();
+    assert_eq!(model.unet, config);
+    assert_eq!(model.unet.sample_size(), Some([40, 64]));
+    assert_eq!(model.unet.level_channels(), [192, 384, 576, 768]);
 }
 
 #[test]

@@ -178,7 +178,9 @@ impl Split<'_> {
         let table = graph.slot(Region::Table, TABLE, table, Rate::Step)?;
         let state = TensorType::u32([crate::ops::state::WORDS]);
         let state = graph.slot(Region::State, STATE, state, Rate::Step)?;
-        let row = graph.push_labelled(std::sync::Arc::new(SelectRow), &[table, state], TABLE)?[0];
+        let row =
+            graph.push_labelled(std::sync::Arc::new(SelectRow::Current), &[table, state], TABLE)?
+                [0];
         let mut column = 0;
         for tensor in outputs {
             let ty = self.source.ty(tensor).clone();

@@ -15,6 +15,9 @@ pub struct Edm2Config {
     /// inputs may have another height and width.
     pub img_resolution: usize,
     pub img_channels: usize,
+    /// Height and width the network was trained for, where they are not the resolution: ours, not
+    /// the reference's.
+    pub sample_size: Option<[usize; 2]>,
     /// Classes; 0: the network takes no labels.
     pub label_dim: usize,
     /// Of the reference; here precision belongs to the target, so this has no effect.
@@ -58,6 +61,7 @@ impl Default for Edm2Config {
         Self {
             img_resolution: 64,
             img_channels: 3,
+            sample_size: None,
             label_dim: 0,
             use_fp16: true,
             sigma_data: 0.5,
@@ -101,6 +105,14 @@ impl Edm2Config {
         let config: Self = json_config::from_object("EDM2 configuration", object)?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The object that [`Edm2Config::from_json`] reads.
+    pub fn to_json(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(object)) => object,
+            _ => unreachable!("a struct of plain values is a JSON object"),
+        }
     }
 
     /// Number of resolutions.
@@ -187,7 +199,8 @@ impl Edm2Config {
             ));
         }
         self.check_shares()?;
-        self.check_channels()
+        self.check_channels()?;
+        self.sample_size.map_or(Ok(()), |[height, width]| self.check_size(height, width))
     }
 
     /// [`Edm2Config::validate`], and nothing that only matters in training is out of reach.
@@ -283,6 +296,12 @@ mod tests {
         let config = parse("{}").unwrap();
         assert_eq!(config, Edm2Config::default());
         assert_eq!((config.noise_channels(), config.embedding_channels()), (192, 768));
+        let mut written = config.to_json();
+        assert_eq!(Edm2Config::from_json(&written).unwrap(), config);
+        written.insert("sample_size".into(), serde_json::json!([40, 64]));
+        assert_eq!(Edm2Config::from_json(&written).unwrap().sample_size, Some([40, 64]));
+        written.insert("sample_size".into(), serde_json::json!([40, 60]));
+        assert!(Edm2Config::from_json(&written).unwrap_err().to_string().contains("40×64"));
         let attends: Vec<bool> = (0..4).map(|level| config.attends(level)).collect();
         assert_eq!(attends, [false, false, true, true]);
         let config = parse(r#"{"channel_mult_noise": 0.5, "channel_mult_emb": 2}"#).unwrap();

@@ -2,14 +2,17 @@
 
 pub mod ddpm_unet;
 pub mod edm2_config;
+mod edm2_ddpm;
 pub mod edm2_unet;
 pub mod json_config;
 pub mod layers;
+mod network_config;
 pub mod unet_config;
 
 pub use ddpm_unet::DdpmUnet;
 pub use edm2_config::Edm2Config;
 pub use edm2_unet::Edm2Unet;
+pub use network_config::NetworkConfig;
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;
@@ -33,6 +36,29 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// Shapes that the network can't take.
     fn build(&self, g: &mut Graph, x: TensorId, timesteps: TensorId) -> Result<TensorId>;
+
+    /// Slots of [`Region::State`] that the network reads, with values that every run writes before
+    /// it begins.
+    fn tables(&self) -> Vec<(&'static str, Vec<f32>)> {
+        Vec::new()
+    }
+
+    /// Whether weights are normalised in use: they start standard normal, and training forces their
+    /// rows back to unit magnitude at each step.
+    fn unit_weights(&self) -> bool {
+        false
+    }
+}
+
+/// Writes what a network reads beside its weights.
+///
+/// # Errors
+/// When the engine was made for another network.
+pub fn write_tables(network: &dyn Network, engine: &mut Engine) -> Result<()> {
+    for (name, values) in network.tables() {
+        engine.write(Region::State, name, &values)?;
+    }
+    Ok(())
 }
 
 /// Whether a U-Net of so many levels takes inputs of a size.
@@ -59,55 +85,90 @@ fn check_size(levels: usize, height: usize, width: usize) -> Result<()> {
 /// # Errors
 /// What [`Network::build`] refuses.
 pub fn parameters(network: &dyn Network, size: [usize; 2]) -> Result<Vec<(String, Vec<usize>)>> {
+    Ok(in_region(&graph(network, size)?, Region::Weights))
+}
+
+/// Names and shapes of what a model file holds: the trained parameters, then the network's buffers.
+///
+/// # Errors
+/// What [`Network::build`] refuses.
+pub fn saved(network: &dyn Network, size: [usize; 2]) -> Result<Vec<(String, Vec<usize>)>> {
+    Ok(declared(&graph(network, size)?))
+}
+
+/// Names and shapes of the trained parameters, then of the buffers, that a graph declares.
+pub fn declared(g: &Graph) -> Vec<(String, Vec<usize>)> {
+    [Region::Weights, Region::Buffers].iter().flat_map(|&region| in_region(g, region)).collect()
+}
+
+/// Names and shapes of a graph's slots in a region, in order of use.
+fn in_region(g: &Graph, region: Region) -> Vec<(String, Vec<usize>)> {
+    let slots = g.slots.iter().filter(|slot| slot.region == region);
+    slots.map(|slot| (slot.name.clone(), slot.ty.shape.clone())).collect()
+}
+
+fn graph(network: &dyn Network, size: [usize; 2]) -> Result<Graph> {
     let mut g = Graph::new();
     let shape = [1, size[0], size[1], network.channels()[0]];
     let x = g.input("x", TensorType::f32(shape))?;
     let timesteps = g.slot(Region::State, "timesteps", TensorType::f32([1]), Rate::Schedule)?;
     network.build(&mut g, x, timesteps)?;
-    let weights = g.slots.into_iter().filter(|slot| slot.region == Region::Weights);
-    Ok(weights.map(|slot| (slot.name, slot.ty.shape)).collect())
+    Ok(g)
 }
 
-/// A network's weights: names, shapes and values in PyTorch's layout, in order of use.
+/// A network's weights, then its buffers: names, shapes and values in PyTorch's layout, in order of
+/// use.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Weights {
     pub tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
 }
 
 impl Weights {
-    /// Writes all weights into an engine's slots.
+    /// Writes all weights and buffers into an engine's slots.
     ///
     /// # Errors
     /// A name or size that the engine's network does not have.
     pub fn write(&self, engine: &mut Engine) -> Result<()> {
-        let wanted = engine.plan().layout.region(Region::Weights).len();
+        let slots = |region| engine.plan().layout.region(region).len();
+        let wanted = slots(Region::Weights) + slots(Region::Buffers);
         if wanted != self.tensors.len() {
             return Err(Error::operation(
                 "weights",
                 format!("the network has {wanted} parameters, {} were given", self.tensors.len()),
             ));
         }
+        self.write_to(engine, Region::Weights)
+    }
+
+    /// Writes weights into a region that mirrors them, and buffers where they belong.
+    ///
+    /// # Errors
+    /// As [`Weights::write`].
+    pub fn write_to(&self, engine: &mut Engine, region: Region) -> Result<()> {
         for (name, _, values) in &self.tensors {
-            engine.write(Region::Weights, name, values)?;
+            let buffer = engine.has(Region::Buffers, name);
+            engine.write(if buffer { Region::Buffers } else { region }, name, values)?;
         }
         Ok(())
     }
 
-    /// Reads one value for each weight from a region that mirrors the weights.
+    /// Reads one value for each weight from a region that mirrors the weights; of the weights
+    /// themselves and of their average, also the buffers.
     ///
     /// # Errors
     /// When the engine has no such region.
     pub fn read(engine: &mut Engine, region: Region) -> Result<Weights> {
-        let slots: Vec<(String, Vec<usize>)> = engine
-            .plan()
-            .layout
-            .region(Region::Weights)
+        let slots = |engine: &Engine, of: Region, from: Region| -> Vec<_> {
+            let slots = engine.plan().layout.region(of).into_iter();
+            slots.map(|(name, view)| (from, name.to_string(), view.ty.shape.clone())).collect()
+        };
+        let mut wanted = slots(engine, Region::Weights, region);
+        if matches!(region, Region::Weights | Region::Ema) {
+            wanted.extend(slots(engine, Region::Buffers, Region::Buffers));
+        }
+        let tensors = wanted
             .into_iter()
-            .map(|(name, view)| (name.to_string(), view.ty.shape.clone()))
-            .collect();
-        let tensors = slots
-            .into_iter()
-            .map(|(name, shape)| {
+            .map(|(region, name, shape)| {
                 let values = engine.read(region, &name)?;
                 Ok((name, shape, values))
             })

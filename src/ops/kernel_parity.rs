@@ -261,6 +261,7 @@ fn every_kernel_is_compared() {
     normalisation::pixel_norm();
     normalisation::weight_norm();
     training::loss();
+    training::edm_loss();
     training::norm_of_gradients();
     training::optimizer_step();
     training::averages_and_sums();

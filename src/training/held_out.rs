@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::formats::layout::nhwc_to_nchw;
 use crate::formats::tensors::{Tensor, Tensors};
 use crate::graph::{Engine, Graph, Plan, Rate, Region, fuse, hoist, lower};
-use crate::models::{Network, Weights};
+use crate::models::{Network, Weights, write_tables};
 use crate::ops::noise::{normal::Stream, philox};
 use std::path::Path;
 
@@ -107,7 +107,8 @@ impl<'a> Evaluator<'a> {
         g.prune(&[]);
         let hoisted = hoist::hoist(&g, 1)?;
         let graphs = [("prepare", &hoisted.prepare), ("evaluate", &hoisted.step)];
-        let engine = Engine::new(Plan::new(&graphs, device.target())?, device)?;
+        let mut engine = Engine::new(Plan::new(&graphs, device.target())?, device)?;
+        write_tables(network, &mut engine)?;
         Ok(Evaluator { engine, held_out, schedule })
     }
 

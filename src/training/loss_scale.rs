@@ -22,6 +22,12 @@ impl Default for LossScale {
 }
 
 impl LossScale {
+    /// The scale that a run begins with whose loss adds up so many elements.
+    pub fn for_sum_of(elements: usize) -> LossScale {
+        let all = LossScale::default();
+        LossScale { factor: (all.factor / elements.next_power_of_two() as f32).max(1.0), ..all }
+    }
+
     const LARGEST: f32 = 16_777_216.0;
 
     /// Takes note of how a step went; returns whether the factor changed.
@@ -49,6 +55,13 @@ impl LossScale {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sums_begin_with_a_smaller_scale() {
+        assert_eq!(LossScale::for_sum_of(1), LossScale::default());
+        assert_eq!(LossScale::for_sum_of(192).factor, 256.0);
+        assert_eq!(LossScale::for_sum_of(1 << 20).factor, 1.0);
+    }
 
     #[test]
     fn overflows_halve_and_patience_doubles() {

@@ -6,7 +6,9 @@ pub mod held_out;
 pub mod init;
 pub mod loss_scale;
 pub mod lr_schedule;
+pub mod objective;
 pub mod pictures;
+pub mod power_ema;
 pub mod run;
 pub mod trainer;
 

@@ -3,7 +3,7 @@
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::config::Config;
 use super::held_out::{Evaluator, HeldOut};
-use super::init::initial_weights;
+use super::init::initial;
 use super::pictures::Gallery;
 use super::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
 use crate::data::counter;
@@ -16,7 +16,7 @@ use crate::formats::metrics::Metrics;
 use crate::formats::run_folder::RunFolder;
 use crate::formats::tensors::{Tensor, Tensors};
 use crate::graph::Region;
-use crate::models::{DdpmUnet, Weights, parameters};
+use crate::models::{Network, Weights, parameters, saved};
 use crate::ops::adamw::AdamW;
 use std::time::Instant;
 
@@ -90,7 +90,7 @@ pub struct Run<'a> {
     folder: &'a RunFolder,
     images: &'a Dataset,
     device: &'a dyn Device,
-    network: DdpmUnet,
+    network: Box<dyn Network>,
     trainer: Trainer,
     schedule: NoiseSchedule,
     held_out: HeldOut,
@@ -116,25 +116,19 @@ impl<'a> Run<'a> {
         device: &'a dyn Device,
         resume: bool,
     ) -> Result<Run<'a>> {
-        let unet = config.unet();
-        unet.validate_for_training()?;
-        let network = DdpmUnet::new(unet)?;
+        config.network().validate_for_training()?;
+        config.require_images()?;
+        let network = config.build_network()?;
         let schedule = NoiseSchedule::new(&config.scheduler())?;
-        let recipe = recipe(config);
-        let parameters = parameters(&network, recipe.size)?;
-        let seed = config.training.seed;
-        let values = initial_weights(&parameters, seed);
-        let tensors = parameters
-            .iter()
-            .zip(values)
-            .map(|((name, shape), values)| (name.clone(), shape.clone(), values))
-            .collect();
-        let weights = Weights { tensors };
+        let (recipe, seed) = (recipe(config), config.training.seed);
+        let size = recipe.size;
+        let weights = initial(network.as_ref(), size, seed)?;
         let held_out = HeldOut::new(held_out, seed, &schedule)?;
         if !resume {
             held_out.write(&folder.held_out())?;
         }
-        let mut trainer = Trainer::new(&network, &weights, &schedule, recipe, seed, device)?;
+        let mut trainer =
+            Trainer::new(network.as_ref(), &weights, &schedule, recipe, seed, device)?;
         // The device has them now; a second copy would count in the run's memory.
         drop(weights);
         let mut passed_over = Vec::new();
@@ -150,10 +144,16 @@ impl<'a> Run<'a> {
                     "belongs to a run with other images; resume with the images it began with",
                 ));
             }
+            let (moments, whole) =
+                (parameters(network.as_ref(), size)?, saved(network.as_ref(), size)?);
             let parts = trainer
                 .regions()
                 .into_iter()
-                .map(|region| Ok((region, checkpoint.take(region, &parameters, &path)?)))
+                .map(|region| {
+                    let averaged = matches!(region, Region::Weights | Region::Ema);
+                    let names = if averaged { &whole } else { &moments };
+                    Ok((region, checkpoint.take(region, names, &path)?))
+                })
                 .collect::<Result<Vec<_>>>()?;
             done = checkpoint.progress;
             match (checkpoint.loss_scale, trainer.loss_scale()) {
@@ -375,8 +375,8 @@ impl<'a> Run<'a> {
         // Made when it is due: its weights would take as much memory as the training step's.
         let weights = self.best_weights()?;
         let (held_out, schedule) = (&self.held_out, &self.schedule);
-        let loss =
-            Evaluator::new(&self.network, held_out, schedule, self.device)?.loss(&weights)?;
+        let loss = Evaluator::new(self.network.as_ref(), held_out, schedule, self.device)?
+            .loss(&weights)?;
         if !loss.is_finite() {
             return Err(self.not_finite("held-out loss", loss as f32));
         }
@@ -389,7 +389,7 @@ impl<'a> Run<'a> {
     /// Samples with the weights as they are; made when due, like the evaluator.
     fn gallery(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Gallery> {
         let weights = self.best_weights()?;
-        let mut gallery = Gallery::new(self.config, &self.network, &weights, self.device)?;
+        let mut gallery = Gallery::new(self.config, self.network.as_ref(), &weights, self.device)?;
         drop(weights);
         gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
         Ok(gallery)
@@ -405,8 +405,8 @@ impl<'a> Run<'a> {
         let held_out_loss = self.held_out(observe)?;
         self.save(observe)?;
         let weights = to_tensors(&self.best_weights()?);
-        let (unet, scheduler) = (self.network.config(), self.config.scheduler());
-        diffusers::write(self.folder.model(), unet, &scheduler, &weights)?;
+        let (network, scheduler) = (self.config.network(), self.config.scheduler());
+        diffusers::write(self.folder.model(), &network, &scheduler, &weights)?;
         drop(weights);
         let gallery = self.gallery(observe)?;
         gallery.write_grid(&self.folder.samples_png())?;

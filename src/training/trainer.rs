@@ -2,9 +2,11 @@
 //!
 //! `accumulate` takes a micro-batch through the network and back; `update` is the optimizer, two
 //! launches over all parameters; `prepare` brings the weights into the target's forms and is the
-//! tail of every update. What changes from step to step lies in the step state.
+//! tail of every update. For networks that keep their weights at unit magnitude a step begins with
+//! `normalise`, and `prepare` behind it. What changes from step to step lies in the step state.
 
 use super::loss_scale::LossScale;
+use super::objective::{Denoising, Objective};
 use crate::device::{Device, Precision, Target, TensorType};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::scheduler_config::Prediction;
@@ -14,15 +16,9 @@ use crate::graph::{Engine, Graph, Layout, Plan, Rate, Region, WHOLE, autodiff, f
 use crate::models::{Network, Weights};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::adamw::AdamW;
-use crate::ops::add_noise::AddNoise;
 use crate::ops::grad_norm::GradNorm;
-use crate::ops::mse_loss::MseLoss;
-use crate::ops::noise::{Normal, philox};
 use crate::ops::state::{self, StepState};
-use std::sync::Arc;
-
-/// Stream of the training noise.
-const NOISE: u32 = philox::purpose("training.noise");
+use crate::ops::weight_norm::ForceUnitNorm;
 
 /// Where the noise of a training step comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +60,8 @@ pub struct Graphs {
     /// For its other micro-batches, whose gradients are added; `None` where there is one only.
     pub accumulate_more: Option<Graph>,
     pub update: Graph,
+    /// Forces weights back to unit magnitude before a step; `None` for networks that don't ask for it.
+    pub normalise: Option<Graph>,
 }
 
 impl Graphs {
@@ -72,6 +70,7 @@ impl Graphs {
         let mut named = vec![("accumulate", &self.accumulate)];
         named.extend(self.accumulate_more.as_ref().map(|graph| ("accumulate_more", graph)));
         named.extend([("update", &self.update), ("prepare", &self.prepare)]);
+        named.extend(self.normalise.as_ref().map(|graph| ("normalise", graph)));
         named
     }
 }
@@ -80,57 +79,47 @@ impl Graphs {
 ///
 /// # Errors
 /// Sizes that the network can't take.
-pub fn graphs(
-    network: &dyn Network,
-    schedule_steps: usize,
-    recipe: &Recipe,
-    target: &Target,
-) -> Result<Graphs> {
-    let first = accumulate(network, schedule_steps, recipe, target, Region::Gradients)?;
+pub fn graphs(objective: &dyn Objective, recipe: &Recipe, target: &Target) -> Result<Graphs> {
+    let first = accumulate(objective, recipe, target, Region::Gradients)?;
     let more = match recipe.accumulate {
         1 => None,
         _ => {
             let region = Region::MicroGradients;
-            Some(accumulate(network, schedule_steps, recipe, target, region)?.step)
+            Some(accumulate(objective, recipe, target, region)?.step)
         }
     };
     // The optimizer sees each region as one vector, whose length the layout of the others tells.
     let weights = Layout::new(&[&first.step])?.get(Region::Weights, WHOLE)?.ty;
     let update = update(weights, recipe)?;
     let (prepare, accumulate) = (first.prepare, first.step);
-    Ok(Graphs { prepare, accumulate, accumulate_more: more, update })
+    let normalise = match objective.unit_weights() {
+        true => Some(normalise(&accumulate)?),
+        false => None,
+    };
+    Ok(Graphs { prepare, accumulate, accumulate_more: more, update, normalise })
+}
+
+/// Forces the rows of every weight of a network to unit magnitude; gains are scalars and stay.
+fn normalise(network: &Graph) -> Result<Graph> {
+    let mut g = Graph::new();
+    for slot in network.slots.iter().filter(|slot| slot.region == Region::Weights) {
+        let weight = g.slot(slot.region, &slot.name, slot.ty.clone(), Rate::Step)?;
+        let shape = slot.ty.shape.clone();
+        if shape.len() > 1 {
+            g.scoped(&slot.name, |g| g.push_into(ForceUnitNorm { shape }, &[], &[weight]))?;
+        }
+    }
+    Ok(g)
 }
 
 fn accumulate(
-    network: &dyn Network,
-    schedule_steps: usize,
+    objective: &dyn Objective,
     recipe: &Recipe,
     target: &Target,
     region: Region,
 ) -> Result<Hoisted> {
-    let [height, width] = recipe.size;
-    network.check_size(height, width)?;
-    let [c_in, _] = network.channels();
     let mut g = Graph::new();
-    let image = TensorType::f32([recipe.batch, height, width, c_in]);
-    let x0 = g.input("x0", image.clone())?;
-    let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
-    let shares = g.input("shares", TensorType::f32([schedule_steps, 2]))?;
-    let state = g.input(STATE, state::ty())?;
-    let noise = match recipe.noise {
-        NoiseSource::Given => g.input("noise", image)?,
-        NoiseSource::Philox => g.one(Normal { purpose: NOISE }, &[x0, state])?,
-    };
-    let velocity = recipe.prediction == Prediction::Velocity;
-    let op = Arc::new(AddNoise { velocity });
-    let noisy = g.push_labelled(op, &[x0, noise, shares, timesteps], "add_noise")?;
-    let output = network.build(&mut g, noisy[0], timesteps)?;
-    let wanted = match recipe.prediction {
-        Prediction::Epsilon => noise,
-        Prediction::Sample => x0,
-        Prediction::Velocity => noisy[1],
-    };
-    let loss = g.one(MseLoss, &[output, wanted])?;
+    let loss = objective.loss(&mut g, recipe)?;
     let loss_slot = g.input("loss", TensorType::f32([1]))?;
     g.bind(loss, loss_slot)?;
 
@@ -194,7 +183,8 @@ pub fn plan(
     recipe: &Recipe,
     target: &Target,
 ) -> Result<Plan> {
-    Plan::new(&graphs(network, schedule_steps, recipe, target)?.named(), target)
+    let objective = Denoising { network, steps: schedule_steps, schedule: None };
+    Plan::new(&graphs(&objective, recipe, target)?.named(), target)
 }
 
 /// What an optimizer step did.
@@ -212,6 +202,8 @@ pub struct Trainer {
     engine: Engine,
     recipe: Recipe,
     state: StepState,
+    /// Whether weights are forced to unit magnitude before each step.
+    normalises: bool,
     /// In float16 alone.
     loss_scale: Option<LossScale>,
 }
@@ -229,19 +221,31 @@ impl Trainer {
         seed: u64,
         device: &dyn Device,
     ) -> Result<Trainer> {
-        let plan = plan(network, schedule.timesteps(), &recipe, device.target())?;
-        let mut engine = Engine::new(plan, device)?;
-        let mut shares = Vec::with_capacity(2 * schedule.timesteps());
-        for t in 0..schedule.timesteps() {
-            let (image, noise) = schedule.shares(t)?;
-            shares.extend([image, noise]);
-        }
-        engine.write(Region::State, "shares", &shares)?;
+        let steps = schedule.timesteps();
+        let objective = Denoising { network, steps, schedule: Some(schedule) };
+        Trainer::with_objective(&objective, weights, recipe, seed, device)
+    }
+
+    /// As [`Trainer::new`], for any objective.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn with_objective(
+        objective: &dyn Objective,
+        weights: &Weights,
+        recipe: Recipe,
+        seed: u64,
+        device: &dyn Device,
+    ) -> Result<Trainer> {
+        let graphs = graphs(objective, &recipe, device.target())?;
+        let mut engine = Engine::open(&graphs.named(), device)?;
+        objective.prepare(&mut engine)?;
         let loss_scale = match device.target().precision {
             Precision::Fp32 => None,
-            Precision::Fp16 => Some(LossScale::default()),
+            Precision::Fp16 => Some(LossScale::for_sum_of(objective.summed(&recipe))),
         };
-        let mut trainer = Trainer { engine, recipe, state: StepState::new(seed), loss_scale };
+        let (state, normalises) = (StepState::new(seed), objective.unit_weights());
+        let mut trainer = Trainer { engine, recipe, state, normalises, loss_scale };
         trainer.write_loss_scale()?;
         trainer.set(Region::Weights, weights)?;
         if trainer.recipe.optimizer.ema {
@@ -301,18 +305,36 @@ impl Trainer {
         timesteps: &[usize],
         noise: Option<&[f32]>,
     ) -> Result<f32> {
+        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        let mut inputs = vec![("x0", x0), ("timesteps", &timesteps[..])];
+        match (self.recipe.noise, noise) {
+            (NoiseSource::Given, Some(noise)) => inputs.push(("noise", noise)),
+            (NoiseSource::Philox, None) => {}
+            _ => return Err(Error::operation("train", "noise is given, or it is not")),
+        }
+        self.micro_batch_of(settings, index, &inputs)
+    }
+
+    /// As [`Trainer::micro_batch`], with the slots that the objective reads.
+    ///
+    /// # Errors
+    /// As [`Trainer::micro_batch`], and names that the objective does not have.
+    pub fn micro_batch_of(
+        &mut self,
+        settings: &StepSettings,
+        index: usize,
+        inputs: &[(&str, &[f32])],
+    ) -> Result<f32> {
         self.state.words[state::STEP] = settings.step as u32;
         self.state.words[state::SAMPLE] = (index * self.recipe.batch) as u32;
         self.engine.write(Region::State, STATE, &self.state.words)?;
-        self.engine.write(Region::State, "x0", x0)?;
-        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
-        self.engine.write(Region::State, "timesteps", &timesteps)?;
-        match (self.recipe.noise, noise) {
-            (NoiseSource::Given, Some(noise)) => {
-                self.engine.write(Region::State, "noise", noise)?;
-            }
-            (NoiseSource::Philox, None) => {}
-            _ => return Err(Error::operation("train", "noise is given, or it is not")),
+        for (name, values) in inputs {
+            self.engine.write(Region::State, name, values)?;
+        }
+        if index == 0 && self.normalises {
+            // Weights are kept as the optimizer left them until they are used, as in the reference.
+            self.engine.run("normalise")?;
+            self.engine.run("prepare")?;
         }
         self.engine.run(if index == 0 { "accumulate" } else { "accumulate_more" })?;
         Ok(self.engine.read::<f32>(Region::State, "loss")?[0])
@@ -334,7 +356,9 @@ impl Trainer {
         set(state::BIAS2, 1.0 - beta2.powf(taken));
         self.engine.write(Region::State, STATE, &self.state.words)?;
         self.engine.run("update")?;
-        self.engine.run("prepare")?;
+        if !self.normalises {
+            self.engine.run("prepare")?;
+        }
         let words: Vec<u32> = self.engine.read(Region::State, STATE)?;
         self.state.words.copy_from_slice(&words);
         let norm: Vec<f32> = self.engine.read(Region::State, "grad_norm")?;
@@ -364,10 +388,7 @@ impl Trainer {
     /// # Errors
     /// Names or sizes that are not the network's.
     pub fn set(&mut self, region: Region, values: &Weights) -> Result<()> {
-        for (name, _, values) in &values.tensors {
-            self.engine.write(region, name, values)?;
-        }
-        Ok(())
+        values.write_to(&mut self.engine, region)
     }
 
     /// Takes up a run where another left off: weights, moments and average, and how many of its

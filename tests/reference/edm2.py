@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import case, export_case
+from procedures import learning_rate
 from magnitude import mp_cat, mp_fourier, mp_silu, mp_sum, unit, unit_weight
 
 
@@ -223,4 +224,124 @@ for name, config, shape, sigma, options in [
             call=lambda m, i: m(i["x"], i["sigma"], i.get("labels")),
             gradients=False if "forward only" in options else some_gradients(model),
             intermediates=paths if "intermediates" in options else (),
+        )
+
+
+# Procedures
+
+def heun(model, noise, levels):
+    """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn; the state in float64."""
+    slope = lambda x, sigma: (x - model(x.to(noise.dtype), torch.tensor([sigma], dtype=noise.dtype))[0].double()) / sigma
+    x = levels[0] * noise.double()
+    for now, following in zip(levels, levels[1:]):
+        first = slope(x, now)
+        euler = x + (following - now) * first
+        x = euler if following == 0 else x + (following - now) * (first + slope(euler, following)) / 2
+    return x
+
+
+for name, config, shape, steps, sigma_min, sigma_max, rho in [
+    ("tiny", {**TINY}, (2, 4, 8, 6), 6, 0.002, 80, 7),
+    ("one_level", {**TINY, "channel_mult": [2], "img_channels": 3, "attn_resolutions": []}, (1, 3, 5, 7), 9, 0.01, 20, 3),
+    ("one_step", {**TINY, "num_blocks": 2}, (1, 4, 4, 4), 1, 0.002, 10, 7),
+]:
+
+    @case(f"edm_heun_{name}")
+    def _(draw, path, config=config, shape=shape, steps=steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho):
+        model = build(draw, config)
+        ends = [sigma_max ** (1 / rho), sigma_min ** (1 / rho)]
+        levels = [sigma_max] + [(ends[0] + k / (steps - 1) * (ends[1] - ends[0])) ** rho for k in range(1, steps)] + [0]
+        attributes = {"model": "edm2_precond", "config": config, "steps": steps, "sigma_min": sigma_min,
+                      "sigma_max": sigma_max, "rho": rho}  # fmt: skip
+        return export_case(
+            path, "edm_heun", attributes, model, {"noise": draw(*shape)}, outputs=("x_0",), gradients=False,
+            call=lambda m, i: heun(m, i["noise"], levels),
+        )
+
+
+def exponent(std):
+    """The power function whose standard deviation is a share `std` of the training (arXiv:2312.02696, eq. 126)."""
+    companion = torch.tensor([[-7.0, std**-2 - 16, std**-2 - 12], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    return torch.linalg.eigvals(companion).real.max().item()
+
+
+for name, stds, updates, batch in [("two_widths", [0.05, 0.10], 40, 16), ("wide", [0.2], 7, 512)]:
+
+    @case(f"power_ema_{name}")
+    def _(draw, path, stds=stds, updates=updates, batch=batch):
+        # A walk, so that averages of other widths differ.
+        weights = draw(updates, 5, 7).cumsum(0)
+
+        def run(i, p):
+            averages = []
+            for std in stds:
+                average = i["weights"][0]
+                for update, now in enumerate(i["weights"]):
+                    kept = (1 - 1 / (update + 1)) ** (exponent(std) + 1)
+                    average = kept * average + (1 - kept) * now
+                averages.append(average)
+            return torch.stack(averages)
+
+        return export_case(
+            path, "power_ema", {"stds": stds, "batch_size": batch}, run, {"weights": weights}, outputs=("ema",),
+            gradients=False,
+        )
+
+
+def train(config, attributes, inputs, parameters):
+    """Losses and weights of a run with EDM2's loss; weights are normalised in place before each step. Float16
+    means activations in float16 with float32 master weights."""
+    half = inputs["x0"].dtype == torch.float16
+    dtype = torch.float32 if half else inputs["x0"].dtype
+    with torch.enable_grad():
+        model = Precond({**DEFAULTS, **config}).to(dtype)
+        model.load_state_dict({n: t.to(dtype) for n, t in parameters.items()})
+        rule = dict(attributes["optimizer"])
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[rule.pop("name")](model.parameters(), **rule)
+        losses = []
+        for step in range(attributes["steps"]):
+            with torch.no_grad():
+                for layer in model.modules():
+                    if isinstance(layer, Layer):
+                        layer.weight.copy_(unit(layer.weight, tuple(range(1, layer.weight.dim()))))
+            x0, noise, sigma = (inputs[n][step].to(dtype) for n in ("x0", "noise", "sigma"))
+            wide = sigma.reshape(-1, 1, 1, 1)
+            noisy = x0 + wide * noise
+            denoised, u = model(noisy.half() if half else noisy, sigma)
+            weight = (wide**2 + model.sigma_data**2) / (wide * model.sigma_data) ** 2
+            loss = (weight / u.exp() * (denoised - x0) ** 2 + u).sum() / len(x0)
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(attributes["lr_schedule"], rule["lr"], step)
+            optimizer.step()
+            losses.append(loss.detach())
+    weights = {f"parameter.{n}": p.detach() for n, p in model.named_parameters()}
+    return {"losses": torch.stack(losses)} | weights
+
+
+ADAM = {"name": "adam", "lr": 1e-2, "betas": [0.9, 0.99], "eps": 1e-6}
+
+for name, config, shape, attributes in [
+    ("constant", {**TINY}, (2, 4, 6, 8), {"optimizer": ADAM, "lr_schedule": {"name": "constant"}}),
+    (
+        "cosine",
+        {**TINY, "channel_mult": [1], "img_channels": 3, "sigma_data": 0.7},
+        (3, 3, 5, 4),
+        {"optimizer": {**ADAM, "name": "adamw", "weight_decay": 0.01},
+         "lr_schedule": {"name": "cosine", "steps": 12, "final_lr": 0.0}},
+    ),
+]:
+
+    @case(f"training_edm2_{name}")
+    def _(draw, path, config=config, shape=shape, attributes=attributes):
+        steps = 12
+        attributes = {"model": "edm2_precond", "config": config, "steps": steps, "loss": "edm2", **attributes}
+        model = build(draw, config)
+        inputs = {"x0": 0.5 * draw(steps, *shape), "noise": draw(steps, *shape),
+                  "sigma": (1.2 * draw(steps, shape[0]) - 0.4).exp()}  # fmt: skip
+        names = ("losses", *(f"parameter.{n}" for n, _ in model.named_parameters()))
+        return export_case(
+            path, "training", attributes, lambda i, p: train(config, attributes, i, p), inputs,
+            parameters=model.state_dict(), outputs=names, gradients=False,
         )

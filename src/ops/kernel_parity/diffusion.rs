@@ -41,7 +41,10 @@ pub(super) fn forward_process() {
 
 #[test]
 pub(super) fn tables_and_counters() {
-    check(&SelectRow, &[&Host::random(&[3, 4, 100], 1), &state()], 0.0);
+    let table = Host::random(&[3, 4, 100], 1);
+    check(&SelectRow::Current, &[&table, &state()], 0.0);
+    let rows = Host::new(&[4], vec![2.0, 0.0, 2.0, 1.0]);
+    check(&SelectRow::Each, &[&table, &rows], 0.0);
     let op = AdvanceState { step: 1, row: 2, sample: 3 };
     check_state(&op, &[], &[state()], 0.0);
 }

@@ -3,6 +3,7 @@
 use super::{check, check_state};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::adamw::AdamW;
+use crate::ops::edm_loss::{EdmLoss, EdmLossGrad};
 use crate::ops::fill::Fill;
 use crate::ops::grad_norm::GradNorm;
 use crate::ops::mse_loss::{MseLoss, MseLossGrad};
@@ -19,6 +20,20 @@ pub(super) fn loss() {
         check(&MseLoss, &[&x, &target, &weights], 1e-5);
         check(&MseLossGrad, &[&dloss, &x, &target], 0.0);
         check(&MseLossGrad, &[&dloss, &x, &target, &weights], 0.0);
+    }
+}
+
+#[test]
+pub(super) fn edm_loss() {
+    for shape in [&[3, 5, 7, 3][..], &[2, 90, 80, 3]] {
+        let (x, target) = (Host::random(shape, 1), Host::random(shape, 2));
+        let (u, dloss) = (Host::random(&[shape[0], 1], 3), Host::new(&[1], vec![1.5]));
+        let sigma = Host::new(&[shape[0]], (1..=shape[0]).map(|s| s as f32).collect());
+        let op = EdmLoss { sigma_data: 0.5 };
+        check(&op, &[&x, &target, &u, &sigma], 1e-6);
+        let squares = run(&op, &[&x, &target, &u, &sigma]).remove(1);
+        let gradient = EdmLossGrad { sigma_data: 0.5 };
+        check(&gradient, &[&dloss, &x, &target, &u, &sigma, &squares], 1e-6);
     }
 }
 

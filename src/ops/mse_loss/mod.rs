@@ -1,6 +1,6 @@
 //! The mean squared error.
 
-mod cpu;
+pub(in crate::ops) mod cpu;
 mod launch;
 
 use super::scale_add::ScaleAdd;
@@ -31,7 +31,7 @@ fn check(name: &str, inputs: &[&TensorType]) -> Result<()> {
 }
 
 /// Samples, and the slices that one is cut into.
-fn slices(shape: &[usize]) -> (usize, Slices) {
+pub(in crate::ops) fn slices(shape: &[usize]) -> (usize, Slices) {
     (shape[0], Slices::new(shape[1..].iter().product(), 1))
 }
 

@@ -9,25 +9,29 @@ use crate::ops::LaunchArgs;
 kernels::params! {
     /// `SelectRow` of kernels/diffusion.cu.
     struct Params for SELECT_ROW_FWD_NHWC_F32 {
-        table: u64, state: u64, row: u64, width: i64, rows: i32, unused: i32,
+        table: u64, state: u64, rows: u64, y: u64, width: i64, height: i32, count: i32,
     }
 }
 
 impl SelectRow {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let ([table, state], [row]) = (args.inputs, args.outputs) else {
+        let ([table, rows], [y]) = (args.inputs, args.outputs) else {
             unreachable!("inputs are checked")
         };
-        let width = row.ty.elements();
+        let (elements, count) = (y.ty.elements(), y.ty.shape[0]);
         let params = Params {
             table: UNSET,
             state: UNSET,
-            row: UNSET,
-            width: width as i64,
-            rows: dimension("select_row", table.ty.shape[0])?,
-            unused: 0,
+            rows: UNSET,
+            y: UNSET,
+            width: (elements / count) as i64,
+            height: dimension("select_row", table.ty.shape[0])?,
+            count: dimension("select_row", count)?,
         };
-        let read = [Some(table), Some(state)];
-        Ok(vec![SELECT_ROW_FWD_NHWC_F32.over(width, &params, &read, &[Some(row)])])
+        let read = match self {
+            SelectRow::Current => [Some(table), Some(rows), None],
+            SelectRow::Each => [Some(table), None, Some(rows)],
+        };
+        Ok(vec![SELECT_ROW_FWD_NHWC_F32.over(elements, &params, &read, &[Some(y)])])
     }
 }

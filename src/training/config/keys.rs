@@ -10,12 +10,14 @@ pub(super) const SECTIONS: [(&str, &str); 5] = [
 ];
 
 /// Section, key and explanation, in the order they are printed.
-pub(super) const KEYS: [(&str, &str, &str); 47] = [
+pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ("data", "path", "folder of images, searched recursively; --data replaces it"),
     ("data", "size", "height and width in pixels: one number, or [height, width]"),
+    ("data", "channels", "channels of an image: 3; latents of an autoencoder have others"),
     ("data", "crop", "how images of other proportions are cut: \"centre\" or \"random\""),
     ("data", "flip", "whether images are mirrored left to right half of the time"),
     ("data", "held_out", "images kept out of training to measure the loss on; 0: none"),
+    ("model", "kind", "\"ddpm\" (Ho et al. 2020) or \"edm2\" (Karras et al. 2024)"),
     ("model", "channels", "channels of each level; each level has half the size of the one before"),
     (
         "model",
@@ -23,12 +25,16 @@ pub(super) const KEYS: [(&str, &str, &str); 47] = [
         "residual blocks a level on the way down; one more on the way up",
     ),
     ("model", "attention", "whether each level has self-attention"),
-    ("model", "mid_attention", "whether the middle, below the coarsest level, has self-attention"),
-    ("model", "attention_head_dim", "channels of an attention head; 0: one head"),
+    (
+        "model",
+        "mid_attention",
+        "whether the middle, below the coarsest level, has self-attention; always in edm2",
+    ),
+    ("model", "attention_head_dim", "channels of an attention head; 0: one head (ddpm alone)"),
     (
         "model",
         "norm_groups",
-        "groups of the group normalisation; must divide every level's channels",
+        "groups of the group normalisation; must divide every level's channels; this and what follows here is for ddpm alone",
     ),
     ("model", "norm_eps", "added to the variance in the group normalisation"),
     (

@@ -11,12 +11,12 @@ pub use presets::PRESETS;
 
 use super::lr_schedule::{Decay, LrSchedule};
 use crate::data::transforms::Crop;
-use crate::diffusion::SchedulerConfig;
 use crate::diffusion::samplers::{self, Sampler, SamplerTable};
 use crate::diffusion::scheduler_config::{BetaSchedule, Prediction, Spacing, VarianceType};
-use crate::error::Result;
-use crate::models::UnetConfig;
+use crate::diffusion::{NoiseSchedule, SchedulerConfig};
+use crate::error::{Error, Result};
 use crate::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
+use crate::models::{Edm2Config, Network, NetworkConfig, UnetConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 
@@ -37,6 +37,7 @@ pub struct Config {
 pub struct Data {
     pub path: PathBuf,
     pub size: Size,
+    pub channels: usize,
     pub crop: Crop,
     pub flip: bool,
     pub held_out: usize,
@@ -49,10 +50,22 @@ pub struct Size {
     pub width: usize,
 }
 
+/// Which U-Net.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// That of DDPM (Ho et al. 2020).
+    #[default]
+    Ddpm,
+    /// That of EDM2 (Karras et al. 2024).
+    Edm2,
+}
+
 /// The U-Net.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
+    pub kind: Kind,
     pub channels: Vec<usize>,
     pub layers_per_block: usize,
     pub attention: Vec<bool>,
@@ -131,6 +144,7 @@ impl Default for Data {
         Self {
             path: PathBuf::new(),
             size: Size { height: 32, width: 32 },
+            channels: 3,
             crop: Crop::Centre,
             flip: true,
             held_out: 64,
@@ -141,6 +155,7 @@ impl Default for Data {
 impl Default for Model {
     fn default() -> Self {
         Self {
+            kind: Kind::Ddpm,
             channels: vec![32, 64, 64],
             layers_per_block: 2,
             attention: vec![false, false, true],
@@ -209,11 +224,53 @@ impl Default for Sampling {
 }
 
 impl Config {
-    /// The network that `[model]` and `data.size` describe, for RGB images.
-    pub fn unet(&self) -> UnetConfig {
+    /// The network that `[model]` and `[data]` describe.
+    pub fn network(&self) -> NetworkConfig {
+        match self.model.kind {
+            Kind::Ddpm => NetworkConfig::Ddpm(self.unet()),
+            Kind::Edm2 => NetworkConfig::Edm2(self.edm2()),
+        }
+    }
+
+    /// The network, for the process that `[diffusion]` describes.
+    ///
+    /// # Errors
+    /// Settings out of range; validated configurations have none.
+    pub fn build_network(&self) -> Result<Box<dyn Network>> {
+        self.network().network(NoiseSchedule::new(&self.scheduler())?.alpha_bar())
+    }
+
+    /// Levels are named by the longer side of the images.
+    fn edm2(&self) -> Edm2Config {
+        let (model, Size { height, width }) = (&self.model, self.data.size);
+        let resolution = height.max(width);
+        // A common unit keeps the multiples whole.
+        let unit =
+            model.channels.iter().fold(0, |unit, &channels| greatest_divisor(unit, channels));
+        let attends = model.attention.iter().enumerate().filter(|(_, on)| **on);
+        Edm2Config {
+            img_resolution: resolution,
+            img_channels: self.data.channels,
+            sample_size: Some([height, width]),
+            model_channels: unit,
+            channel_mult: model
+                .channels
+                .iter()
+                .map(|&channels| (channels / unit.max(1)) as f64)
+                .collect(),
+            num_blocks: model.layers_per_block,
+            attn_resolutions: attends.map(|(level, _)| resolution >> level).collect(),
+            channels_per_head: model.attention_head_dim,
+            ..Edm2Config::default()
+        }
+    }
+
+    fn unet(&self) -> UnetConfig {
         let model = &self.model;
         UnetConfig {
             sample_size: Some([self.data.size.height, self.data.size.width]),
+            in_channels: self.data.channels,
+            out_channels: self.data.channels,
             down_block_types: model
                 .attention
                 .iter()
@@ -236,6 +293,20 @@ impl Config {
             flip_sin_to_cos: model.flip_sin_to_cos,
             freq_shift: model.freq_shift,
             ..UnetConfig::default()
+        }
+    }
+
+    /// Whether training can have the data from image files.
+    ///
+    /// # Errors
+    /// Channels that images don't have.
+    pub fn require_images(&self) -> Result<()> {
+        match self.data.channels {
+            3 => Ok(()),
+            channels => Err(Error::invalid(format!(
+                "data.channels is {channels}; training reads images, which have 3: set it to 3, or \
+                 plan such a run with `cyanea plan`"
+            ))),
         }
     }
 
@@ -286,6 +357,10 @@ impl Config {
     pub fn seeds(&self) -> Result<Vec<u64>> {
         crate::diffusion::seeds::parse_seeds(&self.sampling.seeds)
     }
+}
+
+fn greatest_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_divisor(b, a % b) }
 }
 
 impl Serialize for Size {

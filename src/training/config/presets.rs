@@ -1,7 +1,7 @@
 //! Configurations with a name.
 
 /// Name, one line about it, and what it sets.
-pub const PRESETS: [(&str, &str, &str); 3] = [
+pub const PRESETS: [(&str, &str, &str); 7] = [
     (
         "ddpm-32",
         "32×32 pixels, channels 32-64-64: small enough to train on a CPU overnight",
@@ -59,6 +59,66 @@ checkpoint_every = 250
 sampler = "ddim"
 steps = 50
 seeds = "0-63"
+"#,
+    ),
+    (
+        "lobster-64",
+        "64×64 pixels, the EDM2 U-Net with channels 128-256-384, 58.8 million parameters: for a GPU",
+        r#"
+[data]
+size = 64
+channels = 3
+[model]
+kind = "edm2"
+channels = [128, 256, 384]
+layers_per_block = 3
+attention = [false, true, true]
+attention_head_dim = 64
+"#,
+    ),
+    (
+        "lobster-256",
+        "the same on latents 4×32×32, of 256×256 pixels at an eighth of their size",
+        r#"
+[data]
+size = 32
+channels = 4
+[model]
+kind = "edm2"
+channels = [128, 256, 384]
+layers_per_block = 3
+attention = [false, true, true]
+attention_head_dim = 64
+"#,
+    ),
+    (
+        "lobster-640x1024",
+        "the same on latents 4×80×128, of 640×1024 pixels at an eighth of their size",
+        r#"
+[data]
+size = [80, 128]
+channels = 4
+[model]
+kind = "edm2"
+channels = [128, 256, 384]
+layers_per_block = 3
+attention = [false, true, true]
+attention_head_dim = 64
+"#,
+    ),
+    (
+        "edm2-xs",
+        "the network of EDM2-XS without labels, on latents 4×64×64; 124.2 million parameters",
+        r#"
+[data]
+size = 64
+channels = 4
+[model]
+kind = "edm2"
+channels = [128, 256, 384, 512]
+layers_per_block = 3
+attention = [false, false, true, true]
+attention_head_dim = 64
 "#,
     ),
 ];

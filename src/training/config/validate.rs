@@ -1,6 +1,6 @@
 //! Values that types alone don't rule out.
 
-use super::Config;
+use super::{Config, Kind, Model};
 use crate::error::{Error, Result};
 use std::fmt::Display;
 
@@ -78,8 +78,14 @@ impl Config {
             within("data.size", side, 1, MOST_PIXELS)?;
         }
         let levels = model.channels.len();
+        within("data.channels", self.data.channels, 1, 65_536)?;
         within("model.layers_per_block", model.layers_per_block, 1, 64)?;
         within("model.norm_groups", model.norm_groups, 1, 65_536)?;
+        let ddpm = model.kind == Kind::Ddpm;
+        if !ddpm {
+            self.check_unused()?;
+            within("model.attention_head_dim", model.attention_head_dim, 1, 65_536)?;
+        }
         if model.attention.len() != levels {
             let needed = format!("one true or false for each of the {levels} levels");
             let what = format!("model.attention is {:?}; {needed} is needed", model.attention);
@@ -89,7 +95,7 @@ impl Config {
             within("model.channels", channels, 1, 65_536)?;
             let attends = model.attention[level] || (level + 1 == levels && model.mid_attention);
             for (key, divisor, matters) in [
-                ("model.norm_groups", model.norm_groups, true),
+                ("model.norm_groups", model.norm_groups, ddpm),
                 ("model.attention_head_dim", model.attention_head_dim.max(1), attends),
             ] {
                 if matters && !channels.is_multiple_of(divisor) {
@@ -102,18 +108,39 @@ impl Config {
                 }
             }
         }
-        let unet = self.unet();
+        let network = self.network();
         if levels > 0 && levels <= 16 {
-            unet.check_size(size.height, size.width).or_else(|error| {
+            network.check_size(size.height, size.width).or_else(|error| {
                 problem(["data.size", "model.channels"], format!("data.size: {error}"))
             })?;
         }
         // Under diffusers' names for what is left; its keys are those of [model] or nearly so.
-        unet.validate().or_else(|error| problem(["model"], format!("[model]: {error}")))?;
+        network.validate().or_else(|error| problem(["model"], format!("[model]: {error}")))?;
         let scheduler = self.scheduler();
         scheduler
             .validate()
             .or_else(|error| problem(["diffusion"], format!("[diffusion]: {error}")))
+    }
+
+    /// Whether keys that EDM2 does not have are as they are by default: nothing that is written is
+    /// ignored.
+    fn check_unused(&self) -> Check {
+        let (model, default) = (&self.model, Model::default());
+        for (key, changed) in [
+            ("model.mid_attention", model.mid_attention != default.mid_attention),
+            ("model.norm_groups", model.norm_groups != default.norm_groups),
+            ("model.norm_eps", model.norm_eps != default.norm_eps),
+            ("model.time_scale_shift", model.time_scale_shift != default.time_scale_shift),
+            ("model.downsample_padding", model.downsample_padding != default.downsample_padding),
+            ("model.flip_sin_to_cos", model.flip_sin_to_cos != default.flip_sin_to_cos),
+            ("model.freq_shift", model.freq_shift != default.freq_shift),
+        ] {
+            if changed {
+                let what = format!("{key} is for model.kind = \"ddpm\" alone; leave it out");
+                return problem([key], what);
+            }
+        }
+        Ok(())
     }
 
     fn check_training(&self) -> Check {

@@ -1,0 +1,175 @@
+//! Procedures of EDM2: sampling with Heun's method, power-function averages, training runs.
+
+use super::attributes::Attributes;
+use super::recipe::{Produced, missing};
+use super::training::{RunSettings, after_run};
+use crate::device::{Device, TensorType};
+use crate::diffusion::edm::{Levels, heun};
+use crate::error::{Error, Result};
+use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
+use crate::formats::reference_case::ReferenceCase;
+use crate::formats::tensors::Tensors;
+use crate::graph::hoist::STATE;
+use crate::graph::{Build, Engine, Graph, Rate, Region};
+use crate::models::{Edm2Config, Edm2Unet, Weights, declared};
+use crate::ops::accumulate::Accumulate;
+use crate::ops::state::{self, StepState};
+use crate::training::objective::EdmDenoising;
+use crate::training::power_ema::{decay, exponent};
+use crate::training::trainer::Trainer;
+use std::collections::BTreeMap;
+
+/// The network of a case whose `model` must be the preconditioned EDM2 network.
+fn network(attributes: &Attributes) -> Result<Edm2Unet> {
+    match attributes.text_or("model", "edm2_precond")? {
+        "edm2_precond" => {}
+        other => {
+            return Err(Error::invalid(format!(
+                "the attribute `model` is \"{other}\", which this version can't replay here; \
+                 \"edm2_precond\" can"
+            )));
+        }
+    }
+    Edm2Unet::new(Edm2Config::from_json(attributes.nested("config")?.object())?)
+}
+
+/// The case's parameters as a graph's weights and buffers.
+fn weights(case: &ReferenceCase, g: &Graph) -> Result<Weights> {
+    let given = case.parameters.iter();
+    let mut given: Tensors = given.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+    given.take_weights(declared(g), &case.path)
+}
+
+fn image(shape: &[usize], name: &str) -> Result<[usize; 4]> {
+    <[usize; 4]>::try_from(shape)
+        .map_err(|_| Error::invalid(format!("`{name}` must be [B, C, H, W], not {shape:?}")))
+}
+
+/// `edm_heun`: `noise` → `x_0`, with the state in float64 on the host and the network on the device.
+pub fn edm_heun(
+    case: &ReferenceCase,
+    attributes: &Attributes,
+    device: &dyn Device,
+) -> Result<Produced> {
+    let network = network(attributes)?;
+    let default = Levels::default();
+    let levels = Levels {
+        steps: attributes.size("steps")?,
+        sigma_min: attributes.number_or("sigma_min", default.sigma_min)?,
+        sigma_max: attributes.number_or("sigma_max", default.sigma_max)?,
+        rho: attributes.number_or("rho", default.rho)?,
+    };
+    attributes.refuse_unread(&case.op)?;
+    let (shape, noise) = case.input_f32("noise")?;
+    let nchw = image(shape, "noise")?;
+    let [batch, channels, height, width] = nchw;
+    let mut g = Graph::new();
+    let ty = TensorType::f32([batch, height, width, channels]);
+    let x = g.input("x", ty.clone())?;
+    let sigma = g.slot(Region::State, "sigma", TensorType::f32([1]), Rate::Step)?;
+    let denoised = network.denoise(&mut g, x, sigma, None)?;
+    let slot = g.input("denoised", ty)?;
+    g.bind(denoised.image, slot)?;
+    // The log-variance is of no use here, but its parameters are the case's all the same.
+    let log_variance = g.ty(denoised.log_variance).clone();
+    let slot = g.input("log_variance", log_variance)?;
+    g.bind(denoised.log_variance, slot)?;
+    let weights = weights(case, &g)?;
+    let mut engine = Engine::single(g, device)?;
+    weights.write(&mut engine)?;
+    let samples = heun(&levels.list()?, &nchw_to_nhwc(noise, nchw), &mut |x, level| {
+        let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+        engine.write(Region::State, "x", &x)?;
+        engine.write(Region::State, "sigma", &[level as f32])?;
+        engine.run("run")?;
+        engine.read(Region::State, "denoised")
+    })?;
+    let samples: Vec<f32> = samples.into_iter().map(|x| x as f32).collect();
+    let tensors = BTreeMap::from([("output.x_0".to_string(), nhwc_to_nchw(&samples, nchw))]);
+    Ok(Produced { tensors, kernels: engine.session().kernels() })
+}
+
+/// `power_ema`: `weights` [updates, …] → `ema` [stds, …].
+pub fn power_ema(
+    case: &ReferenceCase,
+    attributes: &Attributes,
+    device: &dyn Device,
+) -> Result<Produced> {
+    let stds = attributes.numbers("stds")?;
+    let batch = attributes.size("batch_size")? as f64;
+    attributes.refuse_unread(&case.op)?;
+    let (shape, weights) = case.input_f32("weights")?;
+    let updates = shape.first().copied().unwrap_or(0);
+    if updates == 0 || weights.is_empty() {
+        return Err(Error::invalid(format!("`weights` is {shape:?}; [updates, …] is needed")));
+    }
+    let each = weights.len() / updates;
+    let mut g = Graph::new();
+    let x = g.input("weights", TensorType::f32([each]))?;
+    let state = g.input(STATE, state::ty())?;
+    let average = g.input("average", TensorType::f32([each]))?;
+    g.push_into(Accumulate::Average, &[x, state], &[average])?;
+    let mut engine = Engine::single(g, device)?;
+    let mut averages = Vec::with_capacity(stds.len() * each);
+    for &std in &stds {
+        let gamma = exponent(std)?;
+        engine.write(Region::State, "average", &weights[..each])?;
+        for (update, weights) in weights.chunks_exact(each).enumerate() {
+            let mut words = StepState::new(0);
+            let seen = (update + 1) as f64 * batch;
+            words.set_float(state::EMA_DECAY, decay(gamma, batch, seen) as f32);
+            engine.write(Region::State, STATE, &words.words)?;
+            engine.write(Region::State, "weights", weights)?;
+            engine.run("run")?;
+        }
+        averages.extend(engine.read::<f32>(Region::State, "average")?);
+    }
+    let tensors = BTreeMap::from([("output.ema".to_string(), averages)]);
+    Ok(Produced { tensors, kernels: engine.session().kernels() })
+}
+
+/// `training` with EDM2's loss: the network in training mode, weights forced to unit magnitude at
+/// each step.
+pub fn training(
+    case: &ReferenceCase,
+    attributes: &Attributes,
+    device: &dyn Device,
+) -> Result<Produced> {
+    let network = network(attributes)?;
+    network.config().validate_for_training()?;
+    let settings = RunSettings::read(case, attributes)?;
+    let RunSettings { steps, nchw, x0, noise, .. } = &settings;
+    let [batch, channels, height, width] = *nchw;
+    let (_, sigma) = case.input_f32("sigma")?;
+    if sigma.len() != steps * batch {
+        return Err(missing("sigma"));
+    }
+    if let Some(sigma) = sigma.iter().find(|sigma| sigma.is_nan() || **sigma <= 0.0) {
+        return Err(Error::invalid(format!(
+            "`sigma` is {sigma}; noise levels are standard deviations, above 0"
+        )));
+    }
+    let objective = EdmDenoising { network: &network };
+    let recipe = settings.recipe();
+    // Built once more for the names of the parameters.
+    let mut g = Graph::new();
+    crate::training::objective::Objective::loss(&objective, &mut g, &recipe)?;
+    let weights = weights(case, &g)?;
+    debug_assert_eq!([height, width], recipe.size);
+    let mut trainer = Trainer::with_objective(&objective, &weights, recipe, 0, device)?;
+    let size = x0.len() / steps;
+    let mut losses = Vec::with_capacity(*steps);
+    for step in 0..*steps {
+        let part = step * size..(step + 1) * size;
+        let x0 = nchw_to_nhwc(&x0[part.clone()], *nchw);
+        let noise = nchw_to_nhwc(&noise[part], *nchw);
+        let sigma = &sigma[step * batch..(step + 1) * batch];
+        let sigmas: Vec<f32> =
+            sigma.iter().flat_map(|&sigma| std::iter::repeat_n(sigma, channels)).collect();
+        let inputs = [("x0", &x0[..]), ("noise", &noise), ("sigma", sigma), ("sigmas", &sigmas)];
+        let now = settings.step(step);
+        losses.push(trainer.micro_batch_of(&now, 0, &inputs)?);
+        trainer.update(&now)?;
+    }
+    after_run(case, trainer, losses)
+}

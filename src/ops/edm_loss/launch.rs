@@ -1,0 +1,84 @@
+//! Kernel launches of EDM2's loss and its gradient.
+
+use super::{EdmLoss, EdmLossGrad};
+use crate::device::KernelWork;
+use crate::device::kernels::{
+    self, EDM_LOSS_DGRAD_NHWC_F32, EDM_LOSS_FWD_NHWC_F32, UNSET, dimension,
+};
+use crate::error::Result;
+use crate::ops::LaunchArgs;
+use crate::ops::grad_norm::{slices, square_sums};
+
+kernels::params! {
+    /// `EdmLoss` of kernels/squares.cu.
+    struct Forward for EDM_LOSS_FWD_NHWC_F32 {
+        sums: u64, log_variance: u64, sigma: u64, loss: u64, squares: u64,
+        elements: i64, batch: i32, slices: i32, sigma_data: f32, unused: i32,
+    }
+}
+
+kernels::params! {
+    /// `EdmLossBackward` of kernels/squares.cu.
+    struct Backward for EDM_LOSS_DGRAD_NHWC_F32 {
+        dloss: u64, denoised: u64, target: u64, log_variance: u64, sigma: u64, squares: u64,
+        ddenoised: u64, dlog_variance: u64, elements: i64, batch: i32, sigma_data: f32,
+    }
+}
+
+impl EdmLoss {
+    /// Elements of working memory: a sum of squares for each slice.
+    pub(super) fn kernel_scratch(shape: &[usize]) -> usize {
+        shape[0] * slices(shape[1..].iter().product())
+    }
+
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let ([x, target, log_variance, sigma], [loss, squares]) = (args.inputs, args.outputs)
+        else {
+            unreachable!("inputs are checked")
+        };
+        let Some(sums) = args.scratch else { unreachable!("working memory was asked for") };
+        let batch = x.ty.shape[0];
+        let elements = x.ty.elements() / batch;
+        let params = Forward {
+            sums: UNSET,
+            log_variance: UNSET,
+            sigma: UNSET,
+            loss: UNSET,
+            squares: UNSET,
+            elements: elements as i64,
+            batch: dimension("edm_loss", batch)?,
+            slices: dimension("edm_loss", slices(elements))?,
+            sigma_data: self.sigma_data,
+            unused: 0,
+        };
+        let read = [Some(sums), Some(log_variance), Some(sigma)];
+        let written = [Some(loss), Some(squares)];
+        Ok(vec![
+            square_sums("edm_loss", x, Some(target), sums, batch)?,
+            EDM_LOSS_FWD_NHWC_F32.over(1, &params, &read, &written),
+        ])
+    }
+}
+
+impl EdmLossGrad {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let (x, batch) = (&args.inputs[1], args.inputs[1].ty.shape[0]);
+        let params = Backward {
+            dloss: UNSET,
+            denoised: UNSET,
+            target: UNSET,
+            log_variance: UNSET,
+            sigma: UNSET,
+            squares: UNSET,
+            ddenoised: UNSET,
+            dlog_variance: UNSET,
+            elements: (x.ty.elements() / batch) as i64,
+            batch: dimension("edm_loss_grad", batch)?,
+            sigma_data: self.sigma_data,
+        };
+        let read = [0, 1, 2, 3, 4, 5].map(|index| args.inputs.get(index));
+        let written = [0, 1].map(|index| args.outputs.get(index));
+        let elements = x.ty.elements();
+        Ok(vec![EDM_LOSS_DGRAD_NHWC_F32.over(elements, &params, &read, &written)])
+    }
+}

@@ -1,0 +1,137 @@
+//! What a network is trained for: the part of a training step from clean images to the loss.
+
+use super::trainer::{NoiseSource, Recipe};
+use crate::device::TensorType;
+use crate::diffusion::NoiseSchedule;
+use crate::diffusion::scheduler_config::Prediction;
+use crate::error::Result;
+use crate::graph::hoist::STATE;
+use crate::graph::{Build, Engine, Graph, Region, TensorId};
+use crate::models::{Edm2Unet, Network, write_tables};
+use crate::ops::add_noise::AddNoise;
+use crate::ops::combine::Combine;
+use crate::ops::edm_loss::EdmLoss;
+use crate::ops::mse_loss::MseLoss;
+use crate::ops::noise::{Normal, philox};
+use crate::ops::state;
+use std::sync::Arc;
+
+/// Stream of the training noise.
+const NOISE: u32 = philox::purpose("training.noise");
+
+/// See the module.
+pub trait Objective {
+    /// Appends network and loss [1]; reads the slots `x0` [B, H, W, C], `noise` of the same shape
+    /// where the recipe says that it is given, and others that each kind names.
+    ///
+    /// # Errors
+    /// Sizes that the network can't take.
+    fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId>;
+
+    /// Writes what holds for the whole run.
+    ///
+    /// # Errors
+    /// When the engine was made for another objective.
+    fn prepare(&self, engine: &mut Engine) -> Result<()>;
+
+    /// Elements of a sample that the loss adds up; 1 for a mean. Gradients are as much larger, so that
+    /// a loss scale begins as much smaller.
+    fn summed(&self, recipe: &Recipe) -> usize {
+        let _ = recipe;
+        1
+    }
+
+    /// Whether weights are forced back to unit magnitude at each step ([`Network::unit_weights`]).
+    fn unit_weights(&self) -> bool;
+}
+
+/// Predicting noise, image or v from a noisy image and its timestep (Ho et al. 2020, eq. 14): also
+/// reads the slot `timesteps` [B].
+pub struct Denoising<'a> {
+    pub network: &'a dyn Network,
+    /// Number of timesteps.
+    pub steps: usize,
+    /// The schedule, where the objective is to be run and not only planned.
+    pub schedule: Option<&'a NoiseSchedule>,
+}
+
+/// EDM2's own loss under a learned uncertainty (Karras et al. 2024, arXiv:2312.02696, eq. 21): also
+/// reads the slots `sigma` [B] and, with the same value in each channel, `sigmas` [B, C].
+pub struct EdmDenoising<'a> {
+    pub network: &'a Edm2Unet,
+}
+
+/// Clean images, and the noise for them.
+fn images(g: &mut Graph, recipe: &Recipe, channels: usize) -> Result<[TensorId; 2]> {
+    let [height, width] = recipe.size;
+    let ty = TensorType::f32([recipe.batch, height, width, channels]);
+    let x0 = g.input("x0", ty.clone())?;
+    let state = g.input(STATE, state::ty())?;
+    let noise = match recipe.noise {
+        NoiseSource::Given => g.input("noise", ty)?,
+        NoiseSource::Philox => g.one(Normal { purpose: NOISE }, &[x0, state])?,
+    };
+    Ok([x0, noise])
+}
+
+impl Objective for Denoising<'_> {
+    fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
+        let [height, width] = recipe.size;
+        self.network.check_size(height, width)?;
+        let [x0, noise] = images(g, recipe, self.network.channels()[0])?;
+        let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
+        let shares = g.input("shares", TensorType::f32([self.steps, 2]))?;
+        let velocity = recipe.prediction == Prediction::Velocity;
+        let op = Arc::new(AddNoise { velocity });
+        let noisy = g.push_labelled(op, &[x0, noise, shares, timesteps], "add_noise")?;
+        let output = self.network.build(g, noisy[0], timesteps)?;
+        let wanted = match recipe.prediction {
+            Prediction::Epsilon => noise,
+            Prediction::Sample => x0,
+            Prediction::Velocity => noisy[1],
+        };
+        g.one(MseLoss, &[output, wanted])
+    }
+
+    fn prepare(&self, engine: &mut Engine) -> Result<()> {
+        write_tables(self.network, engine)?;
+        let Some(schedule) = self.schedule else { return Ok(()) };
+        let mut shares = Vec::with_capacity(2 * schedule.timesteps());
+        for t in 0..schedule.timesteps() {
+            let (image, noise) = schedule.shares(t)?;
+            shares.extend([image, noise]);
+        }
+        engine.write(Region::State, "shares", &shares)
+    }
+
+    fn unit_weights(&self) -> bool {
+        self.network.unit_weights()
+    }
+}
+
+impl Objective for EdmDenoising<'_> {
+    fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
+        let channels = self.network.config().img_channels;
+        let [x0, noise] = images(g, recipe, channels)?;
+        let sigma = g.input("sigma", TensorType::f32([recipe.batch]))?;
+        let sigmas = g.input("sigmas", TensorType::f32([recipe.batch, channels]))?;
+        let scaled = g.one(Combine::Product, &[noise, sigmas])?;
+        let noisy = g.one(Combine::ADD, &[x0, scaled])?;
+        let denoised = self.network.denoise(g, noisy, sigma, None)?;
+        let sigma_data = self.network.config().sigma_data as f32;
+        let inputs = [denoised.image, x0, denoised.log_variance, sigma];
+        Ok(g.push(Arc::new(EdmLoss { sigma_data }), &inputs)?[0])
+    }
+
+    fn prepare(&self, _: &mut Engine) -> Result<()> {
+        Ok(())
+    }
+
+    fn summed(&self, recipe: &Recipe) -> usize {
+        recipe.size[0] * recipe.size[1] * self.network.config().img_channels
+    }
+
+    fn unit_weights(&self) -> bool {
+        true
+    }
+}
