@@ -11,7 +11,9 @@ use cyanea::ops::concat::Concat;
 use cyanea::ops::conv2d::Conv2d;
 use cyanea::ops::group_norm::GroupNorm;
 use cyanea::ops::linear::linear;
+use cyanea::ops::mp_layer::mp_layer;
 use cyanea::ops::resample::UpsampleNearest2d;
+use cyanea::ops::weight_norm::WeightNorm;
 
 /// Builds, differentiates with respect to every input, fuses or not, runs on the CPU; gives the
 /// operations' names and all results.
@@ -153,4 +155,48 @@ fn upsampling_becomes_an_index_rule() {
     };
     assert_eq!(check(&inputs, build, false), ["conv2d"]);
     check(&inputs, build, true);
+}
+
+/// A block's beginning in EDM2: a concatenation with scales, SiLU with a scale, a row that multiplies
+/// each pixel, and normalised weights.
+#[test]
+fn magnitude_preserving_operands() {
+    let inputs: [(&str, &[usize]); 6] = [
+        ("a", &[2, 6, 7, 8]),
+        ("b", &[2, 6, 7, 4]),
+        ("row", &[2, 16]),
+        ("w0", &[16, 12, 3, 3]),
+        ("w1", &[8, 16, 3, 3]),
+        ("skip", &[8, 12, 1, 1]),
+    ];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let layer = |g: &mut Graph, x, w| mp_layer(g, x, w, WeightNorm::PLAIN, None);
+        let joined = g.one(Concat::mp_cat([8, 4], 0.5), &[t[0], t[1]])?;
+        let h = g.one(Activation::MP_SILU, &[joined])?;
+        let h = layer(g, h, t[3])?;
+        let h = g.one(Combine::Product, &[h, t[2]])?;
+        let h = g.one(Activation::MP_SILU, &[h])?;
+        let h = layer(g, h, t[4])?;
+        let skip = layer(g, joined, t[5])?;
+        g.one(Combine::mp_sum(0.3), &[skip, h])
+    };
+    let names = check(&inputs, build, false);
+    let on_maps = ["silu", "mul"].iter().filter(|name| names.contains(*name)).count();
+    assert_eq!(on_maps, 0, "{names:?}");
+    // What is left of the concatenation is that of the scales.
+    assert_eq!(names.iter().filter(|name| **name == "concat").count(), 1, "{names:?}");
+    assert_eq!(names.iter().filter(|name| **name == "conv2d").count(), 3, "{names:?}");
+    check(&inputs, build, true);
+}
+
+/// Where something else reads the activation, it is written.
+#[test]
+fn an_activation_that_is_read_twice_stays() {
+    let inputs: [(&str, &[usize]); 2] = [("x", &[1, 5, 4, 8]), ("w", &[8, 8, 3, 3])];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let h = g.one(Activation::MP_SILU, &[t[0]])?;
+        let y = mp_layer(g, h, t[1], WeightNorm::PLAIN, None)?;
+        g.one(Combine::mp_sum(0.3), &[h, y])
+    };
+    assert!(check(&inputs, build, false).contains(&"silu"));
 }

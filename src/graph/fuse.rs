@@ -5,6 +5,7 @@
 //! for an intermediate result turns off the fusions that would hide it.
 
 mod convolution;
+mod magnitude;
 mod normalisation;
 mod tiles;
 
@@ -21,7 +22,8 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 2] = [normalisation::rules, convolution::rules];
+    let rules: [fn(&mut Graph) -> Result<bool>; 3] =
+        [normalisation::rules, convolution::rules, magnitude::rules];
     for rule in rules {
         while rule(graph)? {}
     }

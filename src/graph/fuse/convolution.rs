@@ -181,7 +181,7 @@ fn normalisation(graph: &mut Graph) -> Result<bool> {
 }
 
 /// Whether a node is a convolution that reads `tensor` as its one plain source.
-fn plain_reader(graph: &Graph, node: usize, tensor: TensorId) -> bool {
+pub(super) fn plain_reader(graph: &Graph, node: usize, tensor: TensorId) -> bool {
     let node = &graph.nodes[node];
     let once = node.inputs.iter().filter(|&&t| graph.root(t).0 == tensor).count() == 1;
     op::<Conv2d>(node).is_some_and(|conv| {
