@@ -1,136 +1,312 @@
-// Scaled dot-product attention over q [B, N, heads * D] and k, v [B, M, heads * D], and its
-// gradient, without a matrix of scores.
+// Scaled dot-product attention over q [B, N, heads * D] and k, v [B, M, heads * D], and its gradient,
+// without a matrix of scores, for D up to 64; attention_wide.cu takes wider heads.
 //
-// One thread a query (for dk and dv: a key) of one head; it keeps its rows of D values to itself
-// and walks over all keys (queries), which the threads of a warp read together. DEPTH is the most
-// that D may be; beyond 64 the rows lie in local memory. E is the type of q, k, v, y and their
-// gradients.
-#include "common/half.cuh"
+// Grid: (parts of the rows, heads, B). A warp has 16 rows of its own (queries; for dk and dv: keys) with
+// all their sums in registers, and walks over all rows of the other side, which the warps of a block
+// read together, a tile at a time, from shared memory. Where one tile holds them all, it stays there
+// for several passes, each with other own rows. Probabilities go from the sums of one product
+// to the operand of the next in registers. Forward, the softmax is rescaled when a row's largest score
+// rises; backward, probabilities come from the log-sum-exp. DEPTH is the most that D may be: the head
+// is padded with zeros, in shared memory alone.
+#include "common/attention_rows.cuh"
 
-template <class E>
-struct Attention {
-    const E* q;
-    const E* k;
-    const E* v;
-    E* y;
-    float* lse;  // [B, N, heads]: ln of the sum of exp(scores)
-    int queries, keys, heads, depth;
-    float scale;
-    int unused;
+// How a block is laid out.
+template <class E, int DEPTH, int WARPS>
+struct Layout {
+    static const int ROWS = 16 * WARPS, THREADS = 32 * WARPS;
+    // Rows of the other side in shared memory, and those that are worked on together, in sixteens.
+    static const int TILE = DEPTH == 8 ? 256 : (sizeof(E) == 2 ? 4096 : 2048) / DEPTH;
+    static const int TOGETHER = 2;
+    // The next tile is on its way while one is worked on, where asynchronous copies bring it.
+    static const int BUFFERS = CYANEA_CODE_PATH >= 80 && sizeof(E) == 2 && DEPTH > 8 ? 2 : 1;
+    static const int MATRIX = area<E>(TILE, DEPTH), OWN = area<E>(16, DEPTH);
+    // Blocks that the registers of a multiprocessor are shared out to, at least.
+    static __device__ constexpr int resident(bool backward) {
+        return DEPTH > 8 || sizeof(E) == 4 ? 1 : backward ? 4 : 6;
+    }
+    // Matrices of own rows of a warp that stay in shared memory, and its 16-byte words in all.
+    static __device__ constexpr int rooms(bool backward) { return backward && sizeof(E) == 4 ? 2 : 1; }
+    static __device__ constexpr int words(bool backward) {
+        return (2 * BUFFERS * MATRIX + WARPS * rooms(backward) * OWN) / unit<E>();
+    }
 };
 
-template <int DEPTH, class E>
-__device__ __forceinline__ void read_row(const E* from, int depth, float (&row)[DEPTH]) {
-    for (int d = 0; d < DEPTH; ++d) row[d] = d < depth ? get(from + d) : 0.0f;
-}
+// 16 queries of a warp: the softmax over the keys so far. Probabilities are relative to `top`, a
+// product of query and key: the largest with the first keys, and again when a later one is so much
+// larger that its probability might leave the range of float16.
+template <class E, int DEPTH, int N>
+struct Queries {
+    typedef Product<E> P;
+    Own<E, DEPTH> rows;
+    Sums<E, DEPTH> sums;
+    float top[2], base[2], total[2];
 
-template <int DEPTH, class E>
-__device__ __forceinline__ void write_row(E* to, int depth, const float (&row)[DEPTH],
-                                          float factor) {
-    for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) put(to + d, row[d] * factor);
-}
-
-template <int DEPTH, class E>
-__device__ __forceinline__ float dot(const float (&row)[DEPTH], const E* other, int depth) {
-    float sum = 0.0f;
-    for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) sum = fmaf(row[d], get(other + d), sum);
-    return sum;
-}
-
-template <int DEPTH, class E>
-__device__ __forceinline__ void add_scaled(float (&row)[DEPTH], float factor, const E* other,
-                                           int depth) {
-    for (int d = 0; d < DEPTH; ++d)
-        if (d < depth) row[d] = fmaf(factor, get(other + d), row[d]);
-}
-
-template <int DEPTH, class E>
-__global__ void __launch_bounds__(64) attention_fwd(Attention<E> p) {
-    int query = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
-    if (query >= p.queries) return;
-    long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;
-    long long own = (sample * p.queries + query) * stride + head * p.depth;
-    long long keys = sample * p.keys * stride + head * p.depth;
-    float q[DEPTH], sum[DEPTH] = {};
-    read_row(p.q + own, p.depth, q);
-    // The first key sets the maximum.
-    float top = 0.0f, weight = 0.0f;
-    for (int key = 0; key < p.keys; ++key) {
-        long long at = keys + key * stride;
-        float score = p.scale * dot(q, p.k + at, p.depth);
-        if (key == 0) top = score;
-        if (score > top) {
-            float shrink = expf(top - score);
-            weight *= shrink;
-            for (int d = 0; d < DEPTH; ++d) sum[d] *= shrink;
-            top = score;
+    __device__ __forceinline__ void start(E* room, const Tokens<E>& q, int first, unsigned flip) {
+        rows.fetch(room, q, first, flip);
+        sums.clear();
+        top[0] = top[1] = -infinity();
+        total[0] = total[1] = 0.0f;
+    }
+    // Products with 16 N keys, of which `live` are there.
+    __device__ __forceinline__ void find(float (&scores)[N][8], const E* keys, int plane, int live) const {
+#pragma unroll
+        for (int i = 0; i < 8 * N; ++i) scores[i / 8][i % 8] = 0.0f;
+        rows.dot(scores, keys, plane);
+        if (live >= 16 * N) return;
+#pragma unroll
+        for (int i = 0; i < 8 * N; ++i)
+            if (i / 8 * 16 + P::score_column(i % 8) >= live) scores[i / 8][i % 8] = -infinity();
+    }
+    __device__ __forceinline__ void rebase(const float (&scores)[N][8], float factor) {
+        float high[2] = {top[0], top[1]}, shrink[2];
+#pragma unroll
+        for (int i = 0; i < 8 * N; ++i)
+            high[P::side(i % 8)] = fmaxf(high[P::side(i % 8)], scores[i / 8][i % 8]);
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            high[side] = row_max<E>(high[side]);
+            shrink[side] = exp2_approx((top[side] - high[side]) * factor);
+            total[side] *= shrink[side];
+            top[side] = high[side];
+            base[side] = lift<E>(false) - high[side] * factor;
         }
-        float probability = expf(score - top);
-        weight += probability;
-        add_scaled(sum, probability, p.v + at, p.depth);
+        sums.scale(shrink[0], shrink[1]);
     }
-    write_row(p.y + own, p.depth, sum, 1.0f / weight);
-    p.lse[(sample * p.queries + query) * p.heads + head] = top + logf(weight);
-}
-
-template <class E>
-struct AttentionBackward {
-    const E* dy;
-    const E* q;
-    const E* k;
-    const E* v;
-    const E* y;
-    const float* lse;
-    E* dq;
-    E* dk;
-    E* dv;
-    float* delta;  // [B, N, heads]: sum of dy * y; the first kernel writes it for the second
-    int queries, keys, heads, depth;
-    float scale;
-    int unused;
+    // Scores become probabilities; `part` is their sums.
+    __device__ __forceinline__ void exponentiate(float (&scores)[N][8], float (&part)[2], float factor) const {
+        part[0] = part[1] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8 * N; ++i) {
+            float& score = scores[i / 8][i % 8];
+            score = exp2_approx(fmaf(score, factor, base[P::side(i % 8)]));
+            part[P::side(i % 8)] += score;
+        }
+    }
+    __device__ __forceinline__ void step(const E* keys, const E* values, int plane, int live, float factor,
+                                         bool fresh, bool split) {
+        float scores[N][8], part[2];
+        find(scores, keys, plane, live);
+        if (fresh) rebase(scores, factor);
+        exponentiate(scores, part, factor);
+        if (__any_sync(0xffffffffu, !(part[0] <= 32768.0f && part[1] <= 32768.0f))) {
+            find(scores, keys, plane, live);
+            rebase(scores, factor);
+            exponentiate(scores, part, factor);
+        }
+        total[0] += part[0];
+        total[1] += part[1];
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+            sums.template add<true>(scores[n], values + 16 * n * unit<E>(), plane, split);
+    }
 };
 
-template <int DEPTH, class E>
-__global__ void __launch_bounds__(64) attention_dgrad_q(AttentionBackward<E> p) {
-    int query = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
-    if (query >= p.queries) return;
-    long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;
-    long long own = (sample * p.queries + query) * stride + head * p.depth;
-    long long keys = sample * p.keys * stride + head * p.depth;
-    long long row = (sample * p.queries + query) * p.heads + head;
-    float q[DEPTH], dy[DEPTH], dq[DEPTH] = {};
-    read_row(p.q + own, p.depth, q);
-    read_row(p.dy + own, p.depth, dy);
-    float delta = dot(dy, p.y + own, p.depth), lse = p.lse[row];
-    p.delta[row] = delta;
-    for (int key = 0; key < p.keys; ++key) {
-        long long at = keys + key * stride;
-        float probability = expf(p.scale * dot(q, p.k + at, p.depth) - lse);
-        float ds = probability * (dot(dy, p.v + at, p.depth) - delta);
-        add_scaled(dq, ds, p.k + at, p.depth);
+template <class E, int DEPTH, int WARPS>
+__global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident(false)))
+    attention_fwd(Attention<E> p) {
+    typedef Layout<E, DEPTH, WARPS> L;
+    typedef Product<E> P;
+    const int N = L::TOGETHER, SIZE = unit<E>();
+    CYANEA_SHARED(uint4, shared, L::words(false));
+    E* tiles = reinterpret_cast<E*>(shared);
+    int warp = static_cast<int>(threadIdx.x) / 32;
+    E* own = tiles + (2 * L::BUFFERS * L::MATRIX + warp * L::OWN);
+    Tokens<E> q = tokens(p, p.q, p.queries), k = tokens(p, p.k, p.keys), v = tokens(p, p.v, p.keys);
+    int tile_count = (p.keys + L::TILE - 1) / L::TILE;
+
+    // Where the log-sum-exp of the first query lies.
+    int head_rows = static_cast<int>(blockIdx.z * p.queries * p.heads + blockIdx.y);
+    // The largest product of a row gives its largest score, for which the scale must be positive.
+    unsigned signs = p.scale < 0.0f ? sizeof(E) == 2 ? 0x80008000u : 0x80000000u : 0u;
+    float factor = fmaxf(fabsf(p.scale), 1e-30f) * LOG2E;
+    auto begin = [&](int tile) {
+        E* to = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
+        fill<L::TILE, DEPTH, L::THREADS, true>(to, k, tile * L::TILE, 0, 0u);
+        fill<L::TILE, DEPTH, L::THREADS, true>(to + L::MATRIX, v, tile * L::TILE, 0, 0u);
+        fill_commit();
+    };
+    for (int pass = 0; pass < p.passes; ++pass) {
+        int first = (static_cast<int>(blockIdx.x) * p.passes + pass) * L::ROWS + warp * 16;
+        bool resident = pass > 0 && tile_count == 1;
+        if (pass > 0 && !resident) __syncthreads();
+        if (!resident) begin(0);
+        Queries<E, DEPTH, N> rows;
+        rows.start(own, q, first, signs);
+        for (int tile = 0; tile < tile_count; ++tile) {
+            if (!resident) {
+                fill_wait();
+                __syncthreads();
+                if (L::BUFFERS == 2 && tile + 1 < tile_count) begin(tile + 1);
+            }
+            const E* keys = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
+            int live = min(L::TILE, p.keys - tile * L::TILE);
+            for (int at = 0; at < live; at += 16 * N) {
+                const E* from = keys + at * SIZE;
+                rows.step(from, from + L::MATRIX, plane<E>(L::TILE), live - at, factor, tile + at == 0,
+                          split_rounding<E>(p.keys));
+            }
+            if (L::BUFFERS == 1 && tile + 1 < tile_count) {
+                __syncthreads();
+                begin(tile + 1);
+            }
+        }
+
+        float inverse[2];
+        E* to[2];
+        bool live[2];
+        rows.sums.finish();
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            int query = first + P::row(side);
+            live[side] = query < p.queries;
+            to[side] = p.y + (head_start(p, p.queries) + query * q.stride);
+            float total = row_sum<E>(rows.total[side]);
+            inverse[side] = reciprocal_approx(total);
+            if (live[side] && row_member<E>() == 0)
+                p.lse[head_rows + query * p.heads] =
+                    (rows.top[side] * factor - lift<E>(false) + log2_approx(total)) * LN2;
+        }
+        rows.sums.each([&](int side, int channel, float low, float high) {
+            if (!live[side] || channel >= p.depth) return;
+            put_pair(to[side] + channel, low * inverse[side], high * inverse[side]);
+        });
     }
-    write_row(p.dq + own, p.depth, dq, p.scale);
 }
 
-template <int DEPTH, class E>
-__global__ void __launch_bounds__(64) attention_dgrad_kv(AttentionBackward<E> p) {
-    int key = blockIdx.x * 64 + threadIdx.x, head = blockIdx.y;
-    if (key >= p.keys) return;
-    long long sample = blockIdx.z, stride = static_cast<long long>(p.heads) * p.depth;
-    long long own = (sample * p.keys + key) * stride + head * p.depth;
-    float k[DEPTH], v[DEPTH], dk[DEPTH] = {}, dv[DEPTH] = {};
-    read_row(p.k + own, p.depth, k);
-    read_row(p.v + own, p.depth, v);
-    for (int query = 0; query < p.queries; ++query) {
-        long long row = (sample * p.queries + query) * p.heads + head;
-        long long at = row * p.depth;
-        float probability = expf(p.scale * dot(k, p.q + at, p.depth) - p.lse[row]);
-        float ds = probability * (dot(v, p.dy + at, p.depth) - p.delta[row]);
-        add_scaled(dv, probability, p.dy + at, p.depth);
-        add_scaled(dk, ds, p.q + at, p.depth);
+// dq, with rows of queries against tiles of keys, or (KEYS) dk and dv, with rows of keys against tiles
+// of queries: with probabilities P and dS = P (dy v^T - delta), dq = scale dS k, dk = scale dS^T q,
+// dv = P^T dy.
+template <class E, int DEPTH, int WARPS, bool KEYS>
+__global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident(true)))
+    attention_dgrad(Attention<E> p) {
+    typedef Layout<E, DEPTH, WARPS> L;
+    typedef Product<E> P;
+    const int N = 2, SIZE = unit<E>();
+    CYANEA_SHARED(uint4, shared, L::words(true));
+    CYANEA_SHARED(float2, columns, KEYS ? L::BUFFERS * L::TILE : 1);
+    E* tiles = reinterpret_cast<E*>(shared);
+    int warp = static_cast<int>(threadIdx.x) / 32;
+    E* own = tiles + (2 * L::BUFFERS * L::MATRIX + L::rooms(true) * warp * L::OWN);
+    Tokens<E> q = tokens(p, p.q, p.queries), dy = tokens(p, p.dy, p.queries);
+    Tokens<E> k = tokens(p, p.k, p.keys), v = tokens(p, p.v, p.keys);
+    const Tokens<E>&own0 = KEYS ? k : q, &own1 = KEYS ? v : dy;
+    const Tokens<E>&other0 = KEYS ? q : k, &other1 = KEYS ? dy : v;
+    int tile_count = (other0.count + L::TILE - 1) / L::TILE;
+    float factor = p.scale * LOG2E;
+    bool split = split_rounding<E>(other0.count);
+    // Where the log-sum-exp and delta of the first query lie.
+    int head_rows = static_cast<int>(blockIdx.z * p.queries * p.heads + blockIdx.y);
+    auto begin = [&](int tile) {
+        E* to = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
+        fill<L::TILE, DEPTH, L::THREADS, true>(to, other0, tile * L::TILE, 0, 0u);
+        fill<L::TILE, DEPTH, L::THREADS, true>(to + L::MATRIX, other1, tile * L::TILE, 0, 0u);
+        fill_commit();
+        if (!KEYS) return;
+        for (int i = threadIdx.x; i < L::TILE; i += L::THREADS) {
+            int query = tile * L::TILE + i;
+            int row = head_rows + query * p.heads;
+            float2 of = make_float2(-infinity(), 0.0f);
+            if (query < p.queries) of = make_float2(lift<E>(true) - p.lse[row] * LOG2E, p.delta[row]);
+            columns[tile % L::BUFFERS * L::TILE + i] = of;
+        }
+    };
+    for (int pass = 0; pass < p.passes; ++pass) {
+        int first = (static_cast<int>(blockIdx.x) * p.passes + pass) * L::ROWS + warp * 16;
+        bool resident = pass > 0 && tile_count == 1;
+        if (pass > 0 && !resident) __syncthreads();
+        if (!resident) begin(0);
+        Own<E, DEPTH> rows0, rows1;
+        rows0.fetch(own, own0, first, 0u);
+        rows1.fetch(own + (L::rooms(true) - 1) * L::OWN, own1, first, 0u);
+        // Of own queries: -log2 of the sum of exp, lifted, and delta.
+        float base[2], delta[2];
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            if (KEYS) continue;
+            int row = first + P::row(side);
+            delta[side] = 0.0f;
+            base[side] = -infinity();
+            if (row < p.queries) {
+                const E* y = p.y + head_start(p, p.queries);
+                bool whole = p.depth % SIZE == 0;
+                for (int channel = row_member<E>() * SIZE; channel < p.depth; channel += 4 * SIZE) {
+                    int from = row * q.stride + channel;
+                    delta[side] += dot_unit(y, read_unit(dy.at + from, p.depth - channel, whole),
+                                            read_unit(y + from, p.depth - channel, whole));
+                }
+            }
+            delta[side] = row_sum<E>(delta[side]);
+            if (row < p.queries) {
+                int at = head_rows + row * p.heads;
+                base[side] = lift<E>(true) - p.lse[at] * LOG2E;
+                if (row_member<E>() == 0) p.delta[at] = delta[side];
+            }
+        }
+        Sums<E, DEPTH> gradient, weighted;
+        gradient.clear();
+        if (KEYS) weighted.clear();
+        Range range;
+        for (int tile = 0; tile < tile_count; ++tile) {
+            if (!resident) {
+                fill_wait();
+                __syncthreads();
+                if (L::BUFFERS == 2 && tile + 1 < tile_count) begin(tile + 1);
+            }
+            const E* others = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
+            const float2* of_columns = columns + (KEYS ? tile % L::BUFFERS * L::TILE : 0);
+            int live = min(L::TILE, other0.count - tile * L::TILE);
+            for (int at = 0; at < live; at += 16 * N) {
+                float weight[N][8] = {}, slope[N][8] = {}, size = 0.0f;
+                rows0.dot(weight, others + at * SIZE, plane<E>(L::TILE));
+                rows1.dot(slope, others + L::MATRIX + at * SIZE, plane<E>(L::TILE));
+                // What lies beyond the ends has no weight; -inf sees to that for queries.
+                bool edge = KEYS ? first + 16 > p.keys : at + 16 * N > live;
+#pragma unroll
+                for (int i = 0; i < 8 * N; ++i) {
+                    int column = at + i / 8 * 16 + P::score_column(i % 8), side = P::side(i % 8);
+                    float2 of = KEYS ? of_columns[column] : make_float2(base[side], delta[side]);
+                    float value = exp2_approx(fmaf(weight[i / 8][i % 8], factor, of.x));
+                    if (edge && (KEYS ? first + P::row(side) >= p.keys : column >= live)) value = 0.0f;
+                    weight[i / 8][i % 8] = value;
+                    slope[i / 8][i % 8] = value * (slope[i / 8][i % 8] - of.y);
+                    size += fabsf(slope[i / 8][i % 8]);
+                }
+                if (sizeof(E) == 2) {
+                    if (__any_sync(0xffffffffu, !(size <= range.limit))) {
+                        bool broken = __any_sync(0xffffffffu, !(size < infinity()));
+                        float ratio = range.follow(broken ? infinity() : warp_max(size));
+                        gradient.scale(ratio, ratio);
+                        if (KEYS && broken) weighted.scale(ratio, ratio);
+                    }
+#pragma unroll
+                    for (int i = 0; i < 8 * N; ++i) slope[i / 8][i % 8] *= range.factor;
+                }
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+                    const E* from = others + (at + 16 * n) * SIZE;
+                    gradient.template add<false>(slope[n], from, plane<E>(L::TILE), split);
+                    if (KEYS)
+                        weighted.template add<true>(weight[n], from + L::MATRIX, plane<E>(L::TILE), split);
+                }
+            }
+            if (L::BUFFERS == 1 && tile + 1 < tile_count) {
+                __syncthreads();
+                begin(tile + 1);
+            }
+        }
+
+        float lowered = exp2_approx(-lift<E>(true)), inverse = range.inverse(), scale = p.scale * lowered;
+        auto write = [&](Sums<E, DEPTH>& sums, E* tensor, float first_factor, float second_factor) {
+            E* to = tensor + (head_start(p, own0.count) + first * own0.stride);
+            sums.finish();
+            sums.each([&](int side, int channel, float low, float high) {
+                int row = P::row(side);
+                if (first + row >= own0.count || channel >= p.depth) return;
+                put_pair(to + (row * own0.stride + channel), low * first_factor * second_factor,
+                         high * first_factor * second_factor);
+            });
+        };
+        write(gradient, KEYS ? p.dk : p.dq, inverse, scale);
+        if (KEYS) write(weighted, p.dv, lowered, 1.0f);
     }
-    write_row(p.dk + own, p.depth, dk, p.scale);
-    write_row(p.dv + own, p.depth, dv, 1.0f);
 }

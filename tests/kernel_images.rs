@@ -11,30 +11,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Kernels that still use local memory on some architecture. The list may only shrink.
-const LOCAL_MEMORY: &[&str] = &[
-    "attention_d512_fwd_nhwc_f32",
-    "attention_d512_fwd_nhwc_f16",
-    "attention_q_d64_dgrad_nhwc_f32",
-    "attention_q_d64_dgrad_nhwc_f16",
-    "attention_q_d512_dgrad_nhwc_f32",
-    "attention_q_d512_dgrad_nhwc_f16",
-    "attention_kv_d64_dgrad_nhwc_f32",
-    "attention_kv_d64_dgrad_nhwc_f16",
-    "attention_kv_d512_dgrad_nhwc_f32",
-    "attention_kv_d512_dgrad_nhwc_f16",
-];
+const LOCAL_MEMORY: &[&str] = &[];
 
 /// Kernels of products that only move elements.
 const NO_PRODUCT: &[&str] = &["conv2d_pack_fwd_nhwc_f16", "conv2d_pack_fwd_nhwc_f32"];
 
 /// Programs of `ddpm-64` in float16 may launch these although they leave tensor cores idle. The list
 /// may only shrink.
-const STILL_GENERAL: &[&str] = &[
-    "attention_d8_fwd_nhwc_f16",
-    "attention_kv_d8_dgrad_nhwc_f16",
-    "attention_q_d8_dgrad_nhwc_f16",
-    "conv2d_wgrad_nhwc_f16",
-];
+const STILL_GENERAL: &[&str] = &["conv2d_wgrad_nhwc_f16"];
 
 /// Kernels that occupy multiprocessors too thinly for some launch of `ddpm-64`, with the architecture.
 /// The list may only shrink.

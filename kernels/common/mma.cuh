@@ -89,12 +89,58 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
 }
 #endif
+
+// Keeps a value in a register that the compiler would rather compute again and again.
+__device__ __forceinline__ void keep(int& x) { asm volatile("" : "+r"(x)); }
+
+// 2 to the power of x, within two units in the last place; 0 where that is below 2^-126.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// The logarithm to base 2, with an error of 2^-22 (relative beyond 0.5 to 2), and 1 / x, with one of one
+// unit in the last place.
+__device__ __forceinline__ float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #endif
 
 // Two values as float16, the first in the lower half.
 __device__ __forceinline__ unsigned pack_half2(float low, float high) {
     return static_cast<unsigned>(__half_as_ushort(__float2half_rn(low))) |
            static_cast<unsigned>(__half_as_ushort(__float2half_rn(high))) << 16;
+}
+
+// The same by integer arithmetic, since sm_70 converts at the rate of special functions: for finite
+// values of a magnitude below 65,504, rounded half up; what is below 2^-14 is off by up to 2^-15.
+// pack_positive takes values that are not negative.
+__device__ __forceinline__ unsigned shifted_half(float magnitude) {
+    // The exponent rebased from 127 to 15 and three bits further up: the upper half is the result.
+    return __float_as_uint(fmaxf(magnitude, 3.0517578125e-5f)) * 8u + (0x8000u - (112u << 26));
+}
+__device__ __forceinline__ unsigned pack_positive(float low, float high) {
+#if CYANEA_CODE_PATH >= 80
+    return pack_half2(low, high);
+#else
+    return __byte_perm(shifted_half(low), shifted_half(high), 0x7632);
+#endif
+}
+__device__ __forceinline__ unsigned pack_signed(float low, float high) {
+#if CYANEA_CODE_PATH >= 80
+    return pack_half2(low, high);
+#else
+    unsigned first = shifted_half(fabsf(low)) | (__float_as_uint(low) & 0x80000000u);
+    unsigned second = shifted_half(fabsf(high)) | (__float_as_uint(high) & 0x80000000u);
+    return __byte_perm(first, second, 0x7632);
+#endif
 }
 __device__ __forceinline__ float low_half(unsigned pair) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(pair & 0xffffu)));

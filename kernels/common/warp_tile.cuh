@@ -133,25 +133,33 @@ __device__ __forceinline__ void multiply(float* d, const unsigned* a, const unsi
 #endif
 }
 
-// Sums of a 16 x 16 product, rounded to float16, as the operand a (K = 16, not transposed) of the next.
-__device__ __forceinline__ void sums_as_a(unsigned* r, const float* d) {
-#if CYANEA_CODE_PATH >= 80
-    // Packed sums of m16n8 are what a lane holds of an operand.
-#pragma unroll
-    for (int i = 0; i < 4; ++i) r[i] = pack_half2(d[2 * i], d[2 * i + 1]);
-#else
-    // A lane has two columns of rows lane & 1 and (lane & 1) + 2; it needs all of row lane % 4.
-    bool upper = warp_lane() & 2, right = warp_lane() & 8;
-    unsigned own[4];
+#if CYANEA_CODE_PATH < 80
+// Sums as `pairs` of neighbours -> the operand a (K = 8) of the lane's own eight columns: a lane has two
+// columns of rows lane & 1 and (lane & 1) + 2 of four; it needs four of row lane % 4.
+__device__ __forceinline__ void pairs_as_own_a(unsigned* own, const unsigned* pairs) {
+    bool upper = warp_lane() & 2;
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-        unsigned first = pack_half2(d[4 * step], d[4 * step + 1]);
-        unsigned second = pack_half2(d[4 * step + 2], d[4 * step + 3]);
+        unsigned first = pairs[2 * step], second = pairs[2 * step + 1];
         unsigned other = __shfl_xor_sync(0xffffffffu, upper ? first : second, 2);
         own[2 * step] = upper ? other : first;
         own[2 * step + 1] = upper ? second : other;
     }
+}
+#endif
+
+// Sums of a 16 x 16 product, as float16 in `pairs` of neighbours, as the operand a (K = 16, not
+// transposed) of the next.
+__device__ __forceinline__ void pairs_as_a(unsigned* r, const unsigned* pairs) {
+#if CYANEA_CODE_PATH >= 80
+    // Packed sums of m16n8 are what a lane holds of an operand.
+#pragma unroll
+    for (int i = 0; i < 4; ++i) r[i] = pairs[i];
+#else
+    unsigned own[4];
+    pairs_as_own_a(own, pairs);
     // Columns 0-7 and 8-15 lie in products of their own.
+    bool right = warp_lane() & 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         unsigned other = __shfl_xor_sync(0xffffffffu, own[i], 8);
@@ -159,4 +167,12 @@ __device__ __forceinline__ void sums_as_a(unsigned* r, const float* d) {
         r[4 + i] = right ? own[i] : other;
     }
 #endif
+}
+
+// The same of sums that are rounded to the nearest float16.
+__device__ __forceinline__ void sums_as_a(unsigned* r, const float* d) {
+    unsigned pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = pack_half2(d[2 * i], d[2 * i + 1]);
+    pairs_as_a(r, pairs);
 }

@@ -196,6 +196,14 @@ inline float __uint_as_float(unsigned bits) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
     return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
 }
+// Four of the eight bytes of `low` and `high`, chosen by the low three bits of each digit.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned digits) {
+    uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i)
+        result |= static_cast<unsigned>(bytes >> (digits >> (4 * i) & 7u) * 8 & 0xffu) << (8 * i);
+    return result;
+}
 template <typename T>
 inline T __ldg(const T* at) { return *at; }
 template <typename T>

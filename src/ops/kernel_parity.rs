@@ -238,7 +238,8 @@ fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
 /// Every kernel of the manifest runs in one of the comparisons above.
 #[test]
 fn every_kernel_is_compared() {
-    attention::attention_and_gradient();
+    attention::narrow_heads();
+    attention::wide_heads();
     convolution::plain_convolutions_and_gradients();
     convolution::many_tiles();
     diffusion::noise();

@@ -88,7 +88,7 @@ pub fn halves(
         if !(marked(index) && dtype == DType::F16 && ty.dtype == dtype) {
             float(operation, ty)?;
         } else if ty.shape.is_empty() || ty.elements() == 0 {
-            return Err(Error::operation(operation, format!("an input is empty: {ty:?}")));
+            return Err(empty(operation, ty));
         }
     }
     Ok(dtype)
@@ -121,10 +121,17 @@ pub fn arity(operation: &str, inputs: &[&TensorType], count: RangeInclusive<usiz
 /// # Errors
 /// Names the operation and the type.
 pub fn float(operation: &str, ty: &TensorType) -> Result<()> {
-    if ty.dtype != DType::F32 || ty.shape.is_empty() || ty.elements() == 0 {
+    if ty.shape.is_empty() || ty.elements() == 0 {
+        return Err(empty(operation, ty));
+    }
+    if ty.dtype != DType::F32 {
         return Err(Error::operation(operation, format!("needs a float32 tensor, not {ty:?}")));
     }
     Ok(())
+}
+
+fn empty(operation: &str, ty: &TensorType) -> Error {
+    Error::operation(operation, format!("{ty:?} is empty; each dimension must be at least 1"))
 }
 
 /// Checks that a tensor has exactly this type.

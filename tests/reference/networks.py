@@ -83,7 +83,7 @@ UNETS = {
     ),
     "three_layers": (
         {**levels("-a"), "block_out_channels": [4, 8], "layers_per_block": 3, "norm_num_groups": 2, **DDPM,
-         "attention_head_dim": 2, "downsample_padding": 1},
+         "attention_head_dim": 4, "downsample_padding": 1},
         (2, 3, 10, 14), [12, 13], {"some gradients", "whole config"},
     ),
     "narrowing": (
@@ -108,7 +108,7 @@ UNETS = {
     ),
     "sine_first_no_shift": (
         {**levels("-a"), "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4,
-         "attention_head_dim": 2, "flip_sin_to_cos": False, "freq_shift": 0, "norm_eps": 1e-4},
+         "attention_head_dim": 4, "flip_sin_to_cos": False, "freq_shift": 0, "norm_eps": 1e-4},
         (3, 3, 4, 2), [1, 10, 100], {"forward only"},
     ),
     "legacy_names": (

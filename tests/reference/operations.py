@@ -176,7 +176,8 @@ for heads, tokens, size, batch, scale in [
     (1, 41, 64, 1, None),
     (2, 257, 8, 1, None),
     (1, 1, 8, 3, None),
-    (2, 13, 17, 1, 0.5),
+    (2, 13, 20, 1, 0.5),
+    (1, 9, 132, 1, None),
 ]:
 
     @case(f"attention_{heads}heads_{tokens}x{size}")

@@ -244,7 +244,7 @@ for name, config, shape, attributes in [
     ),
     (
         "adam_sample",
-        {**levels("a"), **BASE, "block_out_channels": [4], "attention_head_dim": 2},
+        {**levels("a"), **BASE, "block_out_channels": [4], "attention_head_dim": 4},
         (1, 3, 4, 4),
         {"prediction": "sample", "schedule": SCALED,
          "optimizer": {**ADAMW, "name": "adam", "lr": 1e-3, "eps": 1e-3, "weight_decay": 0.05},

@@ -91,4 +91,9 @@ fn flops_and_bad_shapes() {
     assert!(op.infer(&[&q, &k, &q]).is_err());
     assert!(Attention { heads: 5, ..op }.infer(&[&q, &k, &k]).is_err());
     assert!(op.infer(&[&q, &TensorType::f32([1, 10, 24]), &k]).is_err());
+    let none = TensorType::f32([2, 0, 24]);
+    for inputs in [[&none, &k, &k], [&q, &none, &none]] {
+        let said = op.infer(&inputs).unwrap_err().to_string();
+        assert!(said.contains("attention") && said.contains("at least 1"), "{said}");
+    }
 }
