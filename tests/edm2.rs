@@ -2,15 +2,16 @@
 //! the command line does with it.
 
 use assert_cmd::Command;
+use cyanea::data::counter::Stream;
 use cyanea::device::cpu::CpuDevice;
 use cyanea::device::emulated::Emulated;
-use cyanea::device::{Device, Target};
+use cyanea::device::{Device, Target, TensorType, open_by_name};
 use cyanea::diffusion::denoiser::{Denoiser, Shape};
 use cyanea::diffusion::samplers::{self, Sampler};
 use cyanea::diffusion::{NoiseSchedule, SchedulerConfig};
 use cyanea::formats::tensors::Tensors;
-use cyanea::graph::Region;
-use cyanea::models::{Edm2Config, Network, NetworkConfig, Weights};
+use cyanea::graph::{Build, Engine, Graph, Region, autodiff, fuse};
+use cyanea::models::{Edm2Config, Network, NetworkConfig, Weights, write_tables};
 use cyanea::ops::adamw::AdamW;
 use cyanea::training::init::initial;
 use cyanea::training::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
@@ -63,6 +64,69 @@ fn a_sampling_run_gives_the_images_of_the_cpu() {
             assert_eq!(got, again, "the order of lanes matters");
             for (got, want) in got.iter().zip(&want) {
                 assert!((got - want).abs() <= 2e-4, "{got} is not {want}");
+            }
+        }
+    }
+}
+
+/// Output and, if asked for, all gradients of the network, fused or not; and its nodes.
+fn evaluate(device: &dyn Device, fused: bool, gradients: bool) -> (usize, Vec<Vec<f32>>) {
+    let (network, _, weights) = small();
+    let image = TensorType::f32([2, SIZE[0], SIZE[1], 3]);
+    let mut g = Graph::new();
+    let x = g.input("x", image.clone()).unwrap();
+    let timesteps = g.input("timesteps", TensorType::f32([2])).unwrap();
+    let y = network.build(&mut g, x, timesteps).unwrap();
+    let mut results = vec![y];
+    if gradients {
+        let upstream = g.input("upstream", image).unwrap();
+        let mut wrt = vec![x];
+        for slot in g.slots.clone().iter().filter(|slot| slot.region == Region::Weights) {
+            wrt.push(g.find_slot(slot.region, &slot.name).unwrap());
+        }
+        let made = autodiff::gradients(&mut g, &[(y, upstream)], &wrt).unwrap();
+        results.extend(made.into_iter().map(|gradient| gradient.expect("every weight matters")));
+    }
+    for (index, &tensor) in results.iter().enumerate() {
+        let ty = g.ty(tensor).clone();
+        let slot = g.input(&format!("result {index}"), ty).unwrap();
+        g.bind(tensor, slot).unwrap();
+    }
+    if fused {
+        fuse::fuse(&mut g).unwrap();
+    }
+    let nodes = g.nodes.len();
+    let mut engine = Engine::single(g, device).unwrap();
+    weights.write(&mut engine).unwrap();
+    write_tables(network.as_ref(), &mut engine).unwrap();
+    engine.write(Region::State, "timesteps", &[3.0f32, 800.0]).unwrap();
+    for (name, seed) in [("x", 1), ("upstream", 2)] {
+        let mut stream = Stream::new(&[seed]);
+        let values: Vec<f32> = (0..2 * SIZE[0] * SIZE[1] * 3).map(|_| stream.bell()).collect();
+        if engine.has(Region::State, name) {
+            engine.write(Region::State, name, &values).unwrap();
+        }
+    }
+    engine.run("run").unwrap();
+    let read = |index| engine.read(Region::State, &format!("result {index}")).unwrap();
+    (nodes, (0..results.len()).map(read).collect())
+}
+
+#[test]
+fn the_fused_network_is_the_plain_one() {
+    let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
+    for name in ["cpu", "emulated:v100", "emulated:h100"] {
+        let device = open_by_name(name).unwrap();
+        for gradients in [false, true] {
+            let (plain, want) = evaluate(device.as_ref(), false, gradients);
+            let (nodes, got) = evaluate(device.as_ref(), true, gradients);
+            assert!(gradients || nodes < plain, "{nodes} nodes of {plain}");
+            let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
+            for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+                let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
+                for (g, w) in got.iter().zip(want) {
+                    assert!((g - w).abs() <= 2e-4 * scale, "{name}, result {index}: {g}, not {w}");
+                }
             }
         }
     }
