@@ -2,7 +2,7 @@
 """Leaves out each barrier (and wait for copies) of kernels/ in turn and says whether the checked tests notice.
 
 One test binary is built with the feature `checked`; its emulator leaves out the barrier that the
-variable CYANEA_WITHOUT_BARRIER names (`kernels/conv2d.cu:103`). So no barrier needs a build of its
+variable CYANEA_WITHOUT_BARRIER names (`kernels/group_norm.cu:103`). So no barrier needs a build of its
 own, and every other instruction stays as it was. For each barrier the comparisons of every kernel
 with the CPU run again:
 
@@ -14,7 +14,7 @@ Fences (__threadfence and its relatives) order what other blocks see. The emulat
 memory for all blocks, so it can't judge them: they are listed and never left out.
 
 usage: scripts/mutate-barriers.py [FILE ...] [--json PATH]
-FILE is below kernels/, e.g. conv2d.cu common/reduce.cuh; all files without any. The exit status is
+FILE is below kernels/, e.g. group_norm.cu common/reduce.cuh; all files without any. The exit status is
 1 where a barrier is unreached, or missed and not explained by a comment "Stays:" on its line or the
 line above.
 """

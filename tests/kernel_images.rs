@@ -18,7 +18,7 @@ const NO_PRODUCT: &[&str] = &["conv2d_pack_fwd_nhwc_f16", "conv2d_pack_fwd_nhwc_
 
 /// Programs of `ddpm-64` in float16 may launch these although they leave tensor cores idle. The list
 /// may only shrink.
-const STILL_GENERAL: &[&str] = &["conv2d_wgrad_nhwc_f16"];
+const STILL_GENERAL: &[&str] = &[];
 
 /// Kernels that occupy multiprocessors too thinly for some launch of `ddpm-64`, with the architecture.
 /// The list may only shrink.

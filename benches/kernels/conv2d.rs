@@ -82,6 +82,7 @@ fn gradients(bench: &mut Bench, (batch, size, c_in, c_out, kernel, stride): Case
     let dgrad = Conv2dDgrad { stride: strides, padding, input: [size; 2] };
     let inputs = [dy(), weight([c_out, c_in, kernel, kernel])];
     bench.time("conv2d", &format!("dgrad {name}"), dgrad, &inputs, &[]);
-    let wgrad = Conv2dWgrad { stride: strides, padding, kernel: [kernel; 2], bias: true };
+    let operands = Operands::default();
+    let wgrad = Conv2dWgrad { stride: strides, padding, kernel: [kernel; 2], operands, bias: true };
     bench.time("conv2d", &format!("wgrad {name}"), wgrad, &[x, dy()], &[]);
 }

@@ -9,6 +9,13 @@
 #include "host/mma.h"
 #else
 
+// threadIdx.x, read anew: what follows from it need not stay in registers until then.
+__device__ __forceinline__ int thread_again() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 // sm_70: d += a b, four independent products of 8 x 8 x 4. A_COLUMN: a is column-major; B_ROW: b is
 // row-major.
 #define CYANEA_M8N8K4(a_layout, b_layout)                                                          \

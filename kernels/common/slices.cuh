@@ -3,12 +3,13 @@
 #include "common/shared.cuh"
 
 // Adds the sums of all slices in their order; true in the block that came last, which has them all.
-// No block waits for another.
-template <int SUMS>
+// No block waits for another. THREADS: of a block, where that is known at compile time, which saves
+// registers where there are many sums.
+template <int SUMS, int THREADS = 0>
 __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
                                             int slice, int slices) {
     CYANEA_SHARED(unsigned, drawn, 1);
-    int threads = blockDim.x;
+    int threads = THREADS ? THREADS : static_cast<int>(blockDim.x);
     float* own = partials + static_cast<long long>(slice) * SUMS * threads;
 #pragma unroll
     for (int i = 0; i < SUMS; ++i) own[i * threads + threadIdx.x] = sums[i];
@@ -18,13 +19,35 @@ __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials
     __syncthreads();
     if (drawn[0] != static_cast<unsigned>(slices - 1)) return false;
     __threadfence();
+    // So many loads under way at a time, and no more registers, where there are many sums.
+    const int BATCH = THREADS ? 32 : SUMS;
 #pragma unroll
-    for (int i = 0; i < SUMS; ++i) sums[i] = 0.0f;
-    for (int from = 0; from < slices; ++from) {
-        const float* other = partials + static_cast<long long>(from) * SUMS * threads;
+    for (int first = 0; first < SUMS; first += BATCH) {
 #pragma unroll
-        for (int i = 0; i < SUMS; ++i) sums[i] += __ldcg(other + (i * threads + threadIdx.x));
+        for (int i = first; i < SUMS && i < first + BATCH; ++i) sums[i] = 0.0f;
+#pragma unroll 1
+        for (int from = 0; from < slices; ++from) {
+            const float* other = partials + static_cast<long long>(from) * SUMS * threads;
+#pragma unroll
+            for (int i = first; i < SUMS && i < first + BATCH; ++i)
+                sums[i] += __ldcg(other + (i * threads + threadIdx.x));
+        }
     }
     if (threadIdx.x == 0) *ticket = 0;
     return true;
+}
+
+// As join_slices, for many slices of large tiles: groups of `fan` slices are joined first, and then their
+// sums, so that no block reads more than a few parts. There is room for a part of every slice and of
+// every group, and a ticket for every group and for the whole.
+template <int THREADS, int SUMS>
+__device__ __forceinline__ bool join_groups(float (&sums)[SUMS], float* partials, unsigned* tickets,
+                                            int slice, int slices, int fan) {
+    if (slices == 1) return true;
+    const long long part = static_cast<long long>(SUMS) * THREADS;
+    int group = slice / fan, groups = (slices + fan - 1) / fan, first = group * fan;
+    bool joined = join_slices<SUMS, THREADS>(sums, partials + first * part, tickets + group, slice - first,
+                                             min(fan, slices - first));
+    if (!joined || groups == 1) return joined;
+    return join_slices<SUMS, THREADS>(sums, partials + slices * part, tickets + groups, group, groups);
 }

@@ -3,6 +3,8 @@
 // inside a tensor core is not documented.
 #pragma once
 
+inline int thread_again() { return static_cast<int>(threadIdx.x); }
+
 struct CyaneaMma {
     float* d;
     const unsigned* a;

@@ -242,6 +242,7 @@ fn every_kernel_is_compared() {
     attention::wide_heads();
     convolution::plain_convolutions_and_gradients();
     convolution::many_tiles();
+    convolution::weight_gradients();
     diffusion::noise();
     diffusion::forward_process();
     diffusion::tables_and_counters();

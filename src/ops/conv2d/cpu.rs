@@ -1,6 +1,6 @@
 //! CPU kernels of the convolutions: operands to slices; the work is in `device::cpu::conv`.
 
-use super::form::{Form, Operand};
+use super::form::{Form, Operand, Operands};
 use super::{Conv2d, Conv2dDgrad, Conv2dPack, Conv2dWgrad, PackedConv2d};
 use crate::device::cpu::conv::{self, Args, Conv, Epilogue, Pack, Source, Wgrad};
 use crate::device::cpu::{Cpu, CpuKernel, Io, Tensor};
@@ -24,6 +24,20 @@ fn describe(form: &Form, inputs: &[Tensor], dims: [usize; 4]) -> Conv {
     }
 }
 
+/// An operand's elements; empty where it is absent.
+fn data<'a>(form: &Form, inputs: &[Tensor<'a>], operand: Operand) -> &'a [f32] {
+    form.operands.index(operand).map_or(&[], |index| inputs[index].data)
+}
+
+fn source<'a>(form: &Form, inputs: &[Tensor<'a>]) -> Source<'a> {
+    Source {
+        x: data(form, inputs, Operand::X),
+        x2: data(form, inputs, Operand::X2),
+        affine: data(form, inputs, Operand::Affine),
+        silu: form.operands.silu,
+    }
+}
+
 fn run_packed(
     form: &Form,
     pack: &Pack,
@@ -32,18 +46,11 @@ fn run_packed(
     io: Io<'_, '_>,
     scratch: &mut [f32],
 ) {
-    let data =
-        |operand| form.operands.index(operand).map_or(&[][..], |index| io.inputs[index].data);
-    let source = Source {
-        x: data(Operand::X),
-        x2: data(Operand::X2),
-        affine: data(Operand::Affine),
-        silu: form.operands.silu,
-    };
+    let source = source(form, io.inputs);
     let epilogue = Epilogue {
-        bias: data(Operand::Bias),
-        shift: data(Operand::Shift),
-        residual: data(Operand::Residual),
+        bias: data(form, io.inputs, Operand::Bias),
+        shift: data(form, io.inputs, Operand::Shift),
+        residual: data(form, io.inputs, Operand::Residual),
     };
     let y = &mut io.outputs[0];
     let conv = Conv { output: [y.shape[1], y.shape[2]], ..describe(form, io.inputs, pack.dims) };
@@ -92,23 +99,36 @@ impl CpuKernel for Conv2dPack {
     }
 }
 
+impl Conv2dWgrad {
+    /// The convolution of one plain source, and the elements of that source where it has to be written
+    /// out first.
+    pub(super) fn plain(&self, conv: &Conv) -> (Conv, usize) {
+        if self.operands == Operands::default() {
+            return (*conv, 0);
+        }
+        let input = conv.input.map(|size| size << usize::from(conv.upsample));
+        let plain = Conv { input, upsample: false, channels: [conv.c_in(), 0], ..*conv };
+        (plain, conv.batch * input[0] * input[1] * conv.c_in())
+    }
+}
+
 impl CpuKernel for Conv2dWgrad {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let (x, dy) = (io.inputs[0], io.inputs[1]);
-        let conv = Conv {
-            batch: x.shape[0],
-            input: [x.shape[1], x.shape[2]],
-            upsample: false,
-            channels: [x.shape[3], 0],
-            c_out: dy.shape[3],
-            kernel: self.kernel,
-            stride: self.stride,
-            padding: [self.padding[0], self.padding[2]],
-            output: [dy.shape[1], dy.shape[2]],
-            transposed: false,
-        };
-        let args = Wgrad { x: x.data, dy: dy.data };
-        conv::wgrad(cpu, &conv, &args, io.outputs[0].data, io.scratch);
+        let form = self.form();
+        let dy = io.inputs[form.operands.weight_index()];
+        let [kh, kw] = self.kernel;
+        let conv = describe(&form, io.inputs, [dy.shape[3], 0, kh, kw]);
+        let conv = Conv { output: [dy.shape[1], dy.shape[2]], ..conv };
+        let source = source(&form, io.inputs);
+        let (plain, elements) = self.plain(&conv);
+        let (written, scratch) = io.scratch.split_at_mut(elements.next_multiple_of(16));
+        let written = &mut written[..elements];
+        if elements > 0 {
+            conv::write_source(cpu, &conv, &source, written);
+        }
+        let x = if elements > 0 { written } else { source.x };
+        let args = Wgrad { x, dy: dy.data };
+        conv::wgrad(cpu, &plain, &args, io.outputs[0].data, scratch);
         if self.bias {
             conv::column_sums(cpu, 1, conv.c_out, dy.data, io.outputs[1].data);
         }

@@ -1,6 +1,6 @@
 //! The gradients of a convolution.
 
-use super::form::{Direction, Form, Operands};
+use super::form::{Direction, Form, Operand, Operands};
 use crate::device::cpu::conv::{self, Conv};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
@@ -55,37 +55,60 @@ impl Op for Conv2dDgrad {
     }
 }
 
-/// Inputs x \[B, H, W, C_in\] and dy \[B, H_out, W_out, C_out\]; outputs dw
-/// \[C_out, C_in, kh, kw\] and, with `bias`, the sums of dy over all pixels \[C_out\].
+/// Inputs x \[B, H, W, C_in\], those that `operands` adds as in [`Conv2d`](super::Conv2d), and dy
+/// \[B, H_out, W_out, C_out\]; outputs dw \[C_out, C_in, kh, kw\] and, with `bias`, the sums of dy over
+/// all pixels \[C_out\].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2dWgrad {
     /// Stride and padding of the convolution.
     pub stride: [usize; 2],
     pub padding: [usize; 4],
     pub kernel: [usize; 2],
+    /// How the convolution reads its sources; the flags of what it adds behind the sums stay unset.
+    pub operands: Operands,
     pub bias: bool,
 }
 
 impl Conv2dWgrad {
-    /// The convolution whose weight's gradient this is.
-    pub(crate) fn conv(&self, inputs: &[&TensorType]) -> Result<Conv> {
-        let &[x, dy] = inputs else {
-            return Err(Error::operation(
-                self.name(),
-                format!("takes x and dy, not {} inputs", inputs.len()),
-            ));
-        };
-        let channels = |ty: &TensorType| ty.shape.last().copied().unwrap_or(0);
-        let dims = [channels(dy), channels(x), self.kernel[0], self.kernel[1]];
-        let form = Form {
+    /// The convolution whose weight's gradient this is, without its shapes.
+    pub(super) fn form(&self) -> Form {
+        Form {
             name: "conv2d_wgrad",
             stride: self.stride,
             padding: self.padding,
-            operands: Operands::default(),
+            operands: self.operands,
             direction: Direction::Forward,
+        }
+    }
+
+    /// The convolution whose weight's gradient this is.
+    pub(crate) fn conv(&self, inputs: &[&TensorType]) -> Result<Conv> {
+        let operands = self.operands;
+        let Operands { bias: false, shift: false, residual: false, .. } = operands else {
+            return Err(Error::operation(
+                self.name(),
+                format!("what is added behind the sums has no part in it: {operands:?}"),
+            ));
         };
+        let Some((&dy, sources)) = inputs.split_last().filter(|_| inputs.len() == operands.count())
+        else {
+            return Err(Error::operation(
+                self.name(),
+                format!(
+                    "takes {} inputs, {:?} with dy for the weight, not {}",
+                    operands.count(),
+                    operands.list().collect::<Vec<_>>(),
+                    inputs.len()
+                ),
+            ));
+        };
+        let channels = |ty: &TensorType| ty.shape.last().copied().unwrap_or(0);
+        let x = sources[0];
+        let second = operands.index(Operand::X2).map_or(0, |index| channels(sources[index]));
+        let dims = [channels(dy), channels(x) + second, self.kernel[0], self.kernel[1]];
         let weight = TensorType { shape: dims.to_vec(), dtype: x.dtype };
-        let conv = form.describe(&[x, &weight], dims)?;
+        let with_weight: Vec<&TensorType> = sources.iter().copied().chain([&weight]).collect();
+        let conv = self.form().describe(&with_weight, dims)?;
         let want = super::form::output_type(&conv, x.dtype);
         if *dy != want {
             return Err(Error::operation(
@@ -121,13 +144,21 @@ impl Op for Conv2dWgrad {
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         if !target.is_cpu() {
-            return 0;
+            return self.gpu_scratch(target, inputs);
         }
-        self.conv(inputs).map_or(0, |conv| conv::wgrad_scratch(&conv))
+        self.conv(inputs).map_or(0, |conv| {
+            let (plain, source) = self.plain(&conv);
+            source.next_multiple_of(16) + conv::wgrad_scratch(&plain)
+        })
+    }
+
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { 0 } else { self.gpu_tickets(target, inputs) }
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        vec![true; 2]
+        // Sources and dy; what normalises stays float32.
+        self.operands.list().map(|operand| operand != Operand::Affine).collect()
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -1,56 +1,279 @@
-//! Kernel launches of the weight's gradient; kernels/conv2d.cu says how work is split.
+//! Kernel launches of the weight's and the bias's gradient; kernels/common/conv2d_wgrad_tile.cuh says how
+//! work is split.
 
+use super::form::Operand;
 use super::grad::Conv2dWgrad;
-use crate::device::KernelWork;
+use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
-    self, CONV2D_WGRAD_NHWC_F16, CONV2D_WGRAD_NHWC_F32, UNSET, dimension, of_type,
+    self, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_COLUMNS_WGRAD_NHWC_F32,
+    CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32,
+    CONV2D_TAPS_WGRAD_NHWC_F16, CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
 };
-use crate::error::{Error, Result};
+use crate::device::{DType, KernelWork, Target, TensorType, View};
+use crate::error::Result;
 use crate::ops::LaunchArgs;
-use crate::ops::sum_pixels::sum_pixels;
 
-/// Results of a block along either side.
-const TILE: usize = 32;
+/// Threads of a block.
+const THREADS: usize = 256;
+/// Bytes that a thread reads at a time.
+const UNIT: usize = 16;
+/// Most slices that are joined at once.
+const FAN: usize = 6;
+/// Bytes of shared memory that a kernel has beside those of a launch: the ticket that it drew.
+const OWN: usize = 16;
+/// The least pixels of a tile: those of one product.
+const LEAST_PIXELS: usize = 16;
+/// Tiles of pixels that make a slice of the sums worth its part of the joining.
+const LEAST_TILES: usize = 2;
 
 kernels::params! {
     /// `Conv2dWeights`.
-    struct WeightParams for CONV2D_WGRAD_NHWC_F32, CONV2D_WGRAD_NHWC_F16 {
-        x: u64, dy: u64, dw: u64,
-        batch: i32, height: i32, width: i32, c_in: i32,
+    struct Params for CONV2D_TAPS_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
+        CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16,
+        CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16
+    {
+        x: [u64; 2], affine: u64, dy: u64, dw: u64, dbias: u64, partials: u64, tickets: u64,
+        batch: i32, height: i32, width: i32, c1: i32, c2: i32,
         out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
-        stride_h: i32, stride_w: i32, pad_top: i32, pad_left: i32, unused: i32,
+        stride_h: i32, stride_w: i32, pad_top: i32, pad_left: i32,
+        upsample: i32, silu: i32, affine_stride: i32, sample_pixels: i32,
+        pixels: i32, samples: i32, tile_width_log: i32, tile_height_log: i32,
+        tiles: i32, tiles_y: i32, tiles_x: i32,
+        region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32, row_factor: i32,
+        column_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32,
     }
 }
 
-/// Tiles of a result of `rows` × `columns`, as a grid.
-fn tiles(name: &str, rows: usize, columns: usize) -> Result<[u32; 3]> {
-    let (x, y) = (rows.div_ceil(TILE), columns.div_ceil(TILE));
-    if x > i32::MAX as usize || y > 65_535 {
-        let what = format!("a product of {rows} × {columns} is beyond the kernel's limits");
-        return Err(Error::operation(name, what));
+/// The results of a block, of which a multiprocessor has one at a time.
+struct Body {
+    rows: usize,
+    columns: usize,
+    taps: usize,
+    /// Most pixels of a tile.
+    pixels: usize,
+    /// Of a tile.
+    least_width: usize,
+}
+
+impl Body {
+    /// For 3×3 kernels.
+    fn taps(dtype: DType) -> Body {
+        let pixels = if dtype == DType::F16 { 128 } else { 64 };
+        Body { rows: 64, columns: 64, taps: 9, pixels, least_width: 8 }
     }
-    Ok([x as u32, y as u32, 1])
+
+    /// For all kernels: a column is an input channel and a tap.
+    fn columns() -> Body {
+        Body { rows: 128, columns: 128, taps: 1, pixels: 64, least_width: 1 }
+    }
+
+    /// `plain`: no stride in rows; x and dy are read 16 bytes at a time and used as they are.
+    fn kernel(&self, x: &TensorType, plain: bool) -> &'static Kernel {
+        let [f32, f16] = match self.taps {
+            1 => [&CONV2D_COLUMNS_WGRAD_NHWC_F32, &CONV2D_COLUMNS_WGRAD_NHWC_F16],
+            _ if plain => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
+            _ => [&CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, &CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16],
+        };
+        of_type(x, f32, f16)
+    }
+}
+
+/// Pixels that blocks work on at a time: samples × height × width, powers of two.
+#[derive(Clone, Copy)]
+struct Tile {
+    samples: usize,
+    size: [usize; 2],
+    /// Of x, for one sample: height, and width rounded up to a multiple of the stride.
+    region: [usize; 2],
+    /// Tiles of the whole batch.
+    count: usize,
+    /// Bytes of shared memory.
+    shared: usize,
+}
+
+/// How the work is cut.
+struct Plan {
+    body: Body,
+    /// As the kernel sees it: without taps beyond the first, and stride, all pixels form a row.
+    conv: Conv,
+    sample_pixels: usize,
+    tile: Tile,
+    row_tiles: usize,
+    column_tiles: usize,
+    slices: usize,
+}
+
+impl Plan {
+    fn of(conv: &Conv, dtype: DType, target: &Target) -> Plan {
+        let (flat, sample_pixels) = match conv.in_a_row() {
+            Some(row) => (row, conv.input[0] * conv.input[1]),
+            None => (*conv, 0),
+        };
+        let (body, columns) = (Body::columns(), flat.c_in() * flat.kernel[0] * flat.kernel[1]);
+        // Few channels fill more of a block as columns.
+        let with_taps = flat.kernel == [3, 3] && columns > body.columns;
+        let taps = with_taps.then(|| Body::taps(dtype)).and_then(|body| {
+            let tile = body.tile(&flat, dtype, target)?;
+            Some((body, flat.c_in(), tile))
+        });
+        let (body, columns, tile) = taps.unwrap_or_else(|| {
+            let tile = body.tile(&flat, dtype, target);
+            let Some(tile) = tile else { unreachable!("without taps the least tile has one size") };
+            (body, columns, tile)
+        });
+        let row_tiles = flat.c_out.div_ceil(body.rows);
+        let column_tiles = columns.div_ceil(body.columns);
+        let slices = target.multiprocessors as usize / (row_tiles * column_tiles);
+        let slices = slices.clamp(1, tile.count.div_ceil(LEAST_TILES));
+        Plan { body, conv: flat, sample_pixels, tile, row_tiles, column_tiles, slices }
+    }
+
+    fn blocks(&self) -> usize {
+        self.row_tiles * self.column_tiles
+    }
+
+    /// Slices that are joined at once: all, or as many as there are groups of them.
+    fn fan(&self) -> usize {
+        match self.slices {
+            slices if slices <= FAN => slices,
+            slices => (1..).find(|fan| fan * fan >= slices).unwrap_or(slices),
+        }
+    }
+
+    /// Parts of each sum in working memory and tickets, of a block's results; none for one slice.
+    fn joins(&self) -> [usize; 2] {
+        match self.slices.div_ceil(self.fan()) {
+            _ if self.slices == 1 => [0, 0],
+            1 => [self.slices, 1],
+            groups => [self.slices + groups, groups + 1],
+        }
+    }
+
+    /// Elements of working memory. A thread has its share of the block's results, and one sum for the
+    /// bias.
+    fn scratch(&self) -> usize {
+        let sums = self.body.rows * self.body.columns * self.body.taps + THREADS;
+        self.blocks() * self.joins()[0] * sums
+    }
+}
+
+impl Body {
+    /// The tile that reads least, of the most pixels that fit into shared memory; `None` if none fits.
+    fn tile(&self, conv: &Conv, dtype: DType, target: &Target) -> Option<Tile> {
+        let [batch, height, width] =
+            [conv.batch, conv.output[0], conv.output[1]].map(usize::next_power_of_two);
+        let all = height.saturating_mul(width).saturating_mul(batch);
+        let mut pixels = all.clamp(LEAST_PIXELS, self.pixels);
+        while pixels >= LEAST_PIXELS {
+            let widths = (0..=pixels.ilog2())
+                .map(|log| 1 << log)
+                .filter(|&w| w >= self.least_width && w <= width.max(self.least_width));
+            let tiles = widths.filter_map(|w| {
+                let tile_height = (pixels / w).min(height);
+                self.sized(conv, dtype, pixels / w / tile_height, [tile_height, w])
+            });
+            let fits = tiles.filter(|tile| tile.shared + OWN <= target.shared_bytes as usize);
+            let best = fits.min_by_key(|tile| {
+                // Wide rows where there is nothing else to choose by.
+                (tile.count * (pixels + self.region(tile)), std::cmp::Reverse(tile.size[1]))
+            });
+            if best.is_some() {
+                return best;
+            }
+            pixels /= 2;
+        }
+        None
+    }
+
+    /// Pixels of x in shared memory.
+    fn region(&self, tile: &Tile) -> usize {
+        match self.taps {
+            1 => tile.samples * tile.size[0] * tile.size[1],
+            _ => tile.samples * tile.region[0] * tile.region[1],
+        }
+    }
+
+    fn sized(&self, conv: &Conv, dtype: DType, samples: usize, size: [usize; 2]) -> Option<Tile> {
+        let region = [0, 1].map(|axis| (size[axis] - 1) * conv.stride[axis] + conv.kernel[axis]);
+        let region = [region[0], region[1].next_multiple_of(conv.stride[1])];
+        let count = conv.batch.div_ceil(samples)
+            * conv.output[0].div_ceil(size[0])
+            * conv.output[1].div_ceil(size[1]);
+        let mut tile = Tile { samples, size, region, count, shared: 0 };
+        let pixels = self.region(&tile);
+        // The kernel divides places of a region by its width in 20 bits.
+        if self.taps > 1 && pixels * region[1] >= 1 << 20 {
+            return None;
+        }
+        let units = |channels: usize| channels * dtype.size() / UNIT;
+        let x = units(self.columns) * (pixels | 1);
+        let dy = units(self.rows) * ((samples * size[0] * size[1]) | 1);
+        // The sums of dy for the bias take the same place.
+        let bias = THREADS * UNIT / dtype.size() * 4;
+        tile.shared = (2 * (x + dy) * UNIT).max(bias);
+        Some(tile)
+    }
 }
 
 impl Conv2dWgrad {
+    fn plan(&self, target: &Target, inputs: &[&TensorType]) -> Option<Plan> {
+        Some(Plan::of(&self.conv(inputs).ok()?, inputs[0].dtype, target))
+    }
+
+    pub(super) fn gpu_scratch(&self, target: &Target, inputs: &[&TensorType]) -> usize {
+        self.plan(target, inputs).map_or(0, |plan| plan.scratch())
+    }
+
+    pub(super) fn gpu_tickets(&self, target: &Target, inputs: &[&TensorType]) -> usize {
+        self.plan(target, inputs).map_or(0, |plan| plan.blocks() * plan.joins()[1])
+    }
+
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let ([x, dy], [dw, dbias @ ..]) = (args.inputs, args.outputs) else {
-            unreachable!("inputs are checked")
-        };
+        let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
+        let dtype = types[0].dtype;
+        let plan = Plan::of(&self.conv(&types)?, dtype, args.target);
+        let Plan { body, conv, tile, .. } = &plan;
         let name = "conv2d_wgrad";
-        let conv = self.conv(&[&x.ty, &dy.ty])?;
         let int = |size| dimension(name, size);
+        // The kernel counts places of an axis, columns, tiles and pixels in 32 bits.
         for axis in 0..2 {
-            int(conv.output[axis] * conv.stride[axis] + conv.kernel[axis])?;
+            int(
+                conv.output[axis].max(2 * conv.input[axis]) * conv.stride[axis] + conv.kernel[axis]
+            )?;
         }
-        let params = WeightParams {
-            x: UNSET,
+        int(conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
+        int(tile.count * (plan.slices + 1))?;
+        let [parts, groups] = plan.joins();
+        int(plan.blocks() * groups.max(1))?;
+        let operand = |which| self.operands.index(which).map(|index| &args.inputs[index]);
+        let (x, x2, affine) = (operand(Operand::X), operand(Operand::X2), operand(Operand::Affine));
+        let dy = operand(Operand::Weight);
+        let affine_stride = match affine {
+            Some(view) if view.ty.shape[0] > 1 => int(2 * conv.c_in())?,
+            _ => 0,
+        };
+        let wide = |view: Option<&View>, channels: usize| {
+            let unit = UNIT / dtype.size();
+            view.is_none_or(|view| view.offset % UNIT == 0) && channels.is_multiple_of(unit)
+        };
+        let x_wide = wide(x, conv.channels[0]) && wide(x2, conv.channels[1]);
+        let dy_wide = wide(dy, conv.c_out);
+        // Columns of pixels of x are sorted by their place modulo the stride.
+        let (stride, sub_width) = (conv.stride[1], tile.region[1] / conv.stride[1]);
+        let tap = |kx: usize| kx % stride * sub_width + kx / stride;
+        let params = Params {
+            x: [UNSET; 2],
+            affine: UNSET,
             dy: UNSET,
             dw: UNSET,
+            dbias: UNSET,
+            partials: UNSET,
+            tickets: UNSET,
             batch: int(conv.batch)?,
             height: int(conv.input[0])?,
             width: int(conv.input[1])?,
-            c_in: int(conv.c_in())?,
+            c1: int(conv.channels[0])?,
+            c2: int(conv.channels[1])?,
             out_height: int(conv.output[0])?,
             out_width: int(conv.output[1])?,
             c_out: int(conv.c_out)?,
@@ -60,15 +283,39 @@ impl Conv2dWgrad {
             stride_w: int(conv.stride[1])?,
             pad_top: int(conv.padding[0])?,
             pad_left: int(conv.padding[1])?,
-            unused: 0,
+            upsample: i32::from(conv.upsample),
+            silu: i32::from(self.operands.silu),
+            affine_stride,
+            sample_pixels: int(plan.sample_pixels)?,
+            pixels: int(tile.samples * tile.size[0] * tile.size[1])?,
+            samples: int(tile.samples)?,
+            tile_width_log: tile.size[1].ilog2() as i32,
+            tile_height_log: tile.size[0].ilog2() as i32,
+            tiles: int(tile.count)?,
+            tiles_y: int(conv.output[0].div_ceil(tile.size[0]))?,
+            tiles_x: int(conv.output[1].div_ceil(tile.size[1]))?,
+            region: int(body.region(tile))?,
+            region_height: int(tile.region[0])?,
+            region_width: int(tile.region[1])?,
+            sub_width: int(sub_width)?,
+            second_tap: int(tap(1))?,
+            third_tap: int(tap(2))?,
+            row_factor: int((1usize << 20).div_ceil(tile.region[1]))?,
+            column_tiles: int(plan.column_tiles)?,
+            slices: int(plan.slices)?,
+            fan: int(plan.fan())?,
+            parts: int(parts)?,
+            groups: int(groups)?,
+            flags: i32::from(x_wide) | (2 * i32::from(dy_wide)),
         };
-        let grid = tiles(name, conv.c_out, conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
-        let kernel = of_type(&x.ty, &CONV2D_WGRAD_NHWC_F32, &CONV2D_WGRAD_NHWC_F16);
-        let mut launches =
-            vec![kernel.launch(grid, [64, 1, 1], 0, &params, &[Some(x), Some(dy)], &[Some(dw)])];
-        if let [dbias] = dbias {
-            launches.push(sum_pixels(dy, dbias, true)?);
-        }
-        Ok(launches)
+        let grid = [int(plan.blocks())? as u32, plan.slices as u32, 1];
+        let plain =
+            affine.is_none() && !self.operands.silu && conv.stride[1] == 1 && x_wide && dy_wide;
+        let kernel = body.kernel(types[0], plain);
+        let block = [kernel.threads, 1, 1];
+        let written = [args.outputs.first(), args.outputs.get(1), args.scratch, args.tickets];
+        let read = [x, x2, affine, dy];
+        let shared = int(tile.shared)? as u32;
+        Ok(vec![kernel.launch(grid, block, shared, &params, &read, &written)])
     }
 }

@@ -116,6 +116,7 @@ impl Op for Conv2d {
                 stride: self.stride,
                 padding: self.padding,
                 kernel: [shape[2], shape[3]],
+                operands: Operands::default(),
                 bias: bias.is_some(),
             };
             let outputs = graph.push(Arc::new(op), &[x, dy])?;

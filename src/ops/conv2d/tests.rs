@@ -324,7 +324,8 @@ fn gradients_are_adjoint_at_every_size() {
             a.data.iter().zip(&b.data).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let dgrad = Conv2dDgrad { stride, padding, input: [x[1], x[2]] };
-        let wgrad = Conv2dWgrad { stride, padding, kernel, bias: true };
+        let operands = Operands::default();
+        let wgrad = Conv2dWgrad { stride, padding, kernel, operands, bias: true };
         let (source, weight) = (&case.inputs[0], &case.inputs[1]);
         let lowered = dgrad.lower(&Target::CPU, &[&dy.ty, &weight.ty]).unwrap();
         let operands = [dy.clone(), weight.clone()];
@@ -339,6 +340,42 @@ fn gradients_are_adjoint_at_every_size() {
             assert_same_bits(&dw[0], &again[0], "dw");
             assert_same_bits(&dw[1], &again[1], "db");
         }
+    }
+}
+
+/// As above, for sources that are concatenated, normalised and upsampled while they are read.
+#[test]
+fn weight_gradients_read_what_the_convolution_reads() {
+    let plain = Operands::default();
+    for (operands, stride) in [
+        (Operands { affine: true, silu: true, ..plain }, [1, 1]),
+        (Operands { second: true, affine: true, ..plain }, [2, 1]),
+        (Operands { second: true, upsample: true, ..plain }, [1, 1]),
+        (Operands { second: true, affine: true, silu: true, upsample: true, ..plain }, [2, 2]),
+    ] {
+        let padding = [1, 1, 0, 1];
+        let op = Conv2d { stride, padding, operands };
+        let (x, dims) = ([2, 6, 5, 18], [9, 3, 3]);
+        let case = match operands.second {
+            true => Case::with_second(op, x, 7, dims),
+            false => Case::new(op, x, dims),
+        };
+        let y = case.reference();
+        let dy = Host::random(&case.op.infer(&case.types()).unwrap()[0].shape, 99);
+        let weight = operands.weight_index();
+        let wgrad = Conv2dWgrad { stride, padding, kernel: [3, 3], operands, bias: false };
+        let inputs: Vec<&Host> = case.inputs[..weight].iter().chain([&dy]).collect();
+        let dw = run_on(&Cpu::new(2), &wgrad, &inputs, &[]).unwrap().remove(0);
+        let product = |a: &mut dyn Iterator<Item = f64>, b: &Host| -> f64 {
+            a.zip(&b.data).map(|(a, &b)| a * f64::from(b)).sum()
+        };
+        let want = product(&mut y.iter().copied(), &dy);
+        let got = product(&mut dw.data.iter().map(|&x| f64::from(x)), &case.inputs[weight]);
+        let size = product(
+            &mut y.iter().map(|y| y.abs()),
+            &Host { ty: dy.ty.clone(), data: dy.data.iter().map(|x| x.abs()).collect() },
+        );
+        assert!((got - want).abs() <= 1e-6 * size, "{operands:?}: {got}, {want}");
     }
 }
 

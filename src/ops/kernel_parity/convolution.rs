@@ -34,7 +34,8 @@ pub(super) fn plain_convolutions_and_gradients() {
         let dy = Host::random(&y.ty.shape, 4);
         check(&Conv2dDgrad { stride, padding, input: [h, w] }, &[&dy, &weight], 1e-5);
         for bias in [false, true] {
-            let wgrad = Conv2dWgrad { stride, padding, kernel: [kh, kw], bias };
+            let operands = Operands::default();
+            let wgrad = Conv2dWgrad { stride, padding, kernel: [kh, kw], operands, bias };
             check(&wgrad, &[&x, &dy], 1e-5);
         }
     }
@@ -49,6 +50,62 @@ pub(super) fn many_tiles() {
     let weight = Host::random(&[5, 72, 3, 3], 2);
     let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1, 1, 1, 1], input: [101, 101] };
     check(&dgrad, &[&x, &weight], 1e-5);
+}
+
+/// Weight gradients that need several blocks, tiles of pixels and slices: 3×3 kernels by their taps, others
+/// by columns; one sample a tile and several; strides whose columns of pixels are sorted.
+#[test]
+pub(super) fn weight_gradients() {
+    for ([b, h, w], [c_in, c_out], [kh, kw], stride, padding) in [
+        ([1, 19, 13], [24, 16], [3, 3], [1, 1], [1, 1, 1, 1]),
+        ([3, 5, 4], [70, 65], [3, 3], [1, 1], [1, 1, 1, 1]),
+        ([1, 9, 6], [17, 7], [3, 3], [1, 1], [1, 0, 2, 1]),
+        ([1, 12, 33], [17, 9], [3, 3], [2, 2], [0, 1, 0, 1]),
+        ([2, 7, 10], [15, 8], [3, 3], [1, 3], [2, 1, 0, 1]),
+        ([1, 20, 21], [130, 136], [1, 1], [1, 1], [0, 0, 0, 0]),
+        ([2, 7, 9], [9, 6], [1, 1], [2, 2], [0, 1, 0, 0]),
+    ] {
+        let x = Host::random(&[b, h, w, c_in], 1);
+        let wgrad = Conv2dWgrad {
+            stride,
+            padding,
+            kernel: [kh, kw],
+            operands: Operands::default(),
+            bias: true,
+        };
+        let size = |axis: usize, size: usize, kernel: usize| {
+            (size + padding[2 * axis] + padding[2 * axis + 1] - kernel) / stride[axis] + 1
+        };
+        let dy = Host::random(&[b, size(0, h, kh), size(1, w, kw), c_out], 2);
+        check(&wgrad, &[&x, &dy], 1e-5);
+    }
+}
+
+/// Weight gradients whose source is concatenated, normalised and upsampled while it is read.
+#[test]
+pub(super) fn rich_weight_gradients() {
+    let operands =
+        Operands { second: true, affine: true, silu: true, upsample: true, ..Operands::default() };
+    for (kernel, [first, second], rows) in [(3, [8, 16], 2), (3, [11, 6], 1), (5, [4, 3], 2)] {
+        let x = Host::random(&[2, 5, 3, first], 1);
+        let x2 = Host::random(&[2, 5, 3, second], 2);
+        let affine = Host::random(&[rows, 2, first + second], 3);
+        let dy = Host::random(&[2, 10, 6, 8], 4);
+        let padding = [kernel / 2; 4];
+        let wgrad =
+            Conv2dWgrad { stride: [1, 1], padding, kernel: [kernel; 2], operands, bias: false };
+        check(&wgrad, &[&x, &x2, &affine, &dy], 1e-5);
+    }
+    let operands = Operands { second: true, upsample: true, ..Operands::default() };
+    let wgrad =
+        Conv2dWgrad { stride: [1, 1], padding: [1; 4], kernel: [3, 3], operands, bias: true };
+    let (x, x2) = (Host::random(&[2, 5, 3, 16], 1), Host::random(&[2, 5, 3, 8], 2));
+    check(&wgrad, &[&x, &x2, &Host::random(&[2, 10, 6, 8], 3)], 1e-5);
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let wgrad =
+        Conv2dWgrad { stride: [1, 1], padding: [0; 4], kernel: [1, 1], operands, bias: true };
+    let (x, affine) = (Host::random(&[3, 4, 2, 16], 1), Host::random(&[3, 2, 16], 2));
+    check(&wgrad, &[&x, &affine, &Host::random(&[3, 4, 2, 5], 3)], 1e-5);
 }
 
 /// More input channels than a block holds at a time, on images of one tile: their sums are split.

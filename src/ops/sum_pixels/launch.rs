@@ -17,7 +17,7 @@ kernels::params! {
 }
 
 /// Sums `x` over pixels into `y`, and over samples too if `all_samples`.
-pub(in crate::ops) fn sum_pixels(x: &View, y: &View, all_samples: bool) -> Result<KernelWork> {
+fn sum_pixels(x: &View, y: &View, all_samples: bool) -> Result<KernelWork> {
     let Extent { batch, pixels, channels } = Extent::of(&x.ty.shape);
     let int = |size| dimension("sum_pixels", size);
     let params = Params {

@@ -3,8 +3,6 @@
 mod cpu;
 mod launch;
 
-pub(in crate::ops) use launch::sum_pixels;
-
 use super::shape::{self, Extent, Slices};
 use super::{LaunchArgs, Op};
 use crate::device::{KernelWork, Target, TensorType};

@@ -109,15 +109,22 @@ impl Conv {
     /// single samples, as one row of pixels.
     fn flattened(mut self, Args { source, epilogue, .. }: &Args) -> Conv {
         if self.is_pointwise() {
-            let pixels = self.input[0] * self.input[1];
             let shared = |part: &[f32], length| part.len() <= length;
             let alike =
                 shared(source.affine, 2 * self.c_in()) && shared(epilogue.shift, self.c_out);
-            let (batch, pixels) =
-                if alike { (1, self.batch * pixels) } else { (self.batch, pixels) };
-            self = Conv { batch, input: [1, pixels], output: [1, pixels], ..self };
+            self = self.in_rows(if alike { 1 } else { self.batch });
         }
         self
+    }
+
+    fn in_rows(self, rows: usize) -> Conv {
+        let pixels = self.batch * self.input[0] * self.input[1] / rows;
+        Conv { batch: rows, input: [1, pixels], output: [1, pixels], ..self }
+    }
+
+    /// A 1×1 convolution of stride 1 as one row of all pixels; `None` for others.
+    pub fn in_a_row(self) -> Option<Conv> {
+        self.is_pointwise().then(|| self.in_rows(1))
     }
 
     /// A transposed convolution of stride 1 as the convolution with the turned kernel. Its padding
@@ -143,6 +150,28 @@ impl Conv {
         assert!([0, self.c_out].contains(&epilogue.bias.len()), "length of the bias");
         assert!([0, outputs].contains(&epilogue.residual.len()), "length of the residual");
         assert_eq!(y.len(), outputs, "length of y");
+    }
+}
+
+/// What the taps of a convolution see of its source, written out: \[B, H, W, C₁ + C₂\], H and W after the
+/// upsampling.
+///
+/// # Panics
+/// When a slice is shorter than `conv` says.
+pub fn write_source(cpu: &Cpu, conv: &Conv, source: &Source, z: &mut [f32]) {
+    let [height, width] = conv.input.map(|size| size << usize::from(conv.upsample));
+    let channels = conv.c_in();
+    cpu.chunks_mut(z, width * channels, &|row, z| {
+        let (sample, y) = (row / height, (row % height) as isize);
+        let area =
+            fill::Area { sample, y, rows: 1, x: 0, columns: width, channel: 0, width: channels };
+        write_area(cpu.simd(), conv, source, &area, z);
+    });
+}
+
+crate::vectorised! {
+    fn write_area<'a>(conv: &'a Conv, source: &'a Source<'a>, area: &'a fill::Area, z: &'a mut [f32]) {
+        fill::fill(conv, source, area, z);
     }
 }
 
