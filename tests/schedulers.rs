@@ -40,12 +40,15 @@ fn steps(case: &ReferenceCase) -> usize {
 fn sample(case: &ReferenceCase, table: &SamplerTable) -> Vec<f32> {
     let timesteps = case.input_i64("timesteps").unwrap().1;
     assert!(table.timesteps.iter().map(|&t| t as i64).eq(timesteps.iter().copied()));
-    assert!(!table.takes_noise());
     let mut x = case.input_f32("x_T").unwrap().1.to_vec();
     let mut last_x0 = vec![f32::NAN; x.len()];
     let epsilons = case.input_f32("epsilons").unwrap().1.chunks_exact(x.len());
-    for (row, epsilon) in table.rows.iter().zip(epsilons) {
-        apply(row, &mut x, epsilon, &mut last_x0, &[]);
+    // Fresh noise of every step, where the sampler adds any.
+    let noise = if table.takes_noise() { case.input_f32("noise").unwrap().1 } else { &[] };
+    for (step, (row, epsilon)) in table.rows.iter().zip(epsilons).enumerate() {
+        let fresh =
+            if noise.is_empty() { &[] } else { &noise[step * x.len()..(step + 1) * x.len()] };
+        apply(row, &mut x, epsilon, &mut last_x0, fresh);
     }
     x
 }
