@@ -9,13 +9,27 @@ struct Conv2dPack {
     int c_out, c_in, taps, transposed;
 };
 
+// Weights that one launch packs: a network has hundreds, and all change together.
+#define MOST_PACKS 96
+
 template <class E>
-__global__ void __launch_bounds__(256) conv2d_pack(Conv2dPack<E> p) {
+struct Conv2dPacks {
+    Conv2dPack<E> each[MOST_PACKS];
+    int first_block[MOST_PACKS];
+    int count, unused;
+};
+
+template <class E>
+__global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
+    int block = blockIdx.x, which = 0;
+    for (int step = 64; step > 0; step /= 2)
+        if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
+    const Conv2dPack<E>& p = packs.each[which];
     const int SIZE = Piece<E>::SIZE;
     int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int blocks = (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK;
     long long count = static_cast<long long>(blocks) * p.taps * pieces * WEIGHT_BLOCK * SIZE;
-    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    long long i = static_cast<long long>(block - packs.first_block[which]) * blockDim.x + threadIdx.x;
     if (i >= count) return;
     int c = static_cast<int>(i % SIZE), out = static_cast<int>(i / SIZE % WEIGHT_BLOCK);
     long long rest = i / (SIZE * WEIGHT_BLOCK);

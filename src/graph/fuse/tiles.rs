@@ -6,12 +6,40 @@ use super::{Uses, maker, op};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
 use crate::ops::Build;
-use crate::ops::conv2d::{Norm, Operand, TiledConv2d};
+use crate::ops::conv2d::{Norm, Operand, TilePack, TilePacks, TiledConv2d};
 use crate::ops::group_norm::{GroupNorm, GroupNormAffine};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(siblings(graph)? || shortcut(graph)? || normalisation(graph)?)
+    Ok(packs(graph)? || siblings(graph)? || shortcut(graph)? || normalisation(graph)?)
+}
+
+/// All weights that are there from the start are packed at once.
+fn packs(graph: &mut Graph) -> Result<bool> {
+    let ready = |node: &Node| {
+        let pack = op::<TilePack>(node)?;
+        let weight = graph.root(node.inputs[0]).0;
+        matches!(graph.tensors[weight.0].origin, Origin::Slot(_)).then_some(*pack)
+    };
+    let found: Vec<(usize, TilePack)> =
+        graph.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, ready(node)?))).collect();
+    if found.is_empty() {
+        return Ok(false);
+    }
+    let together = |part: fn(&Node) -> TensorId| -> Vec<TensorId> {
+        found.iter().map(|&(at, _)| part(&graph.nodes[at])).collect()
+    };
+    let node = Node {
+        inputs: together(|node| node.inputs[0]),
+        outputs: together(|node| node.outputs[0]),
+        label: "weights".into(),
+        op: Arc::new(TilePacks(found.iter().map(|&(_, pack)| pack).collect())),
+    };
+    let rest = std::mem::take(&mut graph.nodes).into_iter().enumerate();
+    let others = rest.filter(|(at, _)| !found.iter().any(|(pack, _)| pack == at));
+    let nodes = std::iter::once(node).chain(others.map(|(_, node)| node)).collect();
+    graph.set_nodes(nodes);
+    Ok(true)
 }
 
 /// Replaces a node's operation and inputs, and adds the outputs that it has more than before.

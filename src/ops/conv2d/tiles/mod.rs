@@ -8,7 +8,7 @@ mod cut;
 mod launch;
 mod pack;
 
-pub use pack::TilePack;
+pub use pack::{TilePack, TilePacks};
 
 use super::form::{Form, flops, output_type};
 use crate::device::cpu::conv::Conv;

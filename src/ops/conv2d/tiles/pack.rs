@@ -9,10 +9,25 @@ use crate::device::{DType, KernelWork, TensorType};
 use crate::error::{Error, Result};
 use crate::ops::{LaunchArgs, Op};
 
+/// Weights that one launch packs.
+const MOST_PACKS: usize = 96;
+
+/// `Conv2dPack`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Pack {
+    weight: u64,
+    packed: u64,
+    c_out: i32,
+    c_in: i32,
+    taps: i32,
+    transposed: i32,
+}
+
 kernels::params! {
-    /// `Conv2dPack`.
+    /// `Conv2dPacks`.
     struct Params for CONV2D_PACK_FWD_NHWC_F32, CONV2D_PACK_FWD_NHWC_F16 {
-        weight: u64, packed: u64, c_out: i32, c_in: i32, taps: i32, transposed: i32,
+        each: [Pack; 96], first_block: [i32; 96], count: i32, unused: i32,
     }
 }
 
@@ -61,26 +76,86 @@ impl Op for TilePack {
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let int = |size| dimension(self.name(), size);
-        let [c_in, c_out] = self.channels();
-        let params = Params {
-            weight: UNSET,
-            packed: UNSET,
-            c_out: int(c_out)?,
-            c_in: int(c_in)?,
-            taps: int(self.dims[2] * self.dims[3])?,
-            transposed: i32::from(self.transposed),
-        };
-        let packed = &args.outputs[0];
-        let kernel =
-            kernels::of_type(&packed.ty, &CONV2D_PACK_FWD_NHWC_F32, &CONV2D_PACK_FWD_NHWC_F16);
-        let (read, written) = ([Some(&args.inputs[0])], [Some(packed)]);
-        Ok(vec![kernel.over(packed.ty.elements(), &params, &read, &written)])
+        launches(std::slice::from_ref(self), args)
     }
+}
+
+/// Many [`TilePack`]s, of their inputs in order: one launch for all weights of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TilePacks(pub Vec<TilePack>);
+
+impl Op for TilePacks {
+    fn name(&self) -> &'static str {
+        "conv2d_pack"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        if inputs.len() != self.0.len() {
+            return Err(Error::operation(
+                self.name(),
+                format!("takes {} weights, not {}", self.0.len(), inputs.len()),
+            ));
+        }
+        let each = self.0.iter().zip(inputs).map(|(pack, &weight)| pack.infer(&[weight]));
+        Ok(each.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        launches(&self.0, args)
+    }
+}
+
+fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+    let int = |size| dimension("conv2d_pack", size);
+    let (mut launches, mut rest) = (Vec::new(), 0);
+    for packs in packs.chunks(MOST_PACKS) {
+        let weights = &args.inputs[rest..rest + packs.len()];
+        let packed = &args.outputs[rest..rest + packs.len()];
+        rest += packs.len();
+        let mut params: Params = bytemuck::Zeroable::zeroed();
+        params.count = int(packs.len())?;
+        let kernel =
+            kernels::of_type(&packed[0].ty, &CONV2D_PACK_FWD_NHWC_F32, &CONV2D_PACK_FWD_NHWC_F16);
+        let mut blocks = 0;
+        for (index, pack) in packs.iter().enumerate() {
+            let [c_in, c_out] = pack.channels();
+            params.each[index] = Pack {
+                weight: UNSET,
+                packed: UNSET,
+                c_out: int(c_out)?,
+                c_in: int(c_in)?,
+                taps: int(pack.dims[2] * pack.dims[3])?,
+                transposed: i32::from(pack.transposed),
+            };
+            params.first_block[index] = int(blocks)?;
+            blocks += packed[index].ty.elements().div_ceil(kernel.threads as usize);
+        }
+        // Pointers lie in each of the structs, not at the front.
+        let at = |index: usize, field: usize| index * size_of::<Pack>() + 8 * field;
+        let fields = weights.iter().enumerate().map(|(index, view)| (at(index, 0), view.clone()));
+        let written = packed.iter().enumerate().map(|(index, view)| (at(index, 1), view.clone()));
+        launches.push(KernelWork {
+            kernel: kernel.name,
+            grid: [int(blocks)? as u32, 1, 1],
+            block: [kernel.threads, 1, 1],
+            shared_bytes: 0,
+            params: bytemuck::bytes_of(&params).to_vec(),
+            pointers: fields.chain(written).collect(),
+            written: packed.len(),
+        });
+    }
+    Ok(launches)
 }
 
 /// [`Form::lower`](super::super::Form::lower) makes these for GPU targets alone.
 impl CpuKernel for TilePack {
+    fn run(&self, _: &Cpu, _: Io<'_, '_>) {
+        unreachable!("a form for kernels on the CPU")
+    }
+}
+
+/// As above.
+impl CpuKernel for TilePacks {
     fn run(&self, _: &Cpu, _: Io<'_, '_>) {
         unreachable!("a form for kernels on the CPU")
     }
