@@ -8,6 +8,8 @@ use cyanea::device::{Device, TensorType, open_by_name};
 use cyanea::graph::{Build, Engine, Graph, Rate, Region, autodiff, fuse};
 use cyanea::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
 use cyanea::models::{DdpmUnet, Network, UnetConfig, Weights, parameters};
+use cyanea::ops::combine::Combine;
+use cyanea::ops::conv2d::Conv2d;
 use cyanea::training::init::initial_weights;
 use proptest::prelude::*;
 
@@ -120,5 +122,40 @@ proptest! {
     fn fused_networks_agree_on_the_kernels((config, size) in configs()) {
         check(&config, size, open_by_name("emulated:v100").unwrap().as_ref());
         check(&config, size, open_by_name("emulated:h100").unwrap().as_ref());
+    }
+}
+
+/// Convolutions of the same source share a launch, but not past one that reads the first of them.
+#[test]
+fn siblings_stand_in_front_of_their_readers() {
+    let (map, weight) = (TensorType::f32([1, 4, 4, 8]), TensorType::f32([8, 8, 1, 1]));
+    let run = |device: &dyn Device| -> Result<Vec<f32>> {
+        let mut g = Graph::new();
+        let x = g.input("x", map.clone())?;
+        let mut weights = Vec::new();
+        for name in ["first", "between", "second"] {
+            weights.push(g.input(name, weight.clone())?);
+        }
+        let first = g.one(Conv2d::pointwise(false), &[x, weights[0]])?;
+        let between = g.one(Conv2d::pointwise(false), &[first, weights[1]])?;
+        let second = g.one(Conv2d::pointwise(false), &[x, weights[2]])?;
+        let y = g.one(Combine::Product, &[between, second])?;
+        let result = g.input("result", map.clone())?;
+        g.bind(y, result)?;
+        let mut engine = Engine::single(g, device)?;
+        for (index, name) in ["x", "first", "between", "second"].into_iter().enumerate() {
+            let mut stream = Stream::new(&[index as u64]);
+            let elements = if index == 0 { map.elements() } else { weight.elements() };
+            let values: Vec<f32> = (0..elements).map(|_| stream.bell()).collect();
+            engine.write(Region::State, name, &values)?;
+        }
+        engine.run("run")?;
+        engine.read(Region::State, "result")
+    };
+    let want = run(&CpuDevice::new()).unwrap();
+    let got = run(open_by_name("emulated:h100").unwrap().as_ref()).unwrap();
+    let largest = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    for (got, want) in got.iter().zip(&want) {
+        assert!((got - want).abs() <= 1e-5 * largest, "{got} is not {want}");
     }
 }

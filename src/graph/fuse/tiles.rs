@@ -77,12 +77,11 @@ fn siblings(graph: &mut Graph) -> Result<bool> {
         let own = [operands.index(Operand::Weight), operands.index(Operand::Bias)];
         for second in first + 1..graph.nodes.len() {
             let (one, other) = (&graph.nodes[first], &graph.nodes[second]);
-            let outputs: Vec<TensorId> = one.outputs.clone();
+            // Whoever reads the first must stand behind the place of both.
+            if other.inputs.iter().any(|&t| one.outputs.contains(&graph.root(t).0)) {
+                break;
+            }
             let Some(joined) = op(other).and_then(|other| conv.with_sibling(other)) else {
-                // Whoever reads the first must stand behind the place of both.
-                if other.inputs.iter().any(|&t| outputs.contains(&graph.root(t).0)) {
-                    break;
-                }
                 continue;
             };
             let alike = (0..operands.count()).all(|index| {
@@ -93,8 +92,7 @@ fn siblings(graph: &mut Graph) -> Result<bool> {
             }
             let mut inputs = one.inputs.clone();
             inputs.extend(own.into_iter().flatten().map(|index| other.inputs[index]));
-            let mut outputs = outputs;
-            outputs.extend(&other.outputs);
+            let outputs = [&one.outputs[..], &other.outputs].concat();
             let label = one.label.clone();
             graph.nodes[second] = Node { op: Arc::new(joined), inputs, outputs, label };
             graph.remove_node(first);
