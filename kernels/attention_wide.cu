@@ -79,6 +79,34 @@ struct Wide {
     }
 };
 
+// The stream of slices of a kernel W; `begin` asks for one by its number.
+template <class W, class E, class Begin>
+struct SliceStream {
+    E* stages;
+    const Begin& begin;
+    int at;
+
+    // The next slice, when all warps have left the one before.
+    __device__ __forceinline__ const E* arrive() {
+        fill_wait();
+        __syncthreads();
+        if (W::BUFFERS == 2) begin(at + 1);
+        return stages + at % W::BUFFERS * W::STAGE;
+    }
+    // When a warp is done with it.
+    __device__ __forceinline__ void leave() {
+        if (W::BUFFERS == 1) {
+            __syncthreads();
+            begin(at + 1);
+        }
+        ++at;
+    }
+};
+template <class W, class E, class Begin>
+__device__ __forceinline__ SliceStream<W, E, Begin> stream_of(E* stages, const Begin& begin) {
+    return {stages, begin, 0};
+}
+
 template <class E, int DEPTH>
 struct WideForward : Wide<E, DEPTH, sizeof(E) == 2 ? 4 : 2, sizeof(E) == 2 ? 2 : 4> {
     typedef Wide<E, DEPTH, sizeof(E) == 2 ? 4 : 2, sizeof(E) == 2 ? 2 : 4> Base;
@@ -109,7 +137,6 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
     fill<ROWS, DEPTH, W::THREADS, false>(own, q, first, 0, p.scale < 0.0f ? signs : 0u);
     float factor = fmaxf(fabsf(p.scale), 1e-30f) * LOG2E;
 
-    int at = 0;
     auto begin = [&](int stage) {
         if (stage >= stage_count) return;
         E* to = stages + stage % W::BUFFERS * W::STAGE;
@@ -120,31 +147,18 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
             fill<W::SLICE, DEPTH, W::THREADS, true>(to, v, tile * COLUMNS + (part - W::CHUNKS) * W::SLICE, 0, 0u);
         fill_commit();
     };
-    // The next stage of the stream, when all warps have left the one before; and when all have left it.
-    auto arrive = [&]() {
-        fill_wait();
-        __syncthreads();
-        if (W::BUFFERS == 2) begin(at + 1);
-        return stages + at % W::BUFFERS * W::STAGE;
-    };
-    auto leave = [&]() {
-        if (W::BUFFERS == 1) {
-            __syncthreads();
-            begin(at + 1);
-        }
-        ++at;
-    };
+    auto stream = stream_of<W>(stages, begin);
 
     float top[2] = {-infinity(), -infinity()}, total[2] = {0.0f, 0.0f};
     float sums[ROWS / 16][W::TILES][8] = {};
     begin(0);
-    for (int tile = 0; at < stage_count; ++tile) {
+    for (int tile = 0; stream.at < stage_count; ++tile) {
         float scores[8] = {};
         for (int chunk = 0; chunk < W::CHUNKS; ++chunk) {
-            const E* keys = arrive();
+            const E* keys = stream.arrive();
             W::dot(scores, own + (chunk * (W::CHANNELS / unit<E>()) * plane<E>(ROWS) + row_tile * 16 * unit<E>()),
                    plane<E>(ROWS), keys + column_tile * 16 * unit<E>(), plane<E>(COLUMNS));
-            leave();
+            stream.leave();
         }
         float high[2] = {top[0], top[1]}, base[2];
 #pragma unroll
@@ -176,14 +190,14 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
             put(weights + W::weight_at(row_tile, column_tile, i), weight);
         }
         for (int slice = 0; slice < W::SLICES; ++slice) {
-            const E* values = arrive();
+            const E* values = stream.arrive();
             if (slice == 0) {
 #pragma unroll
                 for (int m = 0; m < ROWS / 16; ++m)
                     W::scale(sums, m, shrinks[m * 16 + P::row(0)], shrinks[m * 16 + P::row(1)]);
             }
             W::add(sums, weights + slice * (W::SLICE / unit<E>()) * plane<E>(ROWS), values);
-            leave();
+            stream.leave();
         }
     }
 
@@ -270,7 +284,6 @@ __global__ void __launch_bounds__(256, 1) attention_wide_dgrad(Attention<E> p) {
         }
     }
 
-    int at = 0;
     auto begin = [&](int stage) {
         if (stage >= stage_count) return;
         E* to = stages + stage % W::BUFFERS * W::STAGE;
@@ -290,30 +303,18 @@ __global__ void __launch_bounds__(256, 1) attention_wide_dgrad(Attention<E> p) {
         }
         fill_commit();
     };
-    auto arrive = [&]() {
-        fill_wait();
-        __syncthreads();
-        if (W::BUFFERS == 2) begin(at + 1);
-        return stages + at % W::BUFFERS * W::STAGE;
-    };
-    auto leave = [&]() {
-        if (W::BUFFERS == 1) {
-            __syncthreads();
-            begin(at + 1);
-        }
-        ++at;
-    };
+    auto stream = stream_of<W>(stages, begin);
 
     float gradient[2][W::TILES][8] = {}, weighted[2][W::TILES][8] = {};
     Range range;
     begin(0);
-    for (int tile = 0; at < stage_count; ++tile) {
+    for (int tile = 0; stream.at < stage_count; ++tile) {
         float product[8] = {};
         for (int chunk = 0; chunk < W::CHUNKS; ++chunk) {
-            const E* parts = arrive() + warp / 4 * 2 * W::PART;
+            const E* parts = stream.arrive() + warp / 4 * 2 * W::PART;
             W::dot(product, parts + row_tile * 16 * unit<E>(), plane<E>(32),
                    parts + (W::PART + column_tile * 16 * unit<E>()), plane<E>(32));
-            leave();
+            stream.leave();
         }
         if (KEYS && threadIdx.x < 32) {
             int query = tile * COLUMNS + lane;
@@ -364,11 +365,11 @@ __global__ void __launch_bounds__(256, 1) attention_wide_dgrad(Attention<E> p) {
             }
         }
         for (int slice = 0; slice < SLICES; ++slice) {
-            const E* rows = arrive();
+            const E* rows = stream.arrive();
             int from = slice % W::SLICES * (W::SLICE / unit<E>()) * plane<E>(ROWS);
             if (!KEYS || slice < W::SLICES) W::add(gradient, gradients + from, rows);
             else W::add(weighted, probabilities + from, rows);
-            leave();
+            stream.leave();
         }
     }
 

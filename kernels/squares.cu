@@ -29,6 +29,12 @@ __global__ void __launch_bounds__(256) square_sums_fwd_nhwc_f32(SquareSums p) {
     if (threadIdx.x == 0) p.sums[sample * p.slices + blockIdx.x] = sum;
 }
 
+__device__ __forceinline__ double sum_of_slices(const float* sums, int count) {
+    double sum = 0.0;
+    for (int i = 0; i < count; ++i) sum += static_cast<double>(sums[i]);
+    return sum;
+}
+
 // loss = sum over samples of weight * mean; the weight is 1 / batch where there are none.
 struct MseLoss {
     const float* sums;
@@ -48,9 +54,7 @@ __global__ void __launch_bounds__(32) mse_loss_fwd_nhwc_f32(MseLoss p) {
     if (threadIdx.x != 0) return;
     double loss = 0.0;
     for (int sample = 0; sample < p.batch; ++sample) {
-        double sum = 0.0;
-        for (int slice = 0; slice < p.slices; ++slice)
-            sum += static_cast<double>(p.sums[static_cast<long long>(sample) * p.slices + slice]);
+        double sum = sum_of_slices(p.sums + static_cast<long long>(sample) * p.slices, p.slices);
         double share = sample_weight(p.weights, sample, p.batch, p.elements) * sum;
         loss += share;
     }
@@ -101,9 +105,7 @@ __global__ void __launch_bounds__(32) edm_loss_fwd_nhwc_f32(EdmLoss p) {
     if (threadIdx.x != 0) return;
     double loss = 0.0;
     for (int sample = 0; sample < p.batch; ++sample) {
-        double sum = 0.0;
-        for (int slice = 0; slice < p.slices; ++slice)
-            sum += static_cast<double>(p.sums[static_cast<long long>(sample) * p.slices + slice]);
+        double sum = sum_of_slices(p.sums + static_cast<long long>(sample) * p.slices, p.slices);
         p.squares[sample] = static_cast<float>(sum);
         double u = static_cast<double>(p.log_variance[sample]);
         double weight = edm_weight(p.sigma[sample], p.sigma_data, p.log_variance[sample]);
@@ -149,8 +151,7 @@ struct GradNorm {
 
 __global__ void __launch_bounds__(32) grad_norm_fwd_nhwc_f32(GradNorm p) {
     if (threadIdx.x != 0) return;
-    double sum = 0.0;
-    for (int i = 0; i < p.count; ++i) sum += static_cast<double>(p.sums[i]);
+    double sum = sum_of_slices(p.sums, p.count);
     float norm = static_cast<float>(sqrt(sum));
     p.norm[0] = norm;
     p.norm[1] = norm - norm == 0.0f ? 1.0f : 0.0f;

@@ -26,11 +26,6 @@ kernels::params! {
 }
 
 impl EdmLoss {
-    /// Elements of working memory: a sum of squares for each slice.
-    pub(super) fn kernel_scratch(shape: &[usize]) -> usize {
-        shape[0] * slices(shape[1..].iter().product())
-    }
-
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let ([x, target, log_variance, sigma], [loss, squares]) = (args.inputs, args.outputs)
         else {

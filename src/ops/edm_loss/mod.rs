@@ -4,8 +4,7 @@
 mod cpu;
 mod launch;
 
-use super::mse_loss::slices;
-use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, mse_loss, shape};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
@@ -61,11 +60,7 @@ impl Op for EdmLoss {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        if !target.is_cpu() {
-            return EdmLoss::kernel_scratch(&inputs[0].shape);
-        }
-        let (batch, slices) = slices(&inputs[0].shape);
-        batch * slices.count
+        mse_loss::scratch(target, &inputs[0].shape)
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -25,11 +25,6 @@ kernels::params! {
 }
 
 impl MseLoss {
-    /// Elements of working memory: a sum of squares for each slice.
-    pub(super) fn kernel_scratch(shape: &[usize]) -> usize {
-        shape[0] * slices(shape[1..].iter().product())
-    }
-
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let ([x, target, weights @ ..], [loss]) = (args.inputs, args.outputs) else {
             unreachable!("inputs are checked")

@@ -5,7 +5,7 @@ mod launch;
 
 use super::scale_add::ScaleAdd;
 use super::shape::{self, Slices};
-use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
+use super::{Build, GradArgs, LaunchArgs, Op, TensorId, grad_norm};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::Result;
 use std::sync::Arc;
@@ -35,6 +35,15 @@ pub(in crate::ops) fn slices(shape: &[usize]) -> (usize, Slices) {
     (shape[0], Slices::new(shape[1..].iter().product(), 1))
 }
 
+/// Elements of working memory of a loss over `shape`: a sum of squares for each slice.
+pub(in crate::ops) fn scratch(target: &Target, shape: &[usize]) -> usize {
+    if !target.is_cpu() {
+        return shape[0] * grad_norm::slices(shape[1..].iter().product());
+    }
+    let (batch, slices) = slices(shape);
+    batch * slices.count
+}
+
 impl Op for MseLoss {
     fn name(&self) -> &'static str {
         "mse_loss"
@@ -62,11 +71,7 @@ impl Op for MseLoss {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        if !target.is_cpu() {
-            return MseLoss::kernel_scratch(&inputs[0].shape);
-        }
-        let (batch, slices) = slices(&inputs[0].shape);
-        batch * slices.count
+        scratch(target, &inputs[0].shape)
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
