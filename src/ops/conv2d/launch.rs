@@ -2,6 +2,7 @@
 //! work is split.
 
 use super::form::Operand;
+use super::geometry::{Geometry, PIECE, in_pieces, piece, row_stride};
 use super::grad::Conv2dWgrad;
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
@@ -9,14 +10,12 @@ use crate::device::kernels::{
     CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32,
     CONV2D_TAPS_WGRAD_NHWC_F16, CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
 };
-use crate::device::{DType, KernelWork, Target, TensorType, View};
+use crate::device::{DType, KernelWork, Target, TensorType};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
 
 /// Threads of a block.
 const THREADS: usize = 256;
-/// Bytes that a thread reads at a time.
-const UNIT: usize = 16;
 /// Most slices that are joined at once.
 const FAN: usize = 6;
 /// Bytes of shared memory that a kernel has beside those of a launch: the ticket that it drew.
@@ -33,10 +32,7 @@ kernels::params! {
         CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16
     {
         x: [u64; 2], affine: u64, dy: u64, dw: u64, dbias: u64, partials: u64, tickets: u64,
-        batch: i32, height: i32, width: i32, c1: i32, c2: i32,
-        out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
-        stride_h: i32, stride_w: i32, pad_top: i32, pad_left: i32,
-        upsample: i32, silu: i32, affine_stride: i32, sample_pixels: i32,
+        geometry: Geometry, sample_pixels: i32,
         pixels: i32, samples: i32, tile_width_log: i32, tile_height_log: i32,
         tiles: i32, tiles_y: i32, tiles_x: i32,
         region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32, row_factor: i32,
@@ -205,12 +201,12 @@ impl Body {
         if self.taps > 1 && pixels * region[1] >= 1 << 20 {
             return None;
         }
-        let units = |channels: usize| channels * dtype.size() / UNIT;
+        let units = |channels: usize| channels / piece(dtype);
         let x = units(self.columns) * (pixels | 1);
         let dy = units(self.rows) * ((samples * size[0] * size[1]) | 1);
         // The sums of dy for the bias take the same place.
-        let bias = THREADS * UNIT / dtype.size() * 4;
-        tile.shared = (2 * (x + dy) * UNIT).max(bias);
+        let bias = THREADS * piece(dtype) * 4;
+        tile.shared = (2 * (x + dy) * PIECE).max(bias);
         Some(tile)
     }
 }
@@ -235,12 +231,7 @@ impl Conv2dWgrad {
         let Plan { body, conv, tile, .. } = &plan;
         let name = "conv2d_wgrad";
         let int = |size| dimension(name, size);
-        // The kernel counts places of an axis, columns, tiles and pixels in 32 bits.
-        for axis in 0..2 {
-            int(
-                conv.output[axis].max(2 * conv.input[axis]) * conv.stride[axis] + conv.kernel[axis]
-            )?;
-        }
+        // The kernel counts columns, tiles and pixels in 32 bits.
         int(conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
         int(tile.count * (plan.slices + 1))?;
         let [parts, groups] = plan.joins();
@@ -248,14 +239,8 @@ impl Conv2dWgrad {
         let operand = |which| self.operands.index(which).map(|index| &args.inputs[index]);
         let (x, x2, affine) = (operand(Operand::X), operand(Operand::X2), operand(Operand::Affine));
         let dy = operand(Operand::Weight);
-        let affine_stride = match affine {
-            Some(view) if view.ty.shape[0] > 1 => int(2 * conv.c_in())?,
-            _ => 0,
-        };
-        let wide = |view: Option<&View>, channels: usize| {
-            let unit = UNIT / dtype.size();
-            view.is_none_or(|view| view.offset % UNIT == 0) && channels.is_multiple_of(unit)
-        };
+        let affine_stride = row_stride(name, affine, 2 * conv.c_in())?;
+        let wide = |view, channels| in_pieces(view, channels, dtype);
         let x_wide = wide(x, conv.channels[0]) && wide(x2, conv.channels[1]);
         let dy_wide = wide(dy, conv.c_out);
         // Columns of pixels of x are sorted by their place modulo the stride.
@@ -269,23 +254,7 @@ impl Conv2dWgrad {
             dbias: UNSET,
             partials: UNSET,
             tickets: UNSET,
-            batch: int(conv.batch)?,
-            height: int(conv.input[0])?,
-            width: int(conv.input[1])?,
-            c1: int(conv.channels[0])?,
-            c2: int(conv.channels[1])?,
-            out_height: int(conv.output[0])?,
-            out_width: int(conv.output[1])?,
-            c_out: int(conv.c_out)?,
-            kh: int(conv.kernel[0])?,
-            kw: int(conv.kernel[1])?,
-            stride_h: int(conv.stride[0])?,
-            stride_w: int(conv.stride[1])?,
-            pad_top: int(conv.padding[0])?,
-            pad_left: int(conv.padding[1])?,
-            upsample: i32::from(conv.upsample),
-            silu: i32::from(self.operands.silu),
-            affine_stride,
+            geometry: Geometry::of(name, conv, self.operands.silu, affine_stride)?,
             sample_pixels: int(plan.sample_pixels)?,
             pixels: int(tile.samples * tile.size[0] * tile.size[1])?,
             samples: int(tile.samples)?,

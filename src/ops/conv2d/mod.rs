@@ -7,6 +7,7 @@
 
 mod cpu;
 mod form;
+mod geometry;
 mod grad;
 mod launch;
 mod packed;

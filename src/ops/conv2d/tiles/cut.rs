@@ -7,9 +7,8 @@ use crate::device::kernels::{
     CONV2D_SMALL_FWD_NHWC_F16, CONV2D_SMALL_FWD_NHWC_F32, Kernel,
 };
 use crate::device::{DType, Target};
+use crate::ops::conv2d::geometry::{PIECE, piece};
 
-/// Bytes of neighbouring channels that are loaded at once.
-const PIECE: usize = 16;
 /// Most pieces of input channels that a block holds at a time.
 const CHUNK: usize = 8;
 /// Columns of a block of packed weights.
@@ -19,11 +18,6 @@ pub(super) const WEIGHT_BLOCK: usize = 64;
 const MOST_SLICES: usize = 8;
 /// Pixels whose moments are taken together: 8 × 8, or 64 in a row.
 const MOMENT_PIXELS: usize = 64;
-
-/// Channels of a piece.
-pub(super) fn piece(dtype: DType) -> usize {
-    PIECE / dtype.size()
-}
 
 /// Pieces that `channels` take: an even number.
 pub(super) fn pieces(channels: usize, dtype: DType) -> usize {

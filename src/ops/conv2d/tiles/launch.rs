@@ -1,12 +1,13 @@
 //! Launches of the kernels in kernels/conv2d_tiles.cu.
 
-use super::cut::{Shape, piece};
+use super::cut::Shape;
 use super::{Norm, TiledConv2d};
 use crate::device::kernels::{self, UNSET, dimension};
 use crate::device::{KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 use crate::ops::conv2d::Operand;
+use crate::ops::conv2d::geometry::{Geometry, in_pieces, row_stride};
 
 kernels::params! {
     /// `Conv2d`.
@@ -19,10 +20,7 @@ kernels::params! {
         shortcut: [u64; 2], shortcut_weight: u64, shortcut_bias: u64,
         shift: u64, residual: u64,
         y: [u64; 3], own_moments: u64, partials: u64, tickets: u64,
-        batch: i32, height: i32, width: i32, c1: i32, c2: i32,
-        out_height: i32, out_width: i32, c_out: i32, kh: i32, kw: i32,
-        stride_h: i32, stride_w: i32, pad_top: i32, pad_left: i32,
-        upsample: i32, silu: i32, affine_stride: i32, shift_stride: i32,
+        geometry: Geometry, shift_stride: i32,
         shortcut1: i32, shortcut2: i32, groups: i32, tiles1: i32, tiles2: i32,
         slice1: i32, slice2: i32, own_slice: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, sample_pixels: i32,
@@ -54,12 +52,7 @@ impl TiledConv2d {
         let conv = &shape.conv;
         let name = self.form.name;
         let int = |size| dimension(name, size);
-        // The kernel counts places of an axis, and the pieces of a region, in 32 bits.
-        for axis in 0..2 {
-            int(
-                conv.output[axis].max(2 * conv.input[axis]) * conv.stride[axis] + conv.kernel[axis]
-            )?;
-        }
+        // The kernel counts taps in 32 bits.
         int(conv.kernel[0] * conv.kernel[1])?;
         if cut.grid[1] > 65_535 {
             return Err(Error::operation(name, format!("{} channels are too many", conv.c_out)));
@@ -76,25 +69,18 @@ impl TiledConv2d {
         let operand = |which| self.form.operands.index(which).map(|index| &args.inputs[index]);
         let places = self.places();
         let input = |place: Option<usize>| place.map(|index| &args.inputs[index]);
-        // One row serves all samples, or each has its own.
-        let stride = |view: Option<&View>, row: usize| match view {
-            Some(view) if view.ty.elements() > row => int(row),
-            _ => Ok(0),
-        };
         let [x, x2] = [Operand::X, Operand::X2].map(operand);
         let (affine, shift) = (operand(Operand::Affine), operand(Operand::Shift));
         let residual = operand(Operand::Residual);
         let moments = places.moments.map(input);
         let gamma = input(places.gamma);
         let affine_stride = match self.extras.norm {
-            Some(_) => stride(gamma, conv.c_in())?,
-            None => stride(affine, 2 * conv.c_in())?,
+            Some(_) => row_stride(name, gamma, conv.c_in())?,
+            None => row_stride(name, affine, 2 * conv.c_in())?,
         };
         let shortcut = places.shortcut.map(input);
         let shortcut_channels = self.shortcut_channels(&types);
-        let pieces = |(view, channels): (Option<&View>, usize)| {
-            view.is_none_or(|view| view.offset % 16 == 0) && channels % piece(self.pack.dtype) == 0
-        };
+        let pieces = |(view, channels)| in_pieces(view, channels, self.pack.dtype);
         let wide = [x, x2].into_iter().zip(conv.channels).all(pieces);
         let wide_shortcut = shortcut.into_iter().zip(shortcut_channels).all(pieces);
         let (results, own_moments) = args.outputs.split_at(1 + self.extras.siblings);
@@ -125,24 +111,8 @@ impl TiledConv2d {
             own_moments: UNSET,
             partials: UNSET,
             tickets: UNSET,
-            batch: int(conv.batch)?,
-            height: int(conv.input[0])?,
-            width: int(conv.input[1])?,
-            c1: int(conv.channels[0])?,
-            c2: int(conv.channels[1])?,
-            out_height: int(conv.output[0])?,
-            out_width: int(conv.output[1])?,
-            c_out: int(conv.c_out)?,
-            kh: int(conv.kernel[0])?,
-            kw: int(conv.kernel[1])?,
-            stride_h: int(conv.stride[0])?,
-            stride_w: int(conv.stride[1])?,
-            pad_top: int(conv.padding[0])?,
-            pad_left: int(conv.padding[1])?,
-            upsample: i32::from(conv.upsample),
-            silu: i32::from(self.form.operands.silu),
-            affine_stride,
-            shift_stride: stride(shift, conv.c_out)?,
+            geometry: Geometry::of(name, conv, self.form.operands.silu, affine_stride)?,
+            shift_stride: row_stride(name, shift, conv.c_out)?,
             shortcut1: int(shortcut_channels[0])?,
             shortcut2: int(shortcut_channels[1])?,
             groups: int(groups)?,

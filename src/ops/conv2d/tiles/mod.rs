@@ -288,7 +288,8 @@ impl Op for TiledConv2d {
                     conv.c_in()
                 ));
             }
-            for (place, channels) in places.moments.into_iter().zip(conv.channels) {
+            let sources = places.moments.into_iter().zip(conv.channels);
+            for ((place, channels), offset) in sources.zip([0, conv.channels[0]]) {
                 let Some(ty) = place.map(|index| inputs[index]) else { continue };
                 let &[batch, tiles, 3, slices] = &ty.shape[..] else {
                     return self
@@ -297,7 +298,6 @@ impl Op for TiledConv2d {
                 let whole = slices > 0 && channels.is_multiple_of(slices);
                 // No slice may belong to two groups.
                 let slice = if whole { channels / slices } else { 0 };
-                let offset = if place == places.moments[0] { 0 } else { conv.channels[0] };
                 let width = conv.c_in() / groups;
                 if batch != conv.batch
                     || tiles == 0

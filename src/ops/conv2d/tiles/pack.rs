@@ -1,12 +1,13 @@
 //! The image of a weight that blocks copy into shared memory as it stands.
 
-use super::cut::{WEIGHT_BLOCK, piece, pieces};
+use super::cut::{WEIGHT_BLOCK, pieces};
 use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::device::kernels::{
     self, CONV2D_PACK_FWD_NHWC_F16, CONV2D_PACK_FWD_NHWC_F32, UNSET, dimension,
 };
 use crate::device::{DType, KernelWork, TensorType};
 use crate::error::{Error, Result};
+use crate::ops::conv2d::geometry::piece;
 use crate::ops::{LaunchArgs, Op};
 
 /// Weights that one launch packs.
