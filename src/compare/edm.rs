@@ -11,7 +11,7 @@ use crate::formats::reference_case::ReferenceCase;
 use crate::formats::tensors::Tensors;
 use crate::graph::hoist::STATE;
 use crate::graph::{Build, Engine, Graph, Rate, Region};
-use crate::models::{Edm2Config, Edm2Unet, Weights, declared};
+use crate::models::{Edm2Config, Edm2Unet, NetworkConfig, Weights, declared};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::state::{self, StepState};
 use crate::training::objective::EdmDenoising;
@@ -136,7 +136,7 @@ pub fn training(
     device: &dyn Device,
 ) -> Result<Produced> {
     let network = network(attributes)?;
-    network.config().validate_for_training()?;
+    NetworkConfig::Edm2(network.config().clone()).validate_for_training()?;
     let settings = RunSettings::read(case, attributes)?;
     let RunSettings { steps, nchw, x0, noise, .. } = &settings;
     let [batch, channels, height, width] = *nchw;

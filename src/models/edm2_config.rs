@@ -203,18 +203,6 @@ impl Edm2Config {
         self.sample_size.map_or(Ok(()), |[height, width]| self.check_size(height, width))
     }
 
-    /// [`Edm2Config::validate`], and nothing that only matters in training is out of reach.
-    ///
-    /// # Errors
-    /// As [`Edm2Config::validate`]; and dropout, without which a run would not be the one asked for.
-    pub fn validate_for_training(&self) -> Result<()> {
-        self.validate()?;
-        if self.dropout != 0.0 {
-            return Err(refuse("dropout", self.dropout, "training supports 0 only; set it to 0"));
-        }
-        Ok(())
-    }
-
     fn check_shares(&self) -> Result<()> {
         for (key, share) in [
             ("label_balance", self.label_balance),
@@ -272,13 +260,14 @@ impl Edm2Config {
     }
 }
 
-fn refuse(key: &str, value: impl std::fmt::Display, remedy: &str) -> Error {
+pub(super) fn refuse(key: &str, value: impl std::fmt::Display, remedy: &str) -> Error {
     Error::invalid(format!("EDM2 configuration: {key} is {value}; {remedy}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::NetworkConfig;
 
     /// Images of 64×64×3 unless the text says otherwise.
     fn parse(text: &str) -> Result<Edm2Config> {
@@ -340,7 +329,7 @@ mod tests {
     #[test]
     fn dropout_is_refused_in_training_only() {
         let config = parse(r#"{"dropout": 0.1}"#).unwrap();
-        let said = config.validate_for_training().unwrap_err().to_string();
+        let said = NetworkConfig::Edm2(config).validate_for_training().unwrap_err().to_string();
         assert!(said.contains("dropout is 0.1"), "{said}");
     }
 }

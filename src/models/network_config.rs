@@ -1,6 +1,9 @@
 //! The settings of a network, whichever it is: what configurations describe and model folders hold.
 
-use super::{DdpmUnet, Edm2Config, Network, UnetConfig, edm2_ddpm::Edm2Ddpm, json_config};
+use super::{
+    DdpmUnet, Edm2Config, Network, UnetConfig, edm2_config, edm2_ddpm::Edm2Ddpm, json_config,
+    unet_config,
+};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -72,11 +75,19 @@ impl NetworkConfig {
     /// [`NetworkConfig::validate`], and nothing that only matters in training is out of reach.
     ///
     /// # Errors
-    /// As [`NetworkConfig::validate`]; and dropout.
+    /// As [`NetworkConfig::validate`]; and dropout, without which a run would not be the one asked
+    /// for.
     pub fn validate_for_training(&self) -> Result<()> {
+        self.validate()?;
+        let remedy = "training supports 0 only; set it to 0";
         match self {
-            NetworkConfig::Ddpm(config) => config.validate_for_training(),
-            NetworkConfig::Edm2(config) => config.validate_for_training(),
+            NetworkConfig::Ddpm(UnetConfig { dropout, .. }) if *dropout != 0.0 => {
+                Err(unet_config::refuse("dropout", dropout, remedy))
+            }
+            NetworkConfig::Edm2(Edm2Config { dropout, .. }) if *dropout != 0.0 => {
+                Err(edm2_config::refuse("dropout", dropout, remedy))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -213,18 +213,6 @@ impl UnetConfig {
         self.sample_size.map_or(Ok(()), |[height, width]| self.check_size(height, width))
     }
 
-    /// [`UnetConfig::validate`], and nothing that only matters in training is out of reach.
-    ///
-    /// # Errors
-    /// As [`UnetConfig::validate`]; and dropout, without which a run would not be the one asked for.
-    pub fn validate_for_training(&self) -> Result<()> {
-        self.validate()?;
-        if self.dropout != 0.0 {
-            return Err(refuse("dropout", self.dropout, "training supports 0 only; set it to 0"));
-        }
-        Ok(())
-    }
-
     fn check_supported(&self) -> Result<()> {
         let only = |key: &str, value: &str, supported: &[&str]| {
             if supported.contains(&value) {
@@ -342,7 +330,7 @@ impl UnetConfig {
     }
 }
 
-fn refuse(key: &str, value: impl std::fmt::Display, remedy: &str) -> Error {
+pub(super) fn refuse(key: &str, value: impl std::fmt::Display, remedy: &str) -> Error {
     Error::invalid(format!("U-Net configuration: {key} is {value}; {remedy}"))
 }
 

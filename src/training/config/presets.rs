@@ -1,5 +1,22 @@
 //! Configurations with a name.
 
+/// What sets the images, and behind it the network of the model case, which is the same for all.
+macro_rules! lobster {
+    ($data:literal) => {
+        concat!(
+            $data,
+            r#"
+[model]
+kind = "edm2"
+channels = [128, 256, 384]
+layers_per_block = 3
+attention = [false, true, true]
+attention_head_dim = 64
+"#
+        )
+    };
+}
+
 /// Name, one line about it, and what it sets.
 pub const PRESETS: [(&str, &str, &str); 7] = [
     (
@@ -64,47 +81,17 @@ seeds = "0-63"
     (
         "lobster-64",
         "64×64 pixels, the EDM2 U-Net with channels 128-256-384, 58.8 million parameters: for a GPU",
-        r#"
-[data]
-size = 64
-channels = 3
-[model]
-kind = "edm2"
-channels = [128, 256, 384]
-layers_per_block = 3
-attention = [false, true, true]
-attention_head_dim = 64
-"#,
+        lobster!("[data]\nsize = 64\nchannels = 3\n"),
     ),
     (
         "lobster-256",
         "the same on latents 4×32×32, of 256×256 pixels at an eighth of their size",
-        r#"
-[data]
-size = 32
-channels = 4
-[model]
-kind = "edm2"
-channels = [128, 256, 384]
-layers_per_block = 3
-attention = [false, true, true]
-attention_head_dim = 64
-"#,
+        lobster!("[data]\nsize = 32\nchannels = 4\n"),
     ),
     (
         "lobster-640x1024",
         "the same on latents 4×80×128, of 640×1024 pixels at an eighth of their size",
-        r#"
-[data]
-size = [80, 128]
-channels = 4
-[model]
-kind = "edm2"
-channels = [128, 256, 384]
-layers_per_block = 3
-attention = [false, true, true]
-attention_head_dim = 64
-"#,
+        lobster!("[data]\nsize = [80, 128]\nchannels = 4\n"),
     ),
     (
         "edm2-xs",
