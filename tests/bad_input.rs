@@ -1,16 +1,14 @@
 //! Bad input: one clear error that names the file, the value and the remedy; exit code 2; nothing
 //! half-written.
 
+#[path = "common/command.rs"]
+mod command;
+
 use assert_cmd::Command;
+use command::cyanea;
 use cyanea::formats::tensors::{Tensor, Tensors};
 use std::fs;
 use std::path::Path;
-
-fn cyanea() -> Command {
-    let mut command = Command::cargo_bin("cyanea").expect("the binary is built with the tests");
-    command.env("RAYON_NUM_THREADS", "2");
-    command
-}
 
 /// Runs the command, expects code 2, and returns its error, which must be one line.
 fn error(command: &mut Command) -> String {

@@ -1,15 +1,13 @@
 //! The command line as a user meets it: help, results, exit codes.
 
+#[path = "common/command.rs"]
+mod command;
+
 use assert_cmd::Command;
+use command::cyanea;
 use predicates::prelude::*;
 use std::fs;
 use std::path::Path;
-
-fn cyanea() -> Command {
-    let mut command = Command::cargo_bin("cyanea").expect("the binary is built with the tests");
-    command.env("RAYON_NUM_THREADS", "2");
-    command
-}
 
 /// Names in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {

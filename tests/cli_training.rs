@@ -1,16 +1,17 @@
 //! Training from the command line: what a run leaves, resuming, interruption, bad input.
 
+#[path = "common/command.rs"]
+mod command;
+#[path = "common/pictures.rs"]
+mod pictures;
+
 use assert_cmd::Command;
+use command::cyanea;
 use cyanea::formats::tensors::Tensors;
+use pictures::pictures;
 use predicates::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-fn cyanea() -> Command {
-    let mut command = Command::cargo_bin("cyanea").expect("the binary is built with the tests");
-    command.env("RAYON_NUM_THREADS", "2");
-    command
-}
 
 /// A network that trains in milliseconds.
 const SMALL: &str = r#"
@@ -46,11 +47,7 @@ impl Place {
         let root = tempfile::tempdir().unwrap();
         let (config, data) = (root.path().join("small.toml"), root.path().join("pictures"));
         fs::write(&config, SMALL).unwrap();
-        fs::create_dir(&data).unwrap();
-        for index in 0..12 {
-            let picture = cyanea::data::synthetic::render(1, index, 9).unwrap();
-            picture.save(data.join(format!("{index}.png"))).unwrap();
-        }
+        pictures(&data);
         Place { root, config, data }
     }
 

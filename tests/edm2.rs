@@ -1,7 +1,12 @@
 //! The EDM2 U-Net: its published size, sampling and training with it under a DDPM's process, and what
 //! the command line does with it.
 
-use assert_cmd::Command;
+#[path = "common/command.rs"]
+mod command;
+#[path = "common/pictures.rs"]
+mod pictures;
+
+use command::cyanea;
 use cyanea::data::counter::Stream;
 use cyanea::device::cpu::CpuDevice;
 use cyanea::device::emulated::Emulated;
@@ -15,6 +20,7 @@ use cyanea::models::{Edm2Config, Network, NetworkConfig, Weights, write_tables};
 use cyanea::ops::adamw::AdamW;
 use cyanea::training::init::initial;
 use cyanea::training::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
+use pictures::pictures;
 use std::fs;
 use std::path::Path;
 
@@ -221,12 +227,6 @@ fn a_resumed_run_has_the_same_bits_and_weights_are_forced_when_a_step_begins() {
     }
 }
 
-fn cyanea() -> Command {
-    let mut command = Command::cargo_bin("cyanea").expect("the binary is built with the tests");
-    command.env("RAYON_NUM_THREADS", "2");
-    command
-}
-
 fn plan(arguments: &[&str]) -> serde_json::Value {
     let output = cyanea().arg("plan").args(arguments).arg("--json").assert().success();
     serde_json::from_slice(&output.get_output().stdout).unwrap()
@@ -274,11 +274,7 @@ fn a_run_is_trained_resumed_exported_and_sampled() {
     let root = tempfile::tempdir().unwrap();
     let (config, data) = (root.path().join("small.toml"), root.path().join("pictures"));
     fs::write(&config, SMALL).unwrap();
-    fs::create_dir(&data).unwrap();
-    for index in 0..12 {
-        let picture = cyanea::data::synthetic::render(1, index, 9).unwrap();
-        picture.save(data.join(format!("{index}.png"))).unwrap();
-    }
+    pictures(&data);
     let train = |out: &Path, steps: usize| {
         let mut command = cyanea();
         command.arg("train").arg("--config").arg(&config).arg("--data").arg(&data);
