@@ -2,9 +2,10 @@
 //! says which of its operands are float16 ([`Op::half`](crate::ops::Op::half)), and a cast becomes a
 //! node wherever a tensor has another type than its reader wants.
 //!
-//! Activations and their gradients are float16. Weights stay float32 where they outlive a run; their
-//! casts depend on weights only and so fall into `prepare`. Whatever is bound to a slot has the slot's
-//! type, so network outputs, losses and weight gradients leave as float32.
+//! Activations and their gradients are float16. Weights stay float32 where they outlive a run, and
+//! until a convolution's are packed: that depends on weights only and so falls into `prepare`.
+//! Whatever is bound to a slot has the slot's type, so network outputs, losses and weight gradients
+//! leave as float32.
 
 use super::{Graph, Node, Origin, TensorId};
 use crate::device::{DType, Precision, Target, TensorType};
