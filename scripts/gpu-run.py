@@ -7,12 +7,13 @@
 
 Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
 that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
-the next design; `benches` times steps, training and kernels beside PyTorch. Each ends within eight
-minutes. What was done stands in OUT, one JSON file a part and `state.json`, and is not done again.
+the next design; `benches` times steps, training and kernels beside PyTorch; `profile` lets Nsight
+Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file a part and `state.json`, and is not done again.
 `--device emulated` rehearses everything on a machine without a GPU.
 """
 
 import argparse
+import csv
 import glob
 import gzip
 import json
@@ -29,6 +30,9 @@ import threading
 import time
 
 PART_SECONDS = 8 * 60
+# A replay takes seconds; a kernel that never ends must not take the part with it.
+REPLAY_SECONDS = 60
+ALONE_SECONDS = 20
 # Less time than this is not worth starting something in.
 LEAST_SECONDS = 5
 CHUNK = 16
@@ -209,10 +213,11 @@ def case_item(device, precision, path):
     return f"{device} {precision} {os.path.basename(path).removesuffix('.safetensors')}"
 
 
-def replay(runner, device, precision, files):
+def replay(runner, device, precision, files, limit):
     """The reports of `cyanea compare`, by file, and what the command said."""
     said = runner.command(
-        [runner.cyanea, "compare", "--json", "--device", device, "--precision", precision, *files]
+        [runner.cyanea, "compare", "--json", "--device", device, "--precision", precision, *files],
+        limit=PART_SECONDS if runner.emulated else limit,
     )
     try:
         reports = {report["file"]: report for report in json.loads(said["stdout"])}
@@ -228,12 +233,12 @@ def cases(runner, part):
         files = [p for p in case_files(runner) if part.missing([case_item(device, precision, p)])]
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            reports, _ = replay(runner, device, precision, chunk)
+            reports, _ = replay(runner, device, precision, chunk, REPLAY_SECONDS)
             for path in chunk:
                 report = reports.get(path)
                 said = None
                 if report is None:
-                    alone, said = replay(runner, device, precision, [path])
+                    alone, said = replay(runner, device, precision, [path], ALONE_SECONDS)
                     report = alone.get(path)
                 if report is None:
                     result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
@@ -393,7 +398,67 @@ def criterion_samples(home):
     return found
 
 
-PARTS = {"cases": cases, "sanitizer": sanitizer, "probes": probes, "benches": benches}
+METRICS = {
+    "gpu__time_duration.sum": "ns",
+    "dram__bytes.sum": "dram_bytes",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor_pipe_percent",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
+}
+
+
+def profile(runner, part):
+    """Each launch of one step, as Nsight Compute times it: kernels apart from each other, at the clock
+    that the GPU has, with its caches as the launch before left them."""
+    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    why = None
+    if runner.emulated:
+        why = "there is no GPU to profile"
+    elif not os.path.exists(tool):
+        why = "Nsight Compute is not installed here"
+    if why:
+        part.add("ncu", {"status": "skipped", "why": why})
+        return
+    for what, preset, batch, precision in bench_groups(runner)[:4]:
+        name = f"{what} {preset} {batch} {precision}"
+        if not part.missing([name]):
+            continue
+        bench = [
+            runner.cyanea, "bench", what, "--preset", preset, "--batch", str(batch), "--precision", precision,
+            "--device", runner.options.device, "--json", "--warmup", "1", "--repetitions", "1",
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            log = os.path.join(folder, "launches.csv")
+            said = runner.command([
+                tool, "--csv", "--log-file", log, "--print-units", "base", "--clock-control", "none",
+                "--cache-control", "none", "--metrics", ",".join(METRICS), *bench,
+            ], limit=180)
+            launches = profiled_launches(log)
+        try:
+            launches = launches[-json.loads(said["stdout"].splitlines()[-1])["launches"] :]
+            part.add(name, {"status": "done", "seconds": said["seconds"], "launches": launches})
+        except (ValueError, IndexError):
+            part.add(name, {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]})
+
+
+def profiled_launches(path):
+    """Nsight Compute's table, a row a launch and metric, as one object a launch."""
+    with open(path) as file:
+        lines = [line for line in file if line.startswith('"')]
+    launches = {}
+    for row in csv.DictReader(lines):
+        grid = [int(word) for word in row["Grid Size"].strip("()").split(",")]
+        launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"].split("(")[0], "grid": grid})
+        if row["Metric Name"] in METRICS:
+            try:
+                launch[METRICS[row["Metric Name"]]] = float(row["Metric Value"].replace(",", ""))
+            except ValueError:
+                pass
+    return list(launches.values())
+
+
+PARTS = {
+    "cases": cases, "sanitizer": sanitizer, "probes": probes, "benches": benches, "profile": profile,
+}
 
 
 def run(options):

@@ -1,8 +1,9 @@
 //! NVIDIA GPUs, through cudarc's driver API; everything of cudarc is in this folder.
 //!
 //! The kernels' machine code is built into the binary. A session allocates twice when it is
-//! opened and launches down the list; nothing is compiled or allocated in a step.
+//! opened; a program becomes one CUDA graph; nothing is compiled or allocated in a step.
 
+mod graph;
 mod image;
 mod probe;
 mod session;

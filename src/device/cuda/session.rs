@@ -1,8 +1,11 @@
-//! One GPU: its context, two allocations, and launches down the list.
+//! One GPU: its context, two allocations, and programs recorded from their lists of launches.
 
+use super::graph::{Graph, Stream};
 use super::{image, probe, refused};
 use crate::device::kernels::{self, Kernel, Sizes};
-use crate::device::{CodePath, Device, Loaded, Precision, Program, Session, Space, Target, Work};
+use crate::device::{
+    CodePath, Device, KernelWork, Loaded, Precision, Program, Session, Space, Target, Work,
+};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{DriverError, result};
@@ -85,6 +88,7 @@ impl Device for Cuda {
         Ok(Box::new(CudaSession {
             persistent: Memory::new(&context, persistent_bytes, 0)?,
             arena: Memory::new(&context, arena_bytes, 0xff)?,
+            stream: Stream::new(&context)?,
             context,
             capability: self.capability,
             target: self.target.clone(),
@@ -98,7 +102,7 @@ impl Device for Cuda {
 }
 
 /// The GPU's primary context.
-struct Context {
+pub(super) struct Context {
     device: sys::CUdevice,
     handle: sys::CUcontext,
 }
@@ -116,7 +120,7 @@ impl Context {
     }
 
     /// Makes the context current on the calling thread.
-    fn bind(&self) -> Result<()> {
+    pub(super) fn bind(&self) -> Result<()> {
         // SAFETY: the context is alive.
         unsafe { result::ctx::set_current(self.handle) }.map_err(|e| refused("select the GPU", e))
     }
@@ -176,18 +180,16 @@ impl Drop for Module {
     }
 }
 
-struct LoadedLaunch {
-    label: String,
-    kernel: &'static Kernel,
-    function: sys::CUfunction,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    /// With the addresses filled in.
-    params: Vec<u128>,
+/// A program, and what a run of it launches.
+struct LoadedProgram {
+    graph: Graph,
+    kernels: Vec<&'static str>,
 }
 
+// Fields are dropped in this order: what runs before what it runs in.
 struct CudaSession {
+    programs: Vec<LoadedProgram>,
+    stream: Stream,
     context: Arc<Context>,
     capability: u32,
     target: Target,
@@ -197,7 +199,6 @@ struct CudaSession {
     modules: HashMap<&'static str, Module>,
     /// By kernel: the most dynamic shared memory that a launch asks for.
     shared: HashMap<&'static str, u32>,
-    programs: Vec<Vec<LoadedLaunch>>,
     launches: u64,
     kernels: BTreeSet<&'static str>,
 }
@@ -248,6 +249,34 @@ impl CudaSession {
         }
     }
 
+    /// Puts one launch into the stream.
+    fn launch(
+        &self,
+        work: &KernelWork,
+        function: sys::CUfunction,
+    ) -> std::result::Result<(), DriverError> {
+        let [x, y, z] = work.grid;
+        let [bx, by, bz] = work.block;
+        // With the addresses filled in.
+        let mut params = kernels::filled_params(work, |view| {
+            self.memory(view.space).address + view.offset as u64
+        });
+        let mut arguments = [params.as_mut_ptr().cast::<c_void>()];
+        // SAFETY: `check` proved that the parameters have the kernel's size and that all views lie
+        // inside the two allocations; the driver copies the parameters during the call; launches
+        // run in the order of the stream.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (bx, by, bz),
+                work.shared_bytes,
+                self.stream.handle(),
+                &mut arguments,
+            )
+        }
+    }
+
     fn range(&self, offset: usize, bytes: usize) -> Result<sys::CUdeviceptr> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.persistent.bytes => {
@@ -271,48 +300,28 @@ impl Session for CudaSession {
         for launch in &program.launches {
             let Work::Kernel(work) = &launch.work else { continue };
             let kernel = kernels::check(&launch.label, work, &self.target, sizes)?;
-            launches.push(LoadedLaunch {
-                label: launch.label.clone(),
-                kernel,
-                function: self.function(kernel, work.shared_bytes)?,
-                grid: work.grid,
-                block: work.block,
-                shared_bytes: work.shared_bytes,
-                params: kernels::filled_params(work, |view| {
-                    self.memory(view.space).address + view.offset as u64
-                }),
-            });
+            // Modules are loaded and limits set before the recording, which forbids both.
+            launches.push((launch, work, kernel, self.function(kernel, work.shared_bytes)?));
         }
-        self.programs.push(launches);
+        let graph = self.stream.record(|| {
+            for (launch, work, kernel, function) in &launches {
+                self.launch(work, *function).map_err(|e| {
+                    refused(&format!("launch {} ({})", kernel.name, launch.label), e)
+                })?;
+            }
+            Ok(())
+        })?;
+        let kernels = launches.iter().map(|(_, _, kernel, _)| kernel.name).collect();
+        self.programs.push(LoadedProgram { graph, kernels });
         Ok(Loaded(self.programs.len() - 1))
     }
 
     fn run(&mut self, program: Loaded) -> Result<()> {
-        self.context.bind()?;
-        for launch in &mut self.programs[program.0] {
-            let [x, y, z] = launch.grid;
-            let [bx, by, bz] = launch.block;
-            let mut arguments = [launch.params.as_mut_ptr().cast::<c_void>()];
-            // SAFETY: `check` proved that the parameters have the kernel's size and that all views
-            // lie inside the two allocations; the driver copies the parameters during the call;
-            // the stream is the default one, on which launches run in order.
-            unsafe {
-                result::launch_kernel(
-                    launch.function,
-                    (x, y, z),
-                    (bx, by, bz),
-                    launch.shared_bytes,
-                    std::ptr::null_mut(),
-                    &mut arguments,
-                )
-            }
-            .map_err(|e: DriverError| {
-                refused(&format!("launch {} ({})", launch.kernel.name, launch.label), e)
-            })?;
-            self.launches += 1;
-            self.kernels.insert(launch.kernel.name);
-        }
-        result::ctx::synchronize().map_err(|e| refused("finish a program", e))
+        let program = &self.programs[program.0];
+        self.stream.run(&program.graph)?;
+        self.launches += program.kernels.len() as u64;
+        self.kernels.extend(&program.kernels);
+        Ok(())
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
