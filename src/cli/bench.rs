@@ -6,7 +6,7 @@ use super::settings::Settings;
 use super::timing::Timing;
 use crate::Result;
 use crate::device::cpu::Cpu;
-use crate::device::{Device, open_by_name_with};
+use crate::device::{Device, Precision, open_by_name_with};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
 use crate::models::{Network, Weights};
@@ -84,7 +84,7 @@ impl Measured {
 
 pub fn run(args: &Args, device: &str) -> Result<()> {
     let (What::Step(measured) | What::Train(measured)) = &args.what;
-    let device = open_by_name_with(device, measured.precision.into())?;
+    let device = open_by_name_with(device, Precision::from(measured.precision))?;
     match &args.what {
         What::Step(measured) => step(measured, device.as_ref()),
         What::Train(measured) => train(measured, device.as_ref()),

@@ -30,7 +30,7 @@ mod train;
 mod training_run;
 
 use crate::device::cpu::Simd;
-use crate::device::{check_name, open_by_name, open_by_name_with};
+use crate::device::{Precision, check_name, open_by_name, open_by_name_with};
 use crate::{Error, Result};
 use clap::Parser;
 use interruption::Interruption;
@@ -117,12 +117,14 @@ fn run(cli: &Cli) -> Result<()> {
     // Commands that have nothing to save are simply ended by Ctrl-C.
     let listen = Interruption::listen;
     let device = || open_by_name(&cli.device);
-    let open = |wanted: Wanted| open_by_name_with(&cli.device, wanted.into());
+    let open = |wanted: Wanted| open_by_name_with(&cli.device, Precision::from(wanted));
     match &cli.command {
         Command::Quickstart(args) => quickstart::run(args, device()?.as_ref(), &listen()),
         Command::Synth(args) => synth::run(args, &listen()),
         Command::Train(args) => train::run(args, || open(args.precision), &listen()),
-        Command::Sample(args) => sample::run(args, open(args.precision)?.as_ref(), &listen()),
+        Command::Sample(args) => {
+            sample::run(args, open_by_name_with(&cli.device, args.numerics())?.as_ref(), &listen())
+        }
         Command::Config(args) => config::run(args),
         Command::Plan(args) => plan::run(args, &cli.device),
         Command::Bench(args) => bench::run(args, &cli.device),

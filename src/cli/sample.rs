@@ -5,7 +5,7 @@ use super::interruption::Interruption;
 use super::model_folder::{self, Checked};
 use super::precision::Wanted;
 use super::{output, progress};
-use crate::device::Device;
+use crate::device::{Device, Numerics};
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
 use crate::diffusion::samplers::{self, Sampler, SamplerTable};
 use crate::diffusion::seeds::parse_seeds;
@@ -29,8 +29,9 @@ Examples:
 What comes out: OUT/samples.png, a grid of the images (the first 256), and each image as a PNG of
 its own, named by its seed (with --noise by its number in the file). With --raw also
 OUT/samples.safetensors: the float32 tensor `samples`, [N, C, H, W], -1 to 1, before conversion to
-8 bits. An image depends on its seed, the model and the sampler alone, not on --batch, the other
-seeds or the number of threads.
+8 bits. An image depends on its seed, the model and the sampler alone, not on the other seeds or
+the number of threads, nor on --batch; on devices with kernels its last bits do depend on --batch,
+unless --batch-invariant is given.
 
 A run folder samples as its config.toml says; a diffusers folder with ddim in 50 steps; options
 replace either.";
@@ -73,7 +74,17 @@ pub struct Args {
     raw: bool,
     /// Precision of activations and weights; fp16 needs a device with kernels
     #[arg(long, value_enum, default_value = "fp32")]
-    pub precision: Wanted,
+    precision: Wanted,
+    /// Make an image the same to the bit in any --batch on devices with kernels too, which costs
+    /// speed; cpu does so anyway
+    #[arg(long)]
+    batch_invariant: bool,
+}
+
+impl Args {
+    pub fn numerics(&self) -> Numerics {
+        Numerics { precision: self.precision.into(), batch_invariant: self.batch_invariant }
+    }
 }
 
 /// What each image starts from.

@@ -17,7 +17,7 @@ mod types;
 pub use program::{CpuWork, KernelWork, Launch, Program, Space, View, Work};
 pub use select::{check_name, open_by_name, open_by_name_with};
 pub use speed::Speed;
-pub use target::{CodePath, Precision, Target};
+pub use target::{CodePath, Numerics, Precision, Target};
 pub use types::{DType, TensorType};
 
 use crate::error::Result;

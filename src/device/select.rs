@@ -3,7 +3,7 @@
 use super::cpu::{CpuDevice, Simd};
 use super::cuda::Cuda;
 use super::emulated::Emulated;
-use super::{CodePath, Device, Precision, Target};
+use super::{CodePath, Device, Numerics, Precision, Target};
 use crate::error::{Error, Result};
 
 /// What a device's name says.
@@ -60,15 +60,16 @@ pub fn open_by_name(name: &str) -> Result<Box<dyn Device>> {
 /// # Errors
 /// A name that is none of these, or a device that can't serve, with the reason in one sentence;
 /// float16 on `cpu`, or a `CYANEA_SIMD` that is no level.
-pub fn open_by_name_with(name: &str, precision: Precision) -> Result<Box<dyn Device>> {
+pub fn open_by_name_with(name: &str, numerics: impl Into<Numerics>) -> Result<Box<dyn Device>> {
+    let numerics = numerics.into();
     match parse(name)? {
         Name::Cpu => {
             Simd::limit()?;
-            Target::CPU.with_precision(precision)?;
+            Target::CPU.with_numerics(numerics)?;
             Ok(Box::new(CpuDevice::new()))
         }
-        Name::Emulated(target) => Ok(Box::new(Emulated::new(target.with_precision(precision)?)?)),
-        Name::Cuda(number, code_path) => Ok(Box::new(Cuda::new(number, code_path, precision)?)),
+        Name::Emulated(target) => Ok(Box::new(Emulated::new(target.with_numerics(numerics)?)?)),
+        Name::Cuda(number, code_path) => Ok(Box::new(Cuda::new(number, code_path, numerics)?)),
     }
 }
 

@@ -21,7 +21,23 @@ pub enum Precision {
     Fp16,
 }
 
-/// An input of compilation: code path, precision and the figures that plans depend on.
+/// What a user chooses of how a device computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Numerics {
+    pub precision: Precision,
+    /// A sample has the same bits in any batch: sums are cut as a batch of one needs it. Without this,
+    /// targets with kernels cut them as the batch at hand needs it, which is faster. The CPU is
+    /// batch-invariant anyway.
+    pub batch_invariant: bool,
+}
+
+impl From<Precision> for Numerics {
+    fn from(precision: Precision) -> Numerics {
+        Numerics { precision, batch_invariant: false }
+    }
+}
+
+/// An input of compilation: code path, numerics and the figures that plans depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// `cpu`, `v100`, `a100` or `h100`.
@@ -32,6 +48,8 @@ pub struct Target {
     /// Shared memory that one block may ask for, in bytes.
     pub shared_bytes: u32,
     pub precision: Precision,
+    /// See [`Numerics::batch_invariant`].
+    pub batch_invariant: bool,
 }
 
 impl Target {
@@ -41,6 +59,7 @@ impl Target {
         multiprocessors: 0,
         shared_bytes: 0,
         precision: Precision::Fp32,
+        batch_invariant: false,
     };
     pub const V100: Target = Target {
         name: "v100",
@@ -48,6 +67,7 @@ impl Target {
         multiprocessors: 80,
         shared_bytes: 96 << 10,
         precision: Precision::Fp32,
+        batch_invariant: false,
     };
     pub const A100: Target = Target {
         name: "a100",
@@ -55,6 +75,7 @@ impl Target {
         multiprocessors: 108,
         shared_bytes: 163 << 10,
         precision: Precision::Fp32,
+        batch_invariant: false,
     };
     pub const H100: Target = Target {
         name: "h100",
@@ -62,6 +83,7 @@ impl Target {
         multiprocessors: 132,
         shared_bytes: 227 << 10,
         precision: Precision::Fp32,
+        batch_invariant: false,
     };
 
     /// Looks a target up by name.
@@ -90,6 +112,15 @@ impl Target {
             ));
         }
         Ok(Target { precision, ..self })
+    }
+
+    /// The same target with other numerics.
+    ///
+    /// # Errors
+    /// As [`Target::with_precision`].
+    pub fn with_numerics(self, numerics: Numerics) -> Result<Target> {
+        let target = self.with_precision(numerics.precision)?;
+        Ok(Target { batch_invariant: numerics.batch_invariant, ..target })
     }
 
     pub fn is_cpu(&self) -> bool {

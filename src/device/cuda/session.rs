@@ -4,7 +4,7 @@ use super::graph::{Graph, Stream};
 use super::{image, probe, refused};
 use crate::device::kernels::{self, Kernel, Sizes};
 use crate::device::{
-    CodePath, Device, KernelWork, Loaded, Precision, Program, Session, Space, Target, Work,
+    CodePath, Device, KernelWork, Loaded, Numerics, Program, Session, Space, Target, Work,
 };
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
@@ -27,7 +27,7 @@ impl Cuda {
     ///
     /// # Errors
     /// No driver, no such GPU, a chip before Volta, or a code path that the chip can't run.
-    pub fn new(ordinal: u32, code_path: Option<CodePath>, precision: Precision) -> Result<Cuda> {
+    pub fn new(ordinal: u32, code_path: Option<CodePath>, numerics: Numerics) -> Result<Cuda> {
         let count = probe::devices()?;
         if ordinal >= count {
             return Err(Error::device(format!(
@@ -67,7 +67,7 @@ impl Cuda {
         target.multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         target.shared_bytes =
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        target = target.with_precision(precision)?;
+        target = target.with_numerics(numerics)?;
         // As the user named it: results of another path are to be told apart.
         let path = if code_path == Some(CodePath::Sm70) { ":v100" } else { "" };
         Ok(Cuda { name: format!("cuda:{ordinal}{path}"), device, capability, target })

@@ -86,6 +86,13 @@ pub(super) fn moment_tiles(conv: &Conv) -> usize {
     height.div_ceil(8) * width.div_ceil(8)
 }
 
+impl Cut {
+    /// Blocks, but for a split of the input channels.
+    fn tiles(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+}
+
 impl Shape {
     pub fn of(conv: &Conv, traits: &Traits) -> Shape {
         let mut conv = *conv;
@@ -162,7 +169,7 @@ impl Shape {
         };
         let (small, most) = (self.small(target), target.shared_bytes as usize);
         let large = self.cut(kernel, 128, 128, most);
-        let enough = large.grid[0] * large.grid[1] >= target.multiprocessors as usize;
+        let enough = large.tiles() >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
         if enough && filled && large.chunk == small.chunk && large.shared <= most {
             return large;
@@ -170,15 +177,16 @@ impl Shape {
         small
     }
 
-    /// Parts that the input channels are split into: as many as one sample of few tiles needs to
-    /// occupy the target, whatever the batch, so that a sample's bits do not depend on it.
+    /// Parts that the input channels are split into: as many as few tiles need to occupy the target,
+    /// those of the batch or, batch-invariant, of one sample, so that its bits do not depend on the
+    /// batch.
     pub fn slices(&self, target: &Target) -> usize {
         let small = self.small(target);
-        let tiles = match self.sample_pixels {
-            0 => small.grid[0] / self.conv.batch,
-            pixels => pixels.div_ceil(64),
+        let tiles = match (target.batch_invariant, self.sample_pixels) {
+            (false, _) => self.best(target).tiles(),
+            (true, 0) => small.tiles() / self.conv.batch,
+            (true, pixels) => pixels.div_ceil(small.pixels) * small.grid[1],
         };
-        let tiles = tiles * self.siblings * self.conv.c_out.div_ceil(64);
         let chunks = |channels| pieces(channels, self.dtype).div_ceil(small.chunk);
         let chunks = chunks(self.conv.c_in()) + chunks(self.shortcut);
         (target.multiprocessors as usize / tiles).clamp(1, chunks.min(MOST_SLICES))
