@@ -50,6 +50,7 @@ add_binary probes "$(executable probes)"
 cp tests/fixtures/*.safetensors "$pack/cases/"
 cp benches/peers/*.py "$pack/peers/"
 cp scripts/gpu-run.py "$pack/run.py"
+cp scripts/gpu_readings.py "$pack/"
 
 # diffusers is pure Python; what it imports beside PyTorch's own needs comes with it.
 diffusers=$(sed -n 's/^\(diffusers==.*\)/\1/p' tests/reference/requirements.txt)

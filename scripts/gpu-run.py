@@ -13,21 +13,21 @@ Compute time each launch of a step. Each ends within eight minutes. What was don
 """
 
 import argparse
-import csv
+import fnmatch
 import glob
 import gzip
 import json
 import os
 import shutil
 import signal
-import statistics
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
+
+from gpu_readings import METRICS, GpuLog, criterion_samples, machine, profiled_launches, read_json, write_json
 
 PART_SECONDS = 8 * 60
 # A replay takes seconds; a kernel that never ends must not take the part with it.
@@ -36,11 +36,12 @@ ALONE_SECONDS = 20
 # Less time than this is not worth starting something in.
 LEAST_SECONDS = 5
 CHUNK = 16
-GPU_FIELDS = (
-    "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,"
-    "clocks_throttle_reasons.active"
-)
-PEER_MODES = ("eager", "compile", "graphs")
+# PyTorch as it comes, and in the two ways and the layout in which it is fastest.
+PEERS = {
+    "eager": ["--mode", "eager"],
+    "graphs": ["--mode", "graphs", "--channels-last"],
+    "compile": ["--mode", "compile", "--channels-last"],
+}
 
 
 class OutOfTime(Exception):
@@ -109,67 +110,6 @@ class Runner:
             "exit_code": code, "seconds": round(time.monotonic() - started, 3), "stdout": out,
             "stderr": err[-4000:],
         }
-
-
-def machine(emulated):
-    """What GPU, driver and CUDA there are, as nvidia-smi says."""
-    facts = {"gpu": None, "driver": None, "cuda": None, "nvidia_smi": None}
-    if emulated or shutil.which("nvidia-smi") is None:
-        return facts
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    said = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if "," in said:
-        facts["gpu"], facts["driver"] = (word.strip() for word in said.splitlines()[0].split(","))
-    said = subprocess.run(["nvidia-smi"], stdout=subprocess.PIPE, text=True).stdout
-    if "CUDA Version:" in said:
-        facts["cuda"] = said.split("CUDA Version:")[1].split()[0]
-    facts["nvidia_smi"] = subprocess.run(
-        ["nvidia-smi", "-q", "-d", "CLOCK,POWER,TEMPERATURE,PERFORMANCE"],
-        stdout=subprocess.PIPE, text=True,
-    ).stdout
-    return facts
-
-
-class GpuLog:
-    """Clocks, power and temperature while something is measured: a line every half second."""
-
-    def __enter__(self):
-        self.lines = []
-        self.process = None
-        if shutil.which("nvidia-smi"):
-            self.process = subprocess.Popen(
-                ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits", "-lms", "500"],
-                stdout=subprocess.PIPE, text=True,
-            )
-            self.thread = threading.Thread(target=self.read)
-            self.thread.start()
-        return self
-
-    def read(self):
-        self.lines.extend(line.strip() for line in self.process.stdout)
-
-    def __exit__(self, *_):
-        if self.process:
-            self.process.terminate()
-            self.thread.join()
-            self.process.wait()
-
-
-def write_json(path, value):
-    """Whole or not at all: the run may be ended at any time."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-    os.replace(temporary, path)
-
-
-def read_json(path, default):
-    try:
-        with open(path) as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return default
 
 
 class Part:
@@ -243,7 +183,10 @@ def cases(runner, part):
                 if report is None:
                     result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
                 else:
-                    result = {"status": "pass" if report["pass"] else "differs"}
+                    # Null: there is nothing to judge a tensor by in this precision.
+                    judged = any(tensor["pass"] is not None for tensor in report["tensors"])
+                    status = "pass" if report["pass"] else "differs" if judged else "not judged"
+                    result = {"status": status}
                     result |= {key: report[key] for key in ("op", "kernels", "tensors")}
                 part.add(case_item(device, precision, path), result)
     counts = {}
@@ -259,11 +202,12 @@ def operation(path):
         return json.loads(file.read(length))["__metadata__"]["op"]
 
 
-def smallest_cases(runner, of_each):
-    by_operation = {}
+def smallest_cases(runner):
+    """The smallest of each operation."""
+    smallest = {}
     for path in sorted(case_files(runner), key=os.path.getsize):
-        by_operation.setdefault(operation(path), []).append(path)
-    return [path for paths in by_operation.values() for path in paths[:of_each]]
+        smallest.setdefault(operation(path), path)
+    return list(smallest.values())
 
 
 def sanitizer(runner, part):
@@ -277,18 +221,22 @@ def sanitizer(runner, part):
         part.add("compute-sanitizer", {"status": "skipped", "why": why})
         return
     own, volta = variants(runner)[:2], variants(runner)[2:]
-    for device, precision in [*reversed(own), *reversed(volta)]:
-        for check in ("memcheck", "racecheck"):
-            for path in smallest_cases(runner, 2):
-                name = f"{check} {case_item(device, precision, path)}"
+    files = smallest_cases(runner)
+    for check in ("memcheck", "racecheck"):
+        for device, precision in [*reversed(own), *reversed(volta)]:
+            # The tool takes seconds to start: many cases in one process.
+            for start in range(0, len(files), CHUNK):
+                chunk = files[start : start + CHUNK]
+                name = f"{check} {device} {precision} {start // CHUNK}"
                 if not part.missing([name]):
                     continue
                 said = runner.command([
                     tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20",
-                    runner.cyanea, "compare", path, "--device", device, "--precision", precision,
+                    runner.cyanea, "compare", *chunk, "--device", device, "--precision", precision,
                 ], limit=120)
                 # A case that differs (1) is the business of the part `cases`.
                 status = "clean" if said["exit_code"] in (0, 1) else "reported"
+                said["stdout"] = said["stdout"][-4000:]
                 part.add(name, dict(said, status=status))
 
 
@@ -336,17 +284,21 @@ def bench_commands(runner):
         ]
         if runner.emulated:
             continue
-        for mode in PEER_MODES:
+        for mode, how in PEERS.items():
             yield f"{name} PyTorch {mode}", [
-                sys.executable, runner.inside("peers", f"{what}.py"), *network, *about,
-                "--device", "cuda", "--mode", mode,
+                sys.executable, runner.inside("peers", f"{what}.py"), *network, *about, "--device", "cuda", *how
             ]
+
+
+def wanted(runner, name):
+    """Whether the options ask for this measurement."""
+    return any(fnmatch.fnmatch(name, pattern) for pattern in runner.options.only or ["*"])
 
 
 def benches(runner, part):
     peers = {"PYTHONPATH": runner.inside("python")}
     for name, command in bench_commands(runner):
-        if not part.missing([name]):
+        if not part.missing([name]) or not wanted(runner, name):
             continue
         with GpuLog() as log:
             said = runner.command(command, peers, limit=180)
@@ -367,7 +319,7 @@ def kernel_benches(runner, part):
     for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion"):
         for precision in ("fp16", "fp32"):
             name = f"kernels {family} {precision}"
-            if not part.missing([name]):
+            if not part.missing([name]) or not wanted(runner, name):
                 continue
             with tempfile.TemporaryDirectory() as home, GpuLog() as log:
                 environment = {
@@ -384,28 +336,6 @@ def kernel_benches(runner, part):
             })
 
 
-def criterion_samples(home):
-    """Nanoseconds an iteration of each sample, by the name of the bench."""
-    found = {}
-    for path in glob.glob(os.path.join(home, "**", "new", "sample.json"), recursive=True):
-        folder = os.path.dirname(path)
-        sample, about = read_json(path, {}), read_json(os.path.join(folder, "benchmark.json"), {})
-        samples = [t / n for t, n in zip(sample["times"], sample["iters"])]
-        found[about["full_id"]] = {
-            "median_ns": statistics.median(samples), "samples_ns": samples,
-            "throughput": about["throughput"],
-        }
-    return found
-
-
-METRICS = {
-    "gpu__time_duration.sum": "ns",
-    "dram__bytes.sum": "dram_bytes",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "tensor_pipe_percent",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
-}
-
-
 def profile(runner, part):
     """Each launch of one step, as Nsight Compute times it: kernels apart from each other, at the clock
     that the GPU has, with its caches as the launch before left them."""
@@ -420,7 +350,7 @@ def profile(runner, part):
         return
     for what, preset, batch, precision in bench_groups(runner)[:4]:
         name = f"{what} {preset} {batch} {precision}"
-        if not part.missing([name]):
+        if not part.missing([name]) or not wanted(runner, name):
             continue
         bench = [
             runner.cyanea, "bench", what, "--preset", preset, "--batch", str(batch), "--precision", precision,
@@ -438,22 +368,6 @@ def profile(runner, part):
             part.add(name, {"status": "done", "seconds": said["seconds"], "launches": launches})
         except (ValueError, IndexError):
             part.add(name, {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]})
-
-
-def profiled_launches(path):
-    """Nsight Compute's table, a row a launch and metric, as one object a launch."""
-    with open(path) as file:
-        lines = [line for line in file if line.startswith('"')]
-    launches = {}
-    for row in csv.DictReader(lines):
-        grid = [int(word) for word in row["Grid Size"].strip("()").split(",")]
-        launch = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"].split("(")[0], "grid": grid})
-        if row["Metric Name"] in METRICS:
-            try:
-                launch[METRICS[row["Metric Name"]]] = float(row["Metric Value"].replace(",", ""))
-            except ValueError:
-                pass
-    return list(launches.values())
 
 
 PARTS = {
@@ -500,6 +414,8 @@ def main():
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes")
     parser.add_argument("--cases", default="*.safetensors", metavar="GLOB", help="only these cases")
+    parser.add_argument("--only", action="append", metavar="GLOB",
+                        help="of benches and profile only these items; may be repeated")  # fmt: skip
     parser.add_argument("--config", help="benches of this configuration in place of the presets, without peers")
     parser.add_argument("--repetitions", type=int, default=50, help="measured steps (default 50)")
     parser.add_argument("--list", action="store_true", help="name the parts in their order and stop")

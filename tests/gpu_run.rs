@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const CASES: [&str; 2] = ["silu_1", "mse_loss_vector"];
-const PARTS: [&str; 4] = ["cases", "sanitizer", "probes", "benches"];
+const PARTS: [&str; 5] = ["cases", "sanitizer", "probes", "benches", "profile"];
 
 /// A small network for the benches.
 const CONFIG: &str = "
