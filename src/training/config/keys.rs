@@ -107,7 +107,7 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ("sampling", "variance", "of ddpm's noise: \"fixed_small\" or \"fixed_large\""),
     ("sampling", "clip", "whether predicted images are clipped to the range of pixels"),
     ("sampling", "seeds", "one image each: numbers and ranges such as \"0-15\" or \"1,5,9-12\""),
-    ("sampling", "batch", "images sampled at once; has no influence on them"),
+    ("sampling", "batch", "images sampled at once; shows in last bits on kernels"),
 ];
 
 /// What `key` of `section` means.
