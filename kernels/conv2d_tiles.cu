@@ -52,8 +52,13 @@ __global__ void __launch_bounds__(128, 2) conv2d_small(Conv2d<E> p) {
     conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
-// 128 pixels x 128 channels.
+// 128 pixels x 128 channels. In float16 a warp makes 64 x 64 of them, so that an operand that it loads
+// serves four products; in float32 half of that.
+template <class E>
+struct Large {
+    static const int WN = sizeof(E) == 2 ? 2 : 4, NT = 8 / WN, THREADS = 64 * WN, BLOCKS = 4 / WN;
+};
 template <class E, bool TRANSPOSED>
-__global__ void __launch_bounds__(256) conv2d_large(Conv2d<E> p) {
-    conv2d_tile<E, TRANSPOSED, 2, 4, 4, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+__global__ void __launch_bounds__(Large<E>::THREADS, Large<E>::BLOCKS) conv2d_large(Conv2d<E> p) {
+    conv2d_tile<E, TRANSPOSED, 2, Large<E>::WN, 4, Large<E>::NT>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }

@@ -23,8 +23,7 @@ const STILL_GENERAL: &[&str] = &[];
 /// Kernels that occupy multiprocessors too thinly for some launch of `ddpm-64`, with the architecture.
 /// The list may only shrink.
 // At stride 2 the input of a tile takes 53 KiB of Volta's 96.
-const THIN: &[(&str, u32)] =
-    &[("conv2d_small_fwd_nhwc_f16", 70), ("conv2d_small_fwd_nhwc_f32", 70)];
+const THIN: &[(&str, u32)] = &[("conv2d_small_fwd_nhwc_f32", 70)];
 
 fn rows() -> Option<Vec<KernelRow>> {
     let rows = table();

@@ -3,56 +3,194 @@
 #include "common/conv2d_source.cuh"
 #include "common/warp_product.cuh"
 
-// Where a tile's pixels lie in the output.
-struct TilePlace {
-    int sample, first_y, first_x;
+// What only fills and results need of a tile: it waits in shared memory, not in registers.
+struct TileOrigin {
+    int sample, first_y, first_x, phase_y, phase_x;
+    int base_y, base_x;  // of the region in the source
 };
+
+// How the results of a warp are stored: 16 bytes of neighbouring channels a lane, pixels one after another.
+template <class E, int NT>
+struct ResultLayout {
+    static const int SIZE = Piece<E>::SIZE, LANES = NT * 16 / SIZE, STEP = 32 / LANES, STEPS = 16 / STEP;
+    // Sums of 16 rows in shared memory, with a gap after 32 columns: without bank conflicts.
+    static const int PITCH = NT * 16 + (CYANEA_CODE_PATH >= 80 ? 8 : 4), STAGE = 16 * PITCH;
+
+    __device__ static __forceinline__ int staged(int row, int column) {
+        return row * PITCH + column + column / 32 * 4;
+    }
+    // The row of the lane's first piece, the next lie STEP further on each; and the first column of all.
+    __device__ static __forceinline__ int row() { return warp_lane() / LANES; }
+    __device__ static __forceinline__ int column() { return warp_lane() % LANES * SIZE; }
+    // The sum over the lanes that have the same columns, and whether the calling one is their first.
+    __device__ static __forceinline__ float over_rows(float value) {
+#pragma unroll
+        for (int bit = LANES; bit < 32; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
+        return value;
+    }
+    __device__ static __forceinline__ bool first_row() { return warp_lane() < LANES; }
+};
+
+// What pixels of a sample get added in SIZE channels from `c` on.
+template <class E, int SIZE>
+__device__ __forceinline__ void gather_row(const Conv2d<E>& p, const float* bias, int sample, int c,
+                                           float (&row)[SIZE]) {
+    const float* parts[3] = {bias, p.shortcut_bias, p.shift ? p.shift + sample * p.shift_stride : nullptr};
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i) row[i] = 0.0f;
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+        if (!parts[part]) continue;
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i) row[i] += c + i < p.c_out ? parts[part][c + i] : 0.0f;
+    }
+}
+
+// Where a lane's pieces lie in the output, from its first on: tiles are 8 wide or one row.
+template <class E, int NT>
+struct ResultPlaces {
+    int x, at, across, down;  // of the first; elements to the next pixel, and to the one 8 pixels further on
+    unsigned valid;           // a bit for each piece that lies in the image
+
+    // The first is at (x, y), and neighbours lie (steps_x, steps_y) apart. `groups`: of 16 rows.
+    __device__ __forceinline__ ResultPlaces(const Conv2d<E>& p, int groups, int sample, int y, int first_x, int steps_y,
+                                            int steps_x, int column) {
+        typedef ResultLayout<E, NT> Layout;
+        bool in_row = p.tile_width_log > 3;
+        x = first_x;
+        at = ((sample * p.out_height + y) * p.out_width + x) * p.c_out + column;
+        across = steps_x * p.c_out;
+        down = in_row ? 8 * across : steps_y * p.out_width * p.c_out;
+        valid = 0;
+#pragma unroll
+        for (int k = 0; k < groups * Layout::STEPS; ++k) {
+            int more = k * Layout::STEP, beside = in_row ? more : more % 8, below = in_row ? 0 : more / 8;
+            if (x + beside * steps_x < p.out_width && y + below * steps_y < p.out_height) valid |= 1u << k;
+        }
+        if (column >= p.c_out) valid = 0;
+    }
+    __device__ __forceinline__ int place(int k) const {
+        int rows = k * ResultLayout<E, NT>::STEP;
+        return at + rows / 8 * down + rows % 8 * across;
+    }
+};
+
+// Adds to the sums of a warp what is to be added, and stores them. Leaves in `sums` what was stored, in the
+// order of ResultLayout. `stage` is shared memory of the warp's own. IN_PIECES: 16 bytes at a time.
+template <class E, bool IN_PIECES, int MT, int NT>
+__device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, const float* bias, E* y, int sample,
+                                              int column, float* stage, const ResultPlaces<E, NT>& places) {
+    typedef WarpProduct<E> Product;
+    typedef ResultLayout<E, NT> Layout;
+    const int SIZE = Layout::SIZE;
+    // In rows of pixels of all samples neighbours may belong to different ones.
+    bool by_pixel = p.sample_pixels && p.shift_stride;
+    float row[SIZE];
+    if (!by_pixel) gather_row(p, bias, sample, column, row);
+    // The residual of so many 16 rows is under way at a time.
+    const int AHEAD = 2;
+    uint4 other[AHEAD][Layout::STEPS];
+    auto fetch = [&](int m) {
+#pragma unroll
+        for (int step = 0; step < Layout::STEPS; ++step) {
+            int k = m * Layout::STEPS + step;
+            uint4& piece = other[m % AHEAD][step];
+            piece = make_uint4(0, 0, 0, 0);
+            if (!p.residual || !(places.valid >> k & 1)) continue;
+            const E* from = p.residual + places.place(k);
+            if (IN_PIECES) {
+                piece = *reinterpret_cast<const uint4*>(from);
+            } else {
+                float value[SIZE];
+#pragma unroll
+                for (int i = 0; i < SIZE; ++i) value[i] = column + i < p.c_out ? get(from + i) : 0.0f;
+                piece = pack(value);
+            }
+        }
+    };
+#pragma unroll
+    for (int m = 0; m < AHEAD && m < MT; ++m) fetch(m);
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+        __syncwarp(0xffffffffu);
+#pragma unroll
+        for (int i = 0; i < 8 * NT; i += 2) {
+            int to = Layout::staged(Product::sum_row(i % 8), i / 8 * 16 + Product::sum_column(i % 8));
+            *reinterpret_cast<float2*>(stage + to) = make_float2(sums[m * 8 * NT + i], sums[m * 8 * NT + i + 1]);
+        }
+        __syncwarp(0xffffffffu);
+#pragma unroll
+        for (int k = m * Layout::STEPS; k < (m + 1) * Layout::STEPS; ++k) {
+            float value[SIZE], added[SIZE];
+#pragma unroll
+            for (int i = 0; i < SIZE; i += 4) {
+                int from = Layout::staged(Layout::row() + k % Layout::STEPS * Layout::STEP, Layout::column() + i);
+                float4 part = *reinterpret_cast<const float4*>(stage + from);
+                value[i] = part.x, value[i + 1] = part.y, value[i + 2] = part.z, value[i + 3] = part.w;
+            }
+            if (by_pixel) {
+                int x = min(places.x + k * Layout::STEP, p.out_width - 1);
+                gather_row(p, bias, x / p.sample_pixels, column, row);
+            }
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) value[i] += row[i];
+            unpack(other[m % AHEAD][k % Layout::STEPS], added);
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) value[i] += added[i];
+            uint4 piece = pack(value);
+            unpack(piece, value);
+            if (places.valid >> k & 1) {
+                E* to = y + places.place(k);
+                if (IN_PIECES) {
+                    *reinterpret_cast<uint4*>(to) = piece;
+                } else {
+#pragma unroll
+                    for (int i = 0; i < SIZE; ++i)
+                        if (column + i < p.c_out) put(to + i, value[i]);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) sums[k * SIZE + i] = value[i];
+        }
+        if (m + AHEAD < MT) fetch(m + AHEAD);
+    }
+}
 
 // Moments of 64 pixels at a time, of slices of channels: the number of elements, their mean and the sum
 // of their squared deviations from it, in two passes over the values as they were stored.
 //
-// `values` are the results of the calling lane in the layout of WarpProduct, `valid` a bit for each of
-// its pixels. The tiles of 64 pixels are 8 x 8, or in a row where a tile of the product is. `shared` is
-// free when all warps are here.
+// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces. The
+// tiles of 64 pixels are 8 x 8, or in a row where a tile of the product is. `shared` is free when all
+// warps are here.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
-                                              TilePlace place, int column_tile, float* shared) {
-    typedef WarpProduct<E> Product;
-    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES;
+                                              const TileOrigin& place, int column_tile, float* shared) {
+    typedef ResultLayout<E, NT> Layout;
+    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, COUNT = MT * Layout::STEPS;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
     float* parts = shared;  // [WM][N][2]
     float* counts = shared + WM * N * 2;  // [WM]
-    int own = 0;
-#pragma unroll
-    for (int i = 0; i < 2 * MT; ++i) own += valid >> i & 1;
-    float count = Product::over_rows(static_cast<float>(own));
+    float count = Layout::over_rows(static_cast<float>(__popc(valid))), inverse = count > 0.0f ? 1.0f / count : 0.0f;
     __syncthreads();
     if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count;
 #pragma unroll
-    for (int n = 0; n < NT; ++n)
+    for (int i = 0; i < Layout::SIZE; ++i) {
+        float total = 0.0f, squares = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            // Places of column j % 2 + 8 (j / 2) of the calling lane: i = 4 (j / 2) + j % 2 and two on.
-            float total = 0.0f;
+        for (int k = 0; k < COUNT; ++k)
+            if (valid >> k & 1) total += values[k * Layout::SIZE + i];
+        float mean = Layout::over_rows(total) * inverse;
 #pragma unroll
-            for (int r = 0; r < 2 * MT; ++r) {
-                int i = (r / 2 * NT + n) * 8 + j / 2 * 4 + r % 2 * 2 + j % 2;
-                if (valid >> r & 1) total += values[i];
-            }
-            total = Product::over_rows(total);
-            float mean = count > 0.0f ? total / count : 0.0f, squares = 0.0f;
-#pragma unroll
-            for (int r = 0; r < 2 * MT; ++r) {
-                int i = (r / 2 * NT + n) * 8 + j / 2 * 4 + r % 2 * 2 + j % 2;
-                float distance = values[i] - mean;
-                if (valid >> r & 1) squares = fmaf(distance, distance, squares);
-            }
-            squares = Product::over_rows(squares);
-            if (!Product::first_row()) continue;
-            float* to = parts + (warp_row * N + warp_n + n * 16 + Product::sum_column(j / 2 * 4 + j % 2)) * 2;
-            to[0] = mean;
-            to[1] = squares;
+        for (int k = 0; k < COUNT; ++k) {
+            float distance = values[k * Layout::SIZE + i] - mean;
+            if (valid >> k & 1) squares = fmaf(distance, distance, squares);
         }
+        squares = Layout::over_rows(squares);
+        if (!Layout::first_row()) continue;
+        float* to = parts + (warp_row * N + warp_n + Layout::column() + i) * 2;
+        to[0] = mean;
+        to[1] = squares;
+    }
     __syncthreads();
     bool row = p.tile_width_log > 3;
     int across = row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8;
@@ -80,30 +218,4 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
         to[slices] = mean;
         to[2 * slices] = squares;
     }
-}
-
-// Everything that is added to a sum, for the pair of channels from `out`.
-template <class E>
-__device__ __forceinline__ float2 added(const Conv2d<E>& p, const float* bias, long long sample,
-                                        long long at, int out) {
-    bool pair = out + 1 < p.c_out;
-    float2 value = make_float2(0.0f, 0.0f);
-    auto add = [&](const float* row) {
-        value.x += row[out];
-        if (pair) value.y += row[out + 1];
-    };
-    if (bias) add(bias);
-    if (p.shortcut_bias) add(p.shortcut_bias);
-    if (p.shift) add(p.shift + sample * p.shift_stride);
-    if (p.residual) {
-        if (p.flags & PAIRS) {
-            float2 other = get_pair(p.residual + at);
-            value.x += other.x;
-            value.y += other.y;
-        } else {
-            value.x += get(p.residual + at);
-            if (pair) value.y += get(p.residual + (at + 1));
-        }
-    }
-    return value;
 }

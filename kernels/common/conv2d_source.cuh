@@ -37,14 +37,14 @@ struct Conv2d {
     int sample_pixels;                // of rows of pixels without an image; else 0
     int slices;                       // that the input channels are split into
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
-    int flags;                        // WIDE, WIDE_SHORTCUT, PAIRS
+    int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
     float eps;
 };
 
-// The sources (those of the shortcut) can be read 16 bytes at a time; results go in pairs.
+// The sources (those of the shortcut) can be read, the results stored 16 bytes at a time.
 #define WIDE 1
 #define WIDE_SHORTCUT 2
-#define PAIRS 4
+#define PIECES 4
 
 // The piece at channel `c` of source pixel `pixel`; zeros beyond the channels.
 template <class E>
@@ -65,55 +65,90 @@ __device__ __forceinline__ uint4 source_piece(const E* x, const E* x2, int c1, i
     return pack(value);
 }
 
-// `affine` lies in shared memory, scales of all channels, then shifts; or null.
+// What is done to a piece of source channels: scaled and shifted, if there is anything to do it with, and
+// SiLU.
 template <class E>
-__device__ __forceinline__ uint4 normalised_piece(uint4 piece, const float* affine, int channels, int c,
-                                                  bool with_silu) {
-    if (!affine && !with_silu) return piece;
-    float value[Piece<E>::SIZE];
-    unpack(piece, value);
-    if (affine) {
-#pragma unroll
-        for (int i = 0; i < Piece<E>::SIZE; ++i)
-            if (c + i < channels) value[i] = fmaf(value[i], affine[c + i], affine[channels + c + i]);
-    }
-    if (with_silu) {
-#pragma unroll
-        for (int i = 0; i < Piece<E>::SIZE; ++i) value[i] = silu(value[i]);
-    }
-    return pack(value);
-}
+struct Normalisation {
+    float scale[Piece<E>::SIZE], shift[Piece<E>::SIZE];
+    bool affine, silu;
 
-// One source's entries of a group of channels: every tile, and the slices `first` .. `last`.
+    // `coefficients`, of the first channel, lie in shared memory; or null.
+    __device__ __forceinline__ Normalisation(const float2* coefficients, bool with_silu) {
+        affine = coefficients != nullptr, silu = with_silu;
+        if (!affine) return;
+#pragma unroll
+        for (int i = 0; i < Piece<E>::SIZE; i += 2) {
+            float4 pair = *reinterpret_cast<const float4*>(coefficients + i);
+            scale[i] = pair.x, shift[i] = pair.y, scale[i + 1] = pair.z, shift[i + 1] = pair.w;
+        }
+    }
+    __device__ __forceinline__ uint4 of(uint4 piece) const {
+        if (!affine && !silu) return piece;
+        float value[Piece<E>::SIZE];
+        unpack(piece, value);
+#pragma unroll
+        for (int i = 0; i < Piece<E>::SIZE; ++i) {
+            if (affine) value[i] = fmaf(value[i], scale[i], shift[i]);
+            if (silu) value[i] = stored_silu(value[i], static_cast<const E*>(nullptr));
+        }
+        return pack(value);
+    }
+
+private:
+    // SiLU as exact as the type of the result is.
+    __device__ static __forceinline__ float stored_silu(float x, const float*) { return ::silu(x); }
+    __device__ static __forceinline__ float stored_silu(float x, const __half*) { return silu_approx(x); }
+};
+
+// One source's entries of a group of channels: the slices `first` .. `last` of every tile.
 struct GroupMoments {
     const float* at;  // of the sample
-    int first, last, slices, count;
+    int first, last, slices, tiles;
 
-    __device__ __forceinline__ GroupMoments(const float* moments, int sample, int tiles, int channels,
+    __device__ __forceinline__ GroupMoments(const float* moments, int sample, int tile_count, int channels,
                                             int slice, int begin, int end) {
+        tiles = tile_count;
         slices = slice ? channels / slice : 0;
         at = moments + static_cast<long long>(sample) * tiles * 3 * slices;
         begin = max(min(begin, channels), 0), end = max(min(end, channels), 0);
         first = slice ? begin / slice : 0, last = slice ? end / slice : 0;
-        count = (last - first) * tiles;
     }
-    // Elements, mean and squared deviations of entry `i`.
-    __device__ __forceinline__ float3 entry(int i) const {
+    // Every `lanes`-th entry from `lane` on: its elements, mean and squared deviations.
+    template <class Visit>
+    __device__ __forceinline__ void each(int lane, int lanes, Visit visit) const {
+        const int BATCH = 8;  // loads under way at a time
         int width = last - first;
-        const float* own = at + static_cast<long long>(i / width) * 3 * slices + first + i % width;
-        return make_float3(own[0], own[slices], own[2 * slices]);
+        if (width == 0) return;
+        int tile = lane / width, slice = lane % width, more_tiles = lanes / width, more = lanes % width;
+        while (tile < tiles) {
+            float part[BATCH][3];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                const float* own = at + (static_cast<long long>(tile) * 3 * slices + first + slice);
+#pragma unroll
+                for (int j = 0; j < 3; ++j) part[i][j] = tile < tiles ? own[j * slices] : 0.0f;
+                tile += more_tiles;
+                slice += more;
+                if (slice >= width) slice -= width, ++tile;
+            }
+            // An entry beyond the last has no elements.
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) visit(part[i][0], part[i][1], part[i][2]);
+        }
     }
 };
 
-// Scale and shift of every channel of a sample, in shared memory: copied, or from the moments that the
-// producers of the sources left (Chan, Golub & LeVeque 1979, eq. 2.1, for all tiles at once). A group is
-// the work of neighbouring lanes, so that sums have one order.
+// Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from the
+// moments that the producers of the sources left (Chan, Golub & LeVeque 1979, eq. 2.1, for all tiles at
+// once). A group is the work of neighbouring lanes, so that sums have one order.
 template <class E>
-__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float* affine) {
+__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float2* affine, int padded) {
     int channels = p.c1 + p.c2, thread = threadIdx.x, threads = blockDim.x;
     long long row = static_cast<long long>(sample) * p.affine_stride;
+    for (int c = channels + thread; c < padded; c += threads) affine[c] = make_float2(0.0f, 0.0f);
     if (p.affine) {
-        for (int c = thread; c < 2 * channels; c += threads) affine[c] = p.affine[row + c];
+        for (int c = thread; c < channels; c += threads)
+            affine[c] = make_float2(p.affine[row + c], p.affine[row + channels + c]);
         return;
     }
     int lanes = 1;
@@ -130,29 +165,26 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
         GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, begin + width);
         GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1,
                             begin + width - p.c1);
-        int entries = first.count + second.count;
-        auto entry = [&](int i) {
-            return i < first.count ? first.entry(i) : second.entry(i - first.count);
+        float count = 0.0f, total = 0.0f, squares = 0.0f;
+        auto add = [&](float elements, float mean, float) {
+            count += elements;
+            total = fmaf(elements, mean, total);
         };
-        float count = 0.0f, total = 0.0f;
-        for (int i = lane; i < entries; i += lanes) {
-            float3 part = entry(i);
-            count += part.x;
-            total = fmaf(part.x, part.y, total);
-        }
+        first.each(lane, lanes, add);
+        second.each(lane, lanes, add);
         count = sum(count);
-        float mean = sum(total) / count, squares = 0.0f;
-        for (int i = lane; i < entries; i += lanes) {
-            float3 part = entry(i);
-            float distance = part.y - mean;
-            squares += fmaf(part.x * distance, distance, part.z);
-        }
+        float mean = sum(total) / count;
+        auto deviate = [&](float elements, float own, float within) {
+            float distance = own - mean;
+            squares += fmaf(elements * distance, distance, within);
+        };
+        first.each(lane, lanes, deviate);
+        second.each(lane, lanes, deviate);
         float rstd = 1.0f / sqrtf(sum(squares) / count + p.eps);
         if (base + thread / lanes >= p.groups) continue;
         for (int c = begin + lane; c < begin + width; c += lanes) {
             float scale = rstd * p.gamma[row + c];
-            affine[c] = scale;
-            affine[channels + c] = fmaf(-mean, scale, p.beta[row + c]);
+            affine[c] = make_float2(scale, fmaf(-mean, scale, p.beta[row + c]));
         }
     }
 }

@@ -58,26 +58,36 @@ __device__ __forceinline__ unsigned shared_address(const void* at) {
     return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
+// A place in shared memory, for loads from many places at fixed distances.
+typedef unsigned SharedRow;
+__device__ __forceinline__ SharedRow shared_row(const __half* row) { return shared_address(row); }
+__device__ __forceinline__ SharedRow moved(SharedRow row, int elements) { return row + elements * 2; }
+// Four matrices.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void ldmatrix_at(unsigned* r, SharedRow row) {
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+}
+
 // COUNT matrices of 8 x 8 from shared memory; lane 8 i + j gives the address of row j of matrix i,
 // 16 bytes. TRANSPOSED: each matrix is transposed on the way.
 template <int COUNT, bool TRANSPOSED>
 __device__ __forceinline__ void ldmatrix(unsigned* r, const __half* row) {
     static_assert(COUNT == 2 || COUNT == 4, "2 or 4 matrices");
     unsigned at = shared_address(row);
-    if (COUNT == 2) {
+    if (COUNT == 4) {
+        ldmatrix_at<TRANSPOSED>(r, at);
+    } else {
         if (TRANSPOSED)
             asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                          : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
         else
             asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                          : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
-    } else {
-        if (TRANSPOSED)
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
-        else
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
     }
 }
 
@@ -119,6 +129,12 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     return y;
 }
 #endif
+
+// SiLU for results that are rounded to float16: the relative error is below 2^-18 down to x = -20, beyond
+// which they are zero.
+__device__ __forceinline__ float silu_approx(float x) {
+    return x * reciprocal_approx(1.0f + exp2_approx(x * -1.44269504f));
+}
 
 // Two values as float16, the first in the lower half.
 __device__ __forceinline__ unsigned pack_half2(float low, float high) {

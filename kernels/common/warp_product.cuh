@@ -22,38 +22,47 @@ struct WarpProduct<__half> {
     __device__ static __forceinline__ int sum_row(int i) { return ::sum_row(i); }
     __device__ static __forceinline__ int sum_column(int i) { return ::sum_column(i); }
 
-    // `a`: the first piece of each row, the next `plane` elements further. `b`: the first column.
+    // `a`: the first piece of each of the lane's rows of the first 16; those of the next 16 lie `step`
+    // elements further, and the next piece of a row `plane`. `b`: the first column.
     template <int MT, int NT>
-    __device__ static __forceinline__ void add(float* sums, const __half* const (&a)[MT], int plane,
+    __device__ static __forceinline__ void add(float* sums, const __half* const (&a)[ROWS], int step, int plane,
                                                const __half* b, int pieces) {
         b += b_column<16>() * 8;
+#if CYANEA_CODE_PATH >= 80
+        // Addresses once; then each load is one addition, or none, away.
+        SharedRow left_at[MT], right_at = shared_row(b + warp_lane() / 8 % 2 * WEIGHT_BLOCK * 8);
+#pragma unroll
+        for (int m = 0; m < MT; ++m) left_at[m] = shared_row(a[0] + (m * step + warp_lane() / 16 * plane));
+#endif
+        // Unrolled, the loop needs more registers than two blocks a multiprocessor leave it.
+#pragma unroll 1
         for (int piece = 0; piece < pieces; piece += 2) {
             unsigned right[NT][FRAGMENT(16)];
 #pragma unroll
-            for (int n = 0; n < NT; ++n)
+            for (int n = 0; n < NT; ++n) {
+#if CYANEA_CODE_PATH >= 80
+                ldmatrix_at<false>(right[n], moved(right_at, n * 16 * 8));
+#else
                 load_b<16>(right[n], b + (piece * WEIGHT_BLOCK + n * 16) * 8, WEIGHT_BLOCK * 8);
+#endif
+            }
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 unsigned left[FRAGMENT(16)];
-                load_a<16>(left, a[m] + piece * plane, plane);
+#if CYANEA_CODE_PATH >= 80
+                ldmatrix_at<false>(left, left_at[m]);
+                left_at[m] = moved(left_at[m], 2 * plane);
+#else
+                load_a<16>(left, a[0] + (m * step + piece * plane), plane);
+#endif
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
                     multiply<16, false, false>(sums + (m * NT + n) * 8, left, right[n]);
             }
+#if CYANEA_CODE_PATH >= 80
+            right_at = moved(right_at, 2 * WEIGHT_BLOCK * 8);
+#endif
         }
-    }
-
-    // The sum over the lanes that have sums of the same columns as the calling one.
-    __device__ static __forceinline__ float over_rows(float value) {
-        const int BITS = CYANEA_CODE_PATH >= 80 ? 4 | 8 | 16 : 1 | 4 | 16;
-#pragma unroll
-        for (int bit = 1; bit < 32; bit *= 2)
-            if (BITS & bit) value += __shfl_xor_sync(0xffffffffu, value, bit);
-        return value;
-    }
-    // Whether the calling lane is the first of those.
-    __device__ static __forceinline__ bool first_row() {
-        return !(warp_lane() & (CYANEA_CODE_PATH >= 80 ? 4 | 8 | 16 : 1 | 4 | 16));
     }
 };
 
@@ -67,8 +76,8 @@ struct WarpProduct<float> {
         return (i & 4) * 2 + warp_lane() % 4 * 2 + (i & 1);
     }
 
-    template <int MT2, int NT>
-    __device__ static __forceinline__ void add(float* sums, const float* const (&a)[MT2], int plane,
+    template <int MT, int NT>
+    __device__ static __forceinline__ void add(float* sums, const float* const (&a)[ROWS], int step, int plane,
                                                const float* b, int pieces) {
         b += warp_lane() % 4 * 2 * 4;
         for (int piece = 0; piece < pieces; ++piece) {
@@ -81,8 +90,8 @@ struct WarpProduct<float> {
                     right[n][j] = *reinterpret_cast<const float4*>(b + (piece * WEIGHT_BLOCK + column) * 4);
                 }
 #pragma unroll
-            for (int row = 0; row < MT2; ++row) {
-                float4 left = *reinterpret_cast<const float4*>(a[row] + piece * plane);
+            for (int row = 0; row < ROWS * MT; ++row) {
+                float4 left = *reinterpret_cast<const float4*>(a[row % ROWS] + (row / ROWS * step + piece * plane));
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
 #pragma unroll
@@ -96,11 +105,4 @@ struct WarpProduct<float> {
             }
         }
     }
-
-    __device__ static __forceinline__ float over_rows(float value) {
-#pragma unroll
-        for (int bit = 4; bit < 32; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
-        return value;
-    }
-    __device__ static __forceinline__ bool first_row() { return warp_lane() < 4; }
 };

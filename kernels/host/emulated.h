@@ -208,6 +208,7 @@ template <typename T>
 inline T __ldg(const T* at) { return *at; }
 template <typename T>
 inline T __ldcg(const T* at) { return *at; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

@@ -113,6 +113,12 @@ inline void ldmatrix(unsigned* r, const __half* row) {
     cyanea_collect(0xffffffffu, cyanea_ldmatrix<COUNT, TRANSPOSED>, &operand, __FILE__, __LINE__);
 }
 
+typedef const __half* SharedRow;
+inline SharedRow shared_row(const __half* row) { return row; }
+inline SharedRow moved(SharedRow row, int elements) { return row + elements; }
+template <bool TRANSPOSED>
+inline void ldmatrix_at(unsigned* r, SharedRow row) { ldmatrix<4, TRANSPOSED>(r, row); }
+
 // A copy is done when it is asked for; that a wait is missing is seen in checked mode alone.
 #ifdef CYANEA_CHECKED
 __forceinline__ inline void copy_async(void* to, const void* from) { cyanea_copy_async(to, from); }

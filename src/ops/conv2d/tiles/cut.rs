@@ -6,11 +6,15 @@ use crate::device::kernels::{
     CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F16, CONV2D_SMALL_DGRAD_NHWC_F32,
     CONV2D_SMALL_FWD_NHWC_F16, CONV2D_SMALL_FWD_NHWC_F32, Kernel,
 };
-use crate::device::{DType, Target};
+use crate::device::{CodePath, DType, Target};
 use crate::ops::conv2d::geometry::{PIECE, piece};
 
-/// Most pieces of input channels that a block holds at a time.
-const CHUNK: usize = 8;
+/// Most pieces of input channels that a block holds at a time, as the kernels have it.
+fn most_pieces(target: &Target, dtype: DType) -> usize {
+    // With fewer two large blocks of float16 fit a multiprocessor of Volta.
+    if target.code_path == CodePath::Sm70 && dtype == DType::F16 { 4 } else { 8 }
+}
+
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
 /// Most parts that the input channels of a small image are split into: the last block to arrive
@@ -119,8 +123,9 @@ impl Shape {
         }
     }
 
-    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, most: usize) -> Cut {
+    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
         let conv = &self.conv;
+        let (most, most_pieces) = (target.shared_bytes as usize, most_pieces(target, self.dtype));
         let width = if self.row { pixels } else { 8 };
         let tile = [pixels / width, width];
         let steps = if conv.transposed { conv.stride } else { [1, 1] };
@@ -135,16 +140,20 @@ impl Shape {
         let tiles = [0, 1]
             .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
         // Two taps of weights; the region in planes of an odd pitch; coefficients of all channels.
-        let weights = 2 * channels * CHUNK * PIECE;
+        let weights = 2 * channels * most_pieces * PIECE;
         let plane = ((region[0] * region[1]) | 1) * PIECE;
-        let affine = if self.affine { 8 * conv.c_in() } else { 0 };
-        let needed = pieces(conv.c_in().max(self.shortcut), self.dtype);
+        let own = pieces(conv.c_in(), self.dtype);
+        let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
+        let needed = own.max(pieces(self.shortcut, self.dtype));
         // As many pieces as fit.
         let room = most.saturating_sub(weights + affine) / plane / 2 * 2;
-        let chunk = needed.min(CHUNK).min(room.max(2));
+        let chunk = needed.min(most_pieces).min(room.max(2));
         let columns = self.siblings * conv.c_out.div_ceil(channels);
         let grid = [conv.batch * tiles[0] * tiles[1], columns];
-        let shared = weights + chunk * plane + affine;
+        // In the end 16 rows of each warp's sums pass through the same memory.
+        let warps = kernel.threads as usize / 32;
+        let results = warps * 16 * (2 * channels / warps + 8) * 4;
+        let shared = (weights + chunk * plane + affine).max(results);
         Cut { kernel, pixels, channels, tile, region, grid, chunk, shared }
     }
 
@@ -155,7 +164,7 @@ impl Shape {
             (false, _) => &CONV2D_SMALL_FWD_NHWC_F32,
             (true, _) => &CONV2D_SMALL_DGRAD_NHWC_F32,
         };
-        self.cut(kernel, 64, 64, target.shared_bytes as usize)
+        self.cut(kernel, 64, 64, target)
     }
 
     /// Large tiles read less, where there are enough of them for the target. The order of sums is the
@@ -168,10 +177,13 @@ impl Shape {
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
         let (small, most) = (self.small(target), target.shared_bytes as usize);
-        let large = self.cut(kernel, 128, 128, most);
+        let large = self.cut(kernel, 128, 128, target);
         let enough = large.tiles() >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
-        if enough && filled && large.chunk == small.chunk && large.shared <= most {
+        // Eight warps a multiprocessor; the driver takes 1 KiB of each block.
+        let blocks = (256 / kernel.threads as usize).max(1);
+        let fits = blocks * (large.shared + 1024) <= most + 1024;
+        if enough && filled && large.chunk == small.chunk && fits {
             return large;
         }
         small

@@ -31,7 +31,7 @@ kernels::params! {
 /// Bits of `flags`.
 const WIDE: i32 = 1;
 const WIDE_SHORTCUT: i32 = 2;
-const PAIRS: i32 = 4;
+const PIECES: i32 = 4;
 
 /// Tickets and elements of partial sums, both 0 where channels are not split.
 pub(super) fn split(shape: &Shape, target: &Target) -> [usize; 2] {
@@ -84,9 +84,7 @@ impl TiledConv2d {
         let wide = [x, x2].into_iter().zip(conv.channels).all(pieces);
         let wide_shortcut = shortcut.into_iter().zip(shortcut_channels).all(pieces);
         let (results, own_moments) = args.outputs.split_at(1 + self.extras.siblings);
-        let pair = 2 * self.pack.dtype.size();
-        let pairs = conv.c_out.is_multiple_of(2)
-            && results.iter().chain(residual).all(|view| view.offset.is_multiple_of(pair));
+        let stored = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
         let tiles = |view: Option<&View>| view.map_or(Ok(0), |view| int(view.ty.shape[1]));
         let slice = |view: Option<&View>, channels: usize| match view {
             Some(view) => int(channels / view.ty.shape[3]),
@@ -127,7 +125,7 @@ impl TiledConv2d {
             sample_pixels: int(shape.sample_pixels)?,
             slices: int(slices)?,
             chunk: int(cut.chunk)?,
-            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PAIRS, pairs),
+            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PIECES, stored),
             eps,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
