@@ -67,17 +67,8 @@ struct WeightStage {
                                           int blocks, long long pitch) {
         from += threadIdx.x * 16;
         to += threadIdx.x * 16;
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const int AT = i * THREADS, BLOCK = AT / BLOCK_PIECES, INSIDE = AT % BLOCK_PIECES;
-            if (!has(INSIDE, pieces) || BLOCK >= blocks) continue;
-            const unsigned char* source = from + (BLOCK * pitch + INSIDE * 16);
-#if CYANEA_CODE_PATH >= 80
-            copy_async(to + AT * 16, source);
-#else
-            held[i] = *reinterpret_cast<const uint4*>(source);
-#endif
-        }
+        if (pieces == CHUNK && blocks == BLOCKS) each<true>(to, from, pieces, blocks, pitch);
+        else each<false>(to, from, pieces, blocks, pitch);
 #if CYANEA_CODE_PATH >= 80
         copy_commit();
 #endif
@@ -97,6 +88,23 @@ struct WeightStage {
     }
 
 private:
+    static const int BLOCKS = COUNT * THREADS / (CHUNK * WEIGHT_BLOCK);
+    // ALL: no block and no piece is missing.
+    template <bool ALL>
+    __device__ __forceinline__ void each(unsigned char* to, const unsigned char* from, int pieces, int blocks,
+                                         long long pitch) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const int AT = i * THREADS, BLOCK = AT / BLOCK_PIECES, INSIDE = AT % BLOCK_PIECES;
+            if (!ALL && (!has(INSIDE, pieces) || BLOCK >= blocks)) continue;
+            const unsigned char* source = from + (BLOCK * pitch + INSIDE * 16);
+#if CYANEA_CODE_PATH >= 80
+            copy_async(to + AT * 16, source);
+#else
+            held[i] = *reinterpret_cast<const uint4*>(source);
+#endif
+        }
+    }
     static const int BLOCK_PIECES = CHUNK * WEIGHT_BLOCK;
     static_assert(BLOCK_PIECES % THREADS == 0, "a thread stays in one block");
     __device__ __forceinline__ static bool has(int inside, int pieces) {

@@ -34,8 +34,8 @@ struct WarpProduct<__half> {
 #pragma unroll
         for (int m = 0; m < MT; ++m) left_at[m] = shared_row(a[0] + (m * step + warp_lane() / 16 * plane));
 #endif
-        // Unrolled, the loop needs more registers than two blocks a multiprocessor leave it.
-#pragma unroll 1
+        // On sm_70 a large tile's sums and operands leave no registers for a loop that is unrolled.
+#pragma unroll CYANEA_CODE_PATH >= 80 ? 4 : 1
         for (int piece = 0; piece < pieces; piece += 2) {
             unsigned right[NT][FRAGMENT(16)];
 #pragma unroll
