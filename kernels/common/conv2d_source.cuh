@@ -100,40 +100,50 @@ private:
     __device__ static __forceinline__ float stored_silu(float x, const __half*) { return silu_approx(x); }
 };
 
-// One source's entries of a group of channels: the slices `first` .. `last` of every tile.
+// One source's entries of a group of channels, from `begin` to `end`: its slices of every tile.
 struct GroupMoments {
-    const float* at;  // of the sample
-    int first, last, slices, tiles;
-
     __device__ __forceinline__ GroupMoments(const float* moments, int sample, int tile_count, int channels,
-                                            int slice, int begin, int end) {
-        tiles = tile_count;
-        slices = slice ? channels / slice : 0;
-        at = moments + static_cast<long long>(sample) * tiles * 3 * slices;
-        begin = max(min(begin, channels), 0), end = max(min(end, channels), 0);
-        first = slice ? begin / slice : 0, last = slice ? end / slice : 0;
+                                            int slice_channels, int begin, int end) {
+        tiles = tile_count, width = slices = 0;
+        if (!slice_channels) return;
+        slices = channels / slice_channels;
+        int first = max(min(begin, channels), 0) / slice_channels;
+        width = max(min(end, channels), 0) / slice_channels - first;
+        at = moments + (static_cast<long long>(sample) * tiles * 3 * slices + first);
     }
-    // Every `lanes`-th entry from `lane` on: its elements, mean and squared deviations.
+    // Every `lanes`-th entry from `lane` on: its elements, mean and squared deviations. `again`: the same
+    // lane has been here.
     template <class Visit>
-    __device__ __forceinline__ void each(int lane, int lanes, Visit visit) const {
-        const int BATCH = 8;  // loads under way at a time
-        int width = last - first;
+    __device__ __forceinline__ void each(int lane, int lanes, bool again, Visit visit) {
         if (width == 0) return;
-        int tile = lane / width, slice = lane % width, more_tiles = lanes / width, more = lanes % width;
-        while (tile < tiles) {
-            float part[BATCH][3];
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i) {
-                const float* own = at + (static_cast<long long>(tile) * 3 * slices + first + slice);
-#pragma unroll
-                for (int j = 0; j < 3; ++j) part[i][j] = tile < tiles ? own[j * slices] : 0.0f;
-                tile += more_tiles;
-                slice += more;
-                if (slice >= width) slice -= width, ++tile;
-            }
+        bool held = again && tiles * width <= BATCH * lanes;
+        int tile = 0, slice = 0;
+        if (!held) tile = lane / width, slice = lane % width;
+        do {
+            if (!held) load(tile, slice, lanes);
             // An entry beyond the last has no elements.
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) visit(part[i][0], part[i][1], part[i][2]);
+        } while (!held && tile < tiles);
+    }
+
+private:
+    static const int BATCH = 8;  // loads under way at a time
+
+    const float* at;
+    int slices, tiles, width;
+    float part[BATCH][3];
+
+    __device__ __forceinline__ void load(int& tile, int& slice, int lanes) {
+        int more_tiles = lanes / width, more = lanes % width;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            const float* own = at + (tile * 3 * slices + slice);
+#pragma unroll
+            for (int j = 0; j < 3; ++j) part[i][j] = tile < tiles ? own[j * slices] : 0.0f;
+            tile += more_tiles;
+            slice += more;
+            if (slice >= width) slice -= width, ++tile;
         }
     }
 };
@@ -170,16 +180,16 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
             count += elements;
             total = fmaf(elements, mean, total);
         };
-        first.each(lane, lanes, add);
-        second.each(lane, lanes, add);
+        first.each(lane, lanes, false, add);
+        second.each(lane, lanes, false, add);
         count = sum(count);
         float mean = sum(total) / count;
         auto deviate = [&](float elements, float own, float within) {
             float distance = own - mean;
             squares += fmaf(elements * distance, distance, within);
         };
-        first.each(lane, lanes, deviate);
-        second.each(lane, lanes, deviate);
+        first.each(lane, lanes, true, deviate);
+        second.each(lane, lanes, true, deviate);
         float rstd = 1.0f / sqrtf(sum(squares) / count + p.eps);
         if (base + thread / lanes >= p.groups) continue;
         for (int c = begin + lane; c < begin + width; c += lanes) {
