@@ -104,7 +104,7 @@ private:
 struct GroupMoments {
     __device__ __forceinline__ GroupMoments(const float* moments, int sample, int tile_count, int channels,
                                             int slice_channels, int begin, int end) {
-        tiles = tile_count, width = slices = 0;
+        at = nullptr, tiles = tile_count, width = slices = 0;
         if (!slice_channels) return;
         slices = channels / slice_channels;
         int first = max(min(begin, channels), 0) / slice_channels;
@@ -132,7 +132,7 @@ private:
 
     const float* at;
     int slices, tiles, width;
-    float part[BATCH][3];
+    float part[BATCH][3];  // what was loaded last
 
     __device__ __forceinline__ void load(int& tile, int& slice, int lanes) {
         int more_tiles = lanes / width, more = lanes % width;
