@@ -2,12 +2,17 @@
 // gradient. C = c1 + c2 channels come from one tensor or from two, of elements of type E; everything
 // else is float32.
 //
-//   stats     one block a sample and group: the mean, then the sum of squared deviations from it.
-//   forward   one thread an element.
-//   sums      one block a sample and 32 channels: each warp takes every eighth pixel.
-//   dgrad     one block a sample and group.
-//   wgrad     one thread a channel: sums over samples in their order.
+// A block of forward and dgrad has a slab of one sample's channels, whole groups of at least two pieces
+// of 16 bytes, and a thread one piece of every `rows`-th pixel.
+//
+//   forward   where the sources' producers left moments, blocks share a sample's pixels and each merges
+//             the moments of its groups; else a block has all pixels and reads them three times: for
+//             means, for squared deviations, for the result.
+//   dgrad     a block has all pixels: it reads them for the sums of its channels and again for dx. The
+//             block that comes last of a slab adds the samples' sums to dgamma and dbeta.
+//   stats     one block a sample and group, for `affine`: one thread an element.
 #include "common/activation.cuh"
+#include "common/moments.cuh"
 #include "common/reduce.cuh"
 #include "common/source.cuh"
 
@@ -43,30 +48,6 @@ __global__ void __launch_bounds__(256) group_norm_stats(GroupNormStats<E> p) {
     }
 }
 
-template <class E>
-struct GroupNormForward {
-    Source<E> source;
-    const float* gamma;  // [C], or [B, C] where `affine_stride` is C
-    const float* beta;
-    const float* stats;
-    E* y;
-    int pixels, c1, c2, groups, affine_stride, batch;
-};
-
-template <bool SILU, class E>
-__global__ void __launch_bounds__(256) group_norm_fwd(GroupNormForward<E> p) {
-    int channels = p.c1 + p.c2;
-    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    long long pixel = i / channels;
-    if (pixel >= static_cast<long long>(p.batch) * p.pixels) return;
-    int c = static_cast<int>(i % channels), sample = static_cast<int>(pixel / p.pixels);
-    const float* stats = p.stats + 2 * (sample * p.groups + c / (channels / p.groups));
-    long long affine = static_cast<long long>(sample) * p.affine_stride + c;
-    float x = load(p.source, pixel, c, p.c1, p.c2);
-    float z = fmaf((x - stats[0]) * stats[1], p.gamma[affine], p.beta[affine]);
-    put(p.y + i, SILU ? silu(z) : z);
-}
-
 // affine[b, 0, c] and affine[b, 1, c], so that the normalised value is x * first + second.
 struct GroupNormAffine {
     const float* gamma;
@@ -88,101 +69,321 @@ __global__ void __launch_bounds__(256) group_norm_affine_fwd_nhwc_f32(GroupNormA
     to[p.channels] = fmaf(-stats[0], factor, p.beta[from]);
 }
 
-// `D` is the type of the result: E, or float for the sums.
-template <class E, class D>
+// The channels `first` .. `end` of a block; the calling thread has the piece from channel `c`, of the
+// pixels from `row` on in steps of `rows`. Threads without any start behind the last pixel.
+template <class E>
+struct Slab {
+    int first, end, columns, rows, c, row;
+
+    __device__ __forceinline__ Slab(int slab, int channels, int pixels) {
+        const int SIZE = Piece<E>::SIZE;
+        int thread = threadIdx.x;
+        first = blockIdx.x * slab;
+        end = min(first + slab, channels);
+        columns = (slab + SIZE - 1) / SIZE;
+        rows = 256 / columns;
+        c = first + thread % columns * SIZE;
+        row = thread / columns < rows && c < end ? thread / columns : pixels;
+    }
+};
+
+// Sums over all pixels of a block: N for each channel, of which `value` [N][SIZE] holds those of the
+// calling thread. They lie in `totals` [N][channels of the slab] when all threads are back.
+template <int N, class E, int COUNT>
+__device__ __forceinline__ void total_pixels(const Slab<E>& slab, const float (&value)[COUNT], float* parts,
+                                             float* totals) {
+    const int SIZE = COUNT / N;
+    int width = slab.end - slab.first;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) parts[i * 256 + threadIdx.x] = value[i];
+    __syncthreads();
+    auto part = [&](int o, int row) {
+        int c = o % width;
+        return parts[(o / width * SIZE + c % SIZE) * 256 + row * slab.columns + c / SIZE];
+    };
+    block_totals(N * width, slab.rows, part, [&](int o, float total) { totals[o] = total; });
+    __syncthreads();
+}
+
+// Stores those of a piece's channels that are below `end`.
+template <class E, int SIZE>
+__device__ __forceinline__ void store_piece(E* y, E* y2, int c1, int c2, bool wide, long long pixel, int c,
+                                            int end, const float (&value)[SIZE]) {
+    if (wide) {
+        E* at = c < c1 ? y + (pixel * c1 + c) : y2 + (pixel * c2 + (c - c1));
+        *reinterpret_cast<uint4*>(at) = pack(value);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i)
+        if (c + i < end) store(y, y2, pixel, c + i, c1, c2, value[i]);
+}
+
+template <class E>
+struct GroupNormForward {
+    Source<E> source;
+    const float* moments[2];  // of both sources, as convolutions leave them (store_moments); or null
+    const float* gamma;       // [C], or [B, C] where `affine_stride` is C
+    const float* beta;
+    E* y;
+    float* stats;             // [B, groups, 2]: mean, 1 / sqrt(variance + eps)
+    int pixels, c1, c2, groups, affine_stride;
+    int slab;                 // channels of a block
+    int share;                // pixels of a block
+    int wide;                 // whether all tensors can be read and written a piece at a time
+    int tiles1, tiles2, slice1, slice2;  // of the moments: how many, and of how many channels each
+    float eps;
+    int unused;
+};
+
+// Calls `use(pixel, values, WHOLE)` for the calling thread's piece of the pixels `from` .. `to` of a
+// sample, DEPTH of which are on their way at a time.
+template <bool WHOLE, int DEPTH, class E, class Use>
+__device__ __forceinline__ void each_piece(const GroupNormForward<E>& p, const Slab<E>& slab, int from,
+                                           int to, const Use& use) {
+    const int SIZE = Piece<E>::SIZE;
+    long long start = static_cast<long long>(blockIdx.z) * p.pixels;
+    for (int base = from + slab.row; base < to; base += DEPTH * slab.rows) {
+        uint4 held[DEPTH];
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d)
+            held[d] = source_piece(p.source.x, p.source.x2, p.c1, p.c2, WHOLE,
+                                   start + min(base + d * slab.rows, to - 1), slab.c);
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            if (base + d * slab.rows >= to) continue;
+            float value[SIZE];
+            unpack(held[d], value);
+            use(start + base + d * slab.rows, value, WHOLE);
+        }
+    }
+}
+
+template <bool SILU, class E>
+__global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) {
+    const int SIZE = Piece<E>::SIZE;
+    CYANEA_SHARED(float, parts, 2048);
+    CYANEA_SHARED(float, own, 64);  // mean and rstd of the slab's groups
+    CYANEA_DYNAMIC_SHARED(float, totals);
+    int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.z, thread = threadIdx.x;
+    int from = blockIdx.y * p.share, to = min(from + p.share, p.pixels);
+    Slab<E> slab(p.slab, channels, p.pixels);
+    int groups = (slab.end - slab.first) / width;
+    if (p.moments[0]) {
+        for (int group = thread / 32; group < groups; group += 8) {
+            int begin = slab.first + group * width, end = begin + width;
+            GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, end);
+            GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1, end - p.c1);
+            float2 merged = merge_moments(first, second);
+            if (thread % 32 > 0) continue;
+            own[2 * group] = merged.x;
+            own[2 * group + 1] = 1.0f / sqrtf(merged.y + p.eps);
+        }
+        __syncthreads();
+    }
+    float mean[SIZE] = {};
+    // Means, then squared deviations.
+#pragma unroll 1
+    for (int pass = 0; pass < 2 && !p.moments[0]; ++pass) {
+        float sums[SIZE] = {};
+        auto add = [&](long long, const float(&x)[SIZE], bool) {
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) {
+                float distance = x[i] - mean[i];
+                sums[i] += pass == 0 ? distance : distance * distance;
+            }
+        };
+        if (p.wide) each_piece<true, 2>(p, slab, from, to, add);
+        else each_piece<false, 1>(p, slab, from, to, add);
+        total_pixels<1>(slab, sums, parts, totals);
+        if (thread < groups) {
+            float total = 0.0f;
+            for (int c = 0; c < width; ++c) total += totals[thread * width + c];
+            total /= static_cast<float>(width) * p.pixels;
+            own[2 * thread + pass] = pass == 0 ? total : 1.0f / sqrtf(total + p.eps);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i) {
+            int c = min(slab.c + i, slab.end - 1) - slab.first;
+            mean[i] = own[2 * (c / width)];
+        }
+    }
+    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + slab.first;
+    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + slab.first;
+    float scale[SIZE], shift[SIZE];
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i) {
+        int c = min(slab.c + i, slab.end - 1) - slab.first, group = c / width;
+        mean[i] = own[2 * group];
+        scale[i] = own[2 * group + 1] * gamma[c];
+        shift[i] = beta[c];
+    }
+    auto apply = [&](long long pixel, float(&x)[SIZE], bool wide) {
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i) {
+            float z = fmaf(x[i] - mean[i], scale[i], shift[i]);
+            x[i] = SILU ? silu(z) : z;
+        }
+        store_piece<E>(p.y, nullptr, channels, 0, wide, pixel, slab.c, slab.end, x);
+    };
+    if (p.wide) each_piece<true, 2>(p, slab, from, to, apply);
+    else each_piece<false, 1>(p, slab, from, to, apply);
+    if (blockIdx.y == 0 && thread < 2 * groups)
+        p.stats[2 * (sample * p.groups + slab.first / width) + thread] = own[thread];
+}
+
+template <class E>
 struct GroupNormBackward {
     const E* dy;
     Source<E> source;
     const float* gamma;
     const float* beta;
     const float* stats;
-    const float* sums;  // [B, 2, C]: sums of dz and of dz * xhat over the pixels
-    D* dx;
-    D* dx2;
-    int pixels, c1, c2, groups, affine_stride, batch;
+    const E* residual[2];  // as dy, added to dx; or null
+    E* dx;
+    E* dx2;
+    float* dgamma;         // as gamma
+    float* dbeta;
+    float* rows;           // [B, C]: sums of dx, without residuals, over the pixels; or null
+    float* sums;           // [B, 2, C]: sums of dz and of dz * xhat over the pixels, with `tickets`
+    unsigned* tickets;     // a slab each, where samples share gamma; or null
+    int pixels, c1, c2, groups, affine_stride, batch, slab, wide;
 };
 
-// dz and xhat of one element.
-template <bool SILU, class E, class D>
-__device__ __forceinline__ float2 group_norm_dz(const GroupNormBackward<E, D>& p, long long pixel,
-                                                int sample, int c) {
-    int channels = p.c1 + p.c2;
-    const float* stats = p.stats + 2 * (sample * p.groups + c / (channels / p.groups));
-    float xhat = (load(p.source, pixel, c, p.c1, p.c2) - stats[0]) * stats[1];
-    float dz = get(p.dy + (pixel * channels + c));
-    if (SILU) {
-        long long affine = static_cast<long long>(sample) * p.affine_stride + c;
-        dz *= silu_derivative(fmaf(xhat, p.gamma[affine], p.beta[affine]));
-    }
-    return make_float2(dz, xhat);
-}
+// Of each channel of a thread's piece the normalisation: scale (x - mean) + shift.
+template <int SIZE>
+struct ChannelNorm {
+    float mean[SIZE], scale[SIZE], shift[SIZE];
+};
 
-// Writes the sums, which it takes as `dx`.
-template <bool SILU, class E>
-__global__ void __launch_bounds__(256) group_norm_sums(GroupNormBackward<E, float> p) {
-    CYANEA_SHARED(float, partial, 512);
-    int channels = p.c1 + p.c2, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int c = blockIdx.x * 32 + lane, sample = blockIdx.y;
-    float sum = 0.0f, product = 0.0f;
-    if (c < channels) {
-        for (int i = warp; i < p.pixels; i += 8) {
-            long long pixel = static_cast<long long>(sample) * p.pixels + i;
-            float2 element = group_norm_dz<SILU>(p, pixel, sample, c);
-            sum += element.x;
-            product = fmaf(element.x, element.y, product);
+// Calls `use(pixel, dz, x - mean, WHOLE)` for the calling thread's piece of all pixels of its sample.
+template <bool SILU, bool WHOLE, int DEPTH, class E, int SIZE, class Use>
+__device__ __forceinline__ void each_gradient(const GroupNormBackward<E>& p, const Slab<E>& slab,
+                                              const ChannelNorm<SIZE>& norm, const Use& use) {
+    long long start = static_cast<long long>(blockIdx.y) * p.pixels;
+    for (int base = slab.row; base < p.pixels; base += DEPTH * slab.rows) {
+        uint4 held_x[DEPTH] = {}, held_dy[DEPTH] = {};
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            long long pixel = start + min(base + d * slab.rows, p.pixels - 1);
+            held_x[d] = source_piece(p.source.x, p.source.x2, p.c1, p.c2, WHOLE, pixel, slab.c);
+            held_dy[d] = source_piece<E>(p.dy, nullptr, p.c1 + p.c2, 0, WHOLE, pixel, slab.c);
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            if (base + d * slab.rows >= p.pixels) continue;
+            float distance[SIZE], dz[SIZE];
+            unpack(held_x[d], distance);
+            unpack(held_dy[d], dz);
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) {
+                distance[i] -= norm.mean[i];
+                if (SILU) dz[i] *= silu_derivative(fmaf(distance[i], norm.scale[i], norm.shift[i]));
+            }
+            use(start + base + d * slab.rows, dz, distance, WHOLE);
         }
     }
-    partial[threadIdx.x] = sum;
-    partial[256 + threadIdx.x] = product;
-    __syncthreads();
-    if (warp < 2 && c < channels) {
-        float total = 0.0f;
-        for (int w = 0; w < 8; ++w) total += partial[256 * warp + 32 * w + lane];
-        p.dx[(2ll * sample + warp) * channels + c] = total;
-    }
 }
 
 template <bool SILU, class E>
-__global__ void __launch_bounds__(256) group_norm_dgrad(GroupNormBackward<E, E> p) {
-    int channels = p.c1 + p.c2, width = channels / p.groups;
-    int group = blockIdx.x, sample = blockIdx.y, count = width * p.pixels;
-    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride;
-    const float* sums = p.sums + 2ll * sample * channels;
-    float sum = 0.0f, product = 0.0f;
-    for (int c = group * width; c < (group + 1) * width; ++c) {
-        sum = fmaf(gamma[c], sums[c], sum);
-        product = fmaf(gamma[c], sums[channels + c], product);
-    }
-    sum /= count;
-    product /= count;
-    float rstd = p.stats[2 * (sample * p.groups + group) + 1];
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        long long pixel = static_cast<long long>(sample) * p.pixels + i / width;
-        int c = group * width + i % width;
-        float2 element = group_norm_dz<SILU>(p, pixel, sample, c);
-        float inner = fmaf(gamma[c], element.x, -fmaf(element.y, product, sum));
-        store(p.dx, p.dx2, pixel, c, p.c1, p.c2, rstd * inner);
-    }
-}
+__global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> p) {
+    const int SIZE = Piece<E>::SIZE;
+    CYANEA_SHARED(float, parts, 6144);
+    CYANEA_SHARED(float2, own, 32);  // of the slab's groups the factor of x - mean in dx, and what is added
+    CYANEA_SHARED(unsigned, drawn, 1);
+    CYANEA_DYNAMIC_SHARED(float2, table);  // `own` for each channel
+    float* totals = reinterpret_cast<float*>(table + p.slab);
+    int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.y, thread = threadIdx.x;
+    Slab<E> slab(p.slab, channels, p.pixels);
+    int slab_width = slab.end - slab.first, groups = slab_width / width;
+    const float* stats = p.stats + 2 * (sample * p.groups + slab.first / width);
+    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + slab.first;
+    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + slab.first;
 
-struct GroupNormWeights {
-    const float* sums;  // [B, 2, C]
-    float* dgamma;      // [C], or [B, C] if `shared` is 0
-    float* dbeta;
-    int channels, batch, shared, unused;
-};
-
-__global__ void __launch_bounds__(256) group_norm_wgrad_nhwc_f32(GroupNormWeights p) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    int rows = p.shared ? 1 : p.batch;
-    if (i >= rows * p.channels) return;
-    int first = i / p.channels, c = i % p.channels;
-    int last = p.shared ? p.batch : first + 1;
-    float dbeta = 0.0f, dgamma = 0.0f;
-    for (int sample = first; sample < last; ++sample) {
-        dbeta += p.sums[2ll * sample * p.channels + c];
-        dgamma += p.sums[(2ll * sample + 1) * p.channels + c];
+    ChannelNorm<SIZE> norm;
+    float sums[3 * SIZE] = {};
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i) {
+        int c = min(slab.c - slab.first + i, slab_width - 1);
+        norm.mean[i] = stats[2 * (c / width)];
+        norm.scale[i] = stats[2 * (c / width) + 1] * gamma[c];
+        norm.shift[i] = beta[c];
     }
-    p.dgamma[i] = dgamma;
-    p.dbeta[i] = dbeta;
+    // Sums of dz, of dz (x - mean), and of x - mean.
+    auto add = [&](long long, const float(&dz)[SIZE], const float(&distance)[SIZE], bool) {
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i) {
+            sums[i] += dz[i];
+            sums[SIZE + i] = fmaf(dz[i], distance[i], sums[SIZE + i]);
+            sums[2 * SIZE + i] += distance[i];
+        }
+    };
+    const int DEPTH = CYANEA_CODE_PATH < 80 ? 1 : 2;  // sm_70 is short of registers
+    if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, add);
+    else each_gradient<SILU, false, 1>(p, slab, norm, add);
+    total_pixels<3>(slab, sums, parts, totals);
+    if (thread < groups) {
+        float sum = 0.0f, product = 0.0f, count = static_cast<float>(width) * p.pixels;
+        for (int c = thread * width; c < (thread + 1) * width; ++c) {
+            sum = fmaf(gamma[c], totals[c], sum);
+            product = fmaf(gamma[c], totals[slab_width + c], product);
+        }
+        float rstd = stats[2 * thread + 1];
+        own[thread] = make_float2(-rstd * rstd * rstd * product / count, -rstd * sum / count);
+    }
+    for (int o = thread; o < 2 * slab_width; o += 256) {
+        int c = o % slab_width;
+        float total = totals[o] * (o < slab_width ? 1.0f : stats[2 * (c / width) + 1]);
+        float* to = o < slab_width ? p.dbeta : p.dgamma;
+        if (p.tickets) p.sums[(2ll * sample + o / slab_width) * channels + slab.first + c] = total;
+        else to[static_cast<long long>(sample) * p.affine_stride + slab.first + c] = total;
+    }
+    __syncthreads();
+
+    for (int c = thread; c < slab_width; c += 256) {
+        float2 line = table[c] = own[c / width];
+        if (!p.rows) continue;
+        float sum = fmaf(stats[2 * (c / width) + 1] * gamma[c], totals[c], line.x * totals[2 * slab_width + c]);
+        p.rows[static_cast<long long>(sample) * channels + slab.first + c] =
+            fmaf(static_cast<float>(p.pixels), line.y, sum);
+    }
+    __syncthreads();
+    auto finish = [&](long long pixel, const float(&dz)[SIZE], const float(&distance)[SIZE],
+                      bool wide) {
+        // Read anew each time: there are no registers for what the table says.
+        int first = slab.c - slab.first + thread_again() - thread;
+        float dx[SIZE];
+#pragma unroll
+        for (int i = 0; i < SIZE; ++i) {
+            float2 line = table[wide ? first + i : min(first + i, slab_width - 1)];
+            dx[i] = fmaf(norm.scale[i], dz[i], fmaf(line.x, distance[i], line.y));
+        }
+#pragma unroll
+        for (int which = 0; which < 2; ++which) {
+            if (!p.residual[which]) continue;
+            float other[SIZE];
+            unpack(source_piece<E>(p.residual[which], nullptr, channels, 0, wide, pixel, slab.c), other);
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) dx[i] += other[i];
+        }
+        store_piece<E>(p.dx, p.dx2, p.c1, p.c2, wide, pixel, slab.c, slab.end, dx);
+    };
+    if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, finish);
+    else each_gradient<SILU, false, 1>(p, slab, norm, finish);
+
+    if (!p.tickets) return;
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) drawn[0] = atomicAdd(p.tickets + blockIdx.x, 1u);
+    __syncthreads();
+    if (drawn[0] != static_cast<unsigned>(p.batch - 1)) return;
+    __threadfence();
+    auto of_sample = [&](int o, int other) {
+        return __ldcg(p.sums + ((2ll * other + o / slab_width) * channels + slab.first + o % slab_width));
+    };
+    block_totals(2 * slab_width, p.batch, of_sample, [&](int o, float total) {
+        (o < slab_width ? p.dbeta : p.dgamma)[slab.first + o % slab_width] = total;
+    });
+    if (thread == 0) p.tickets[blockIdx.x] = 0;
 }

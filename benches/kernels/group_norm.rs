@@ -38,7 +38,7 @@ pub fn benches(bench: &mut Bench) {
         bench.time(
             "group_norm",
             &format!("silu dgrad {name}"),
-            GroupNormGrad { groups, silu: true },
+            GroupNormGrad::new(groups, true),
             &[image(), image(), per_channel(), per_channel(), stats],
             &[],
         );

@@ -260,6 +260,7 @@ fn every_kernel_is_compared() {
     normalisation::activations();
     normalisation::group_norm();
     normalisation::group_norm_gradient();
+    normalisation::group_norm_of_moments();
     normalisation::pixel_norm();
     normalisation::weight_norm();
     training::loss();

@@ -17,8 +17,7 @@ fn backward(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let Some(GroupNormGrad { silu: false, groups }) = op(node) else { continue };
-        let groups = *groups;
+        let Some(&GroupNormGrad { silu: false, groups, .. }) = op(node) else { continue };
         let Some((silu_at, 0)) = maker(graph, node.inputs[0]) else { continue };
         let silu = &graph.nodes[silu_at];
         if op(silu) != Some(&ActivationGrad(Activation::SILU)) {
@@ -34,7 +33,7 @@ fn backward(graph: &mut Graph) -> bool {
         if same && uses.only_reader(graph, silu.outputs[0], index) {
             let node = &mut graph.nodes[index];
             node.inputs[0] = dy;
-            node.op = Arc::new(GroupNormGrad { groups, silu: true });
+            node.op = Arc::new(GroupNormGrad::new(groups, true));
             graph.remove_node(silu_at);
             return true;
         }

@@ -6,12 +6,42 @@ use super::{Uses, maker, op};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
 use crate::ops::Build;
+use crate::ops::combine::Combine;
 use crate::ops::conv2d::{Norm, Operand, TilePack, TilePacks, TiledConv2d};
-use crate::ops::group_norm::{GroupNorm, GroupNormAffine};
+use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormOfMoments};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(packs(graph)? || siblings(graph)? || shortcut(graph)? || normalisation(graph)?)
+    Ok(packs(graph)? || siblings(graph)? || sum(graph) || shortcut(graph)? || normalisation(graph)?)
+}
+
+/// What is added to a convolution's result alone becomes its residual; it then runs where the sum
+/// stood. Sums behind gradients are left to this rule.
+fn sum(graph: &mut Graph) -> bool {
+    let uses = Uses::of(graph);
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        if op(node) != Some(&Combine::ADD) {
+            continue;
+        }
+        for (term, other) in [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])] {
+            let Some((made_at, 0)) = maker(graph, term) else { continue };
+            let alike = graph.ty(term) == graph.ty(other) && graph.root(other).0 != term;
+            if !alike || !uses.only_reader(graph, term, at) {
+                continue;
+            }
+            let Some(conv) = op::<TiledConv2d>(&graph.nodes[made_at]) else { continue };
+            let Some(conv) = conv.with_residual() else { continue };
+            let place = conv.operands().index(Operand::Residual).expect("just set");
+            let mut inputs = graph.nodes[made_at].inputs.clone();
+            inputs.insert(place, other);
+            let (outputs, label) = (node.outputs.clone(), graph.nodes[made_at].label.clone());
+            graph.nodes[at] = Node { op: Arc::new(conv), inputs, outputs, label };
+            graph.remove_node(made_at);
+            return true;
+        }
+    }
+    false
 }
 
 /// All weights that are there from the start are packed at once.
@@ -128,8 +158,8 @@ fn shortcut(graph: &mut Graph) -> Result<bool> {
     Ok(false)
 }
 
-/// A normalisation that only convolutions read, of what convolutions put out: the producers leave
-/// moments, and the readers do the rest while they load.
+/// A normalisation of what convolutions put out: the producers leave moments. Where only convolutions read
+/// it, they do the rest while they load; else it is written without asking for statistics first.
 fn normalisation(graph: &mut Graph) -> Result<bool> {
     let uses = Uses::of(graph);
     for at in 0..graph.nodes.len() {
@@ -149,7 +179,10 @@ fn normalisation(graph: &mut Graph) -> Result<bool> {
         let Some(producers) = producers else { continue };
         let rewritten: Option<Vec<_>> =
             readers.iter().map(|&reader| taken_in(graph, reader, at, norm, after)).collect();
-        let Some(rewritten) = rewritten.filter(|all| unread && !all.is_empty()) else { continue };
+        let rewritten = rewritten.filter(|all| unread && !all.is_empty());
+        if rewritten.is_none() && after.is_none() {
+            continue;
+        }
         let (sources, affine) = (sources.to_vec(), affine.to_vec());
         let channels: Vec<usize> =
             sources.iter().map(|&t| *graph.ty(t).shape.last().expect("channels")).collect();
@@ -166,6 +199,13 @@ fn normalisation(graph: &mut Graph) -> Result<bool> {
             rewrite(graph, producer, conv, inputs)?;
             moments.push(graph.nodes[producer].outputs[last]);
         }
+        let Some(rewritten) = rewritten else {
+            let node = &mut graph.nodes[at];
+            let norm = *op::<GroupNorm>(node).expect("asked above");
+            node.op = Arc::new(GroupNormOfMoments(norm));
+            node.inputs.extend(moments);
+            return Ok(true);
+        };
         for (reader, conv) in readers.into_iter().zip(rewritten) {
             let inputs = &graph.nodes[reader].inputs;
             // Without the normalised source, or the affine behind the sources.

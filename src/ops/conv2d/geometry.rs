@@ -6,15 +6,15 @@ use crate::device::{DType, View};
 use crate::error::Result;
 
 /// Bytes of neighbouring channels that are loaded at once; `Piece` of kernels/common/piece.cuh.
-pub(super) const PIECE: usize = 16;
+pub(in crate::ops) const PIECE: usize = 16;
 
 /// Channels of a piece.
-pub(super) fn piece(dtype: DType) -> usize {
+pub(in crate::ops) fn piece(dtype: DType) -> usize {
     PIECE / dtype.size()
 }
 
 /// Whether a source of so many channels can be read a piece at a time.
-pub(super) fn in_pieces(view: Option<&View>, channels: usize, dtype: DType) -> bool {
+pub(in crate::ops) fn in_pieces(view: Option<&View>, channels: usize, dtype: DType) -> bool {
     view.is_none_or(|view| view.offset.is_multiple_of(PIECE))
         && channels.is_multiple_of(piece(dtype))
 }

@@ -22,6 +22,7 @@ pub use tiles::{Norm, TilePack, TilePacks, TiledConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};
+pub(in crate::ops) use geometry::{in_pieces, piece};
 
 use super::sum_pixels::{Rows, SumPixels};
 use super::{Build, GradArgs, Lowered, Op, TensorId};

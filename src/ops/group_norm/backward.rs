@@ -5,6 +5,7 @@ use super::cpu::row;
 use super::moments::{Part, Sources};
 use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor, TensorMut, simd};
 use crate::ops::shape::Extent;
+use crate::ops::sum_pixels::add_rows;
 
 /// Rows of coefficients that a sample needs: first mean, rstd, gamma, beta; then, in their place,
 /// the three of [`coefficients`].
@@ -12,14 +13,15 @@ pub const COEFFICIENTS: usize = 4;
 
 impl CpuKernel for GroupNormGrad {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let dy = io.inputs[0].data;
-        let (stats, inputs) = io.inputs[1..].split_last().expect("inputs are checked");
+        let (dy, inputs, stats, residuals) = self.split(io.inputs);
+        let dy = dy.data;
         let (inputs, affine) = inputs.split_at(inputs.len() - 2);
         let sources = Sources::new(inputs);
         let Extent { batch, channels, .. } = sources.extent;
         let (partials, rest) = io.scratch.split_at_mut(sources.moments_len());
         let (totals, rows) = rest.split_at_mut(batch * 2 * channels);
-        let (dx, daffine) = io.outputs.split_at_mut(inputs.len());
+        let (dx, rest) = io.outputs.split_at_mut(inputs.len());
+        let (daffine, sums) = rest.split_at_mut(2);
 
         fill_rows(rows, stats, affine, channels, self.groups);
         self.sum_slices(cpu, &sources, dy, rows, dx, partials);
@@ -30,6 +32,16 @@ impl CpuKernel for GroupNormGrad {
             coefficients(rows, totals, sources.extent, self.groups);
         }
         self.write_dx(cpu, &sources, dy, rows, dx);
+        for residual in residuals {
+            add_residual(cpu, &sources, residual.data, dx);
+        }
+        if let ([sums], [dx]) = (sums, dx) {
+            let sample = sources.extent.sample();
+            cpu.chunks_mut(sums.data, channels, &|index, sums| {
+                sums.fill(0.0);
+                add_rows(cpu.simd(), &dx.data[index * sample..][..sample], sums);
+            });
+        }
         let [dgamma, dbeta] = daffine else { unreachable!("outputs are checked") };
         sum_samples(totals, channels, dbeta, 0);
         sum_samples(totals, channels, dgamma, 1);
@@ -128,6 +140,26 @@ impl GroupNormGrad {
             }
         });
     }
+}
+
+/// Adds a tensor that has all channels to `dx`.
+fn add_residual(cpu: &Cpu, sources: &Sources, residual: &[f32], dx: &mut [TensorMut]) {
+    let Extent { batch, channels, .. } = sources.extent;
+    let cuts = cuts(sources, dx);
+    cpu.cut_mut(batch, sources.slices.count, cuts, &|sample, slice, parts| {
+        let residual = slice_of(sources, residual, sample, slice);
+        for (part, dx) in sources.parts.iter().zip(parts) {
+            if part.channels == 0 {
+                continue;
+            }
+            let rows = dx.chunks_exact_mut(part.channels).zip(residual.chunks_exact(channels));
+            for (dx, residual) in rows {
+                for (dx, &residual) in dx.iter_mut().zip(&residual[part.at..]) {
+                    *dx += residual;
+                }
+            }
+        }
+    });
 }
 
 /// The pixels of one slice of a tensor that has all channels.

@@ -5,14 +5,18 @@ use crate::device::kernels::{
     self, GROUP_NORM_AFFINE_FWD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_DGRAD_NHWC_F32,
     GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16,
     GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32,
-    GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32,
-    GROUP_NORM_STATS_FWD_NHWC_F16, GROUP_NORM_STATS_FWD_NHWC_F32, GROUP_NORM_SUMS_DGRAD_NHWC_F16,
-    GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_WGRAD_NHWC_F32, UNSET, of_type,
+    GROUP_NORM_STATS_FWD_NHWC_F16, GROUP_NORM_STATS_FWD_NHWC_F32, UNSET, of_type,
 };
-use crate::device::{KernelWork, View};
+use crate::device::{DType, KernelWork, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
+use crate::ops::conv2d::{in_pieces, piece};
 use crate::ops::shape::Extent;
+
+/// Threads of a block, each with a piece of a pixel's channels at a time.
+const THREADS: usize = 256;
+/// Bytes of a source that a block of the forward kernel has, where others have the rest of the sample.
+const SHARE: usize = 32 << 10;
 
 kernels::params! {
     /// `GroupNormStats`.
@@ -27,8 +31,9 @@ kernels::params! {
     /// `GroupNormForward`.
     struct Forward for GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16
     {
-        source: [u64; 2], gamma: u64, beta: u64, stats: u64, y: u64,
-        pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, batch: i32,
+        source: [u64; 2], moments: [u64; 2], gamma: u64, beta: u64, y: u64, stats: u64,
+        pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, slab: i32, share: i32,
+        wide: i32, tiles1: i32, tiles2: i32, slice1: i32, slice2: i32, eps: f32, unused: i32,
     }
 }
 
@@ -42,20 +47,21 @@ kernels::params! {
 
 kernels::params! {
     /// `GroupNormBackward`.
-    struct Backward for GROUP_NORM_DGRAD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16, GROUP_NORM_SUMS_DGRAD_NHWC_F32, GROUP_NORM_SUMS_DGRAD_NHWC_F16, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16
+    struct Backward for GROUP_NORM_DGRAD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16
     {
-        dy: u64, source: [u64; 2], gamma: u64, beta: u64, stats: u64, sums: u64,
-        dx: u64, dx2: u64,
-        pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, batch: i32,
+        dy: u64, source: [u64; 2], gamma: u64, beta: u64, stats: u64, residual: [u64; 2],
+        dx: u64, dx2: u64, dgamma: u64, dbeta: u64, rows: u64, sums: u64, tickets: u64,
+        pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, batch: i32, slab: i32,
+        wide: i32,
     }
 }
 
-kernels::params! {
-    /// `GroupNormWeights`.
-    struct Weights for GROUP_NORM_WGRAD_NHWC_F32 {
-        sums: u64, dgamma: u64, dbeta: u64,
-        channels: i32, batch: i32, shared: i32, unused: i32,
-    }
+/// Channels of a block: whole groups, pieces and two of them, if there are as many.
+fn slab(channels: usize, groups: usize, dtype: DType) -> usize {
+    let (width, piece) = (channels / groups, piece(dtype));
+    let unit = (1..=piece).map(|n| n * width).find(|unit| unit.is_multiple_of(piece));
+    let unit = unit.expect("a piece of groups is whole pieces");
+    (unit * (2 * piece).div_ceil(unit)).min(channels)
 }
 
 /// (`x`, \[`x2`\], `gamma`, `beta`) as kernels take them.
@@ -108,8 +114,35 @@ impl<'a> Inputs<'a> {
         self.c1 + self.c2
     }
 
-    fn elements(&self) -> usize {
-        self.batch as usize * self.pixels as usize * self.channels() as usize
+    /// Channels of a block, and blocks that have all channels.
+    ///
+    /// # Errors
+    /// Where a pixel of them is more than a block reads at once.
+    fn slab(&self, operation: &str) -> Result<(usize, u32)> {
+        let (channels, groups) = (self.channels() as usize, self.groups as usize);
+        let slab = slab(channels, groups, self.x.ty.dtype);
+        let most = THREADS * piece(self.x.ty.dtype);
+        if slab > most {
+            return Err(Error::operation(
+                operation,
+                format!(
+                    "groups of {} channels are too wide for a block, which takes {most}; use more \
+                     than {groups} groups",
+                    channels / groups
+                ),
+            ));
+        }
+        Ok((slab, channels.div_ceil(slab) as u32))
+    }
+
+    /// Whether sources and these tensors of all channels can be moved a piece at a time.
+    fn wide(&self, like_y: &[&View], like_x2: Option<&View>) -> bool {
+        let dtype = self.x.ty.dtype;
+        let [c1, c2] = [self.c1, self.c2].map(|channels| channels as usize);
+        in_pieces(Some(self.x), c1, dtype)
+            && in_pieces(self.x2, c2, dtype)
+            && in_pieces(like_x2, c2, dtype)
+            && like_y.iter().all(|&view| in_pieces(Some(view), c1 + c2, dtype))
     }
 
     fn stats(&self, eps: f32, stats: &View) -> KernelWork {
@@ -136,30 +169,61 @@ impl<'a> Inputs<'a> {
 }
 
 impl GroupNorm {
-    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let inputs = Inputs::new("group_norm", args.inputs, self.groups)?;
-        let [y, stats] = args.outputs else { unreachable!("outputs are checked") };
+    /// `inputs` are (`x`, \[`x2`\], `gamma`, `beta`); `moments` none, or those of each source.
+    pub(super) fn launches(
+        &self,
+        inputs: &[View],
+        moments: &[View],
+        outputs: &[View],
+    ) -> Result<Vec<KernelWork>> {
+        let name = "group_norm";
+        let inputs = Inputs::new(name, inputs, self.groups)?;
+        let [y, stats] = outputs else { unreachable!("outputs are checked") };
+        let (slab, slabs) = inputs.slab(name)?;
+        let pixels = inputs.pixels as usize;
+        let share = match moments {
+            [] => pixels,
+            _ => (SHARE / (slab * y.ty.dtype.size())).clamp(1, pixels),
+        };
+        let int = |size| kernels::dimension(name, size);
+        let tiles = |index: usize| moments.get(index).map_or(Ok(0), |view| int(view.ty.shape[1]));
+        let slice = |index: usize, channels: i32| match moments.get(index) {
+            Some(view) => Ok(channels / int(view.ty.shape[3])?),
+            None => Ok(0),
+        };
         let params = Forward {
             source: [UNSET; 2],
+            moments: [UNSET; 2],
             gamma: UNSET,
             beta: UNSET,
-            stats: UNSET,
             y: UNSET,
+            stats: UNSET,
             pixels: inputs.pixels,
             c1: inputs.c1,
             c2: inputs.c2,
             groups: inputs.groups,
             affine_stride: inputs.affine_stride,
-            batch: inputs.batch,
+            slab: int(slab)?,
+            share: int(share)?,
+            wide: i32::from(inputs.wide(&[y], None)),
+            tiles1: tiles(0)?,
+            tiles2: tiles(1)?,
+            slice1: slice(0, inputs.c1)?,
+            slice2: slice(1, inputs.c2)?,
+            eps: self.eps,
+            unused: 0,
         };
         let (f32, f16) = match self.silu {
             true => (&GROUP_NORM_SILU_FWD_NHWC_F32, &GROUP_NORM_SILU_FWD_NHWC_F16),
             false => (&GROUP_NORM_FWD_NHWC_F32, &GROUP_NORM_FWD_NHWC_F16),
         };
         let kernel = of_type(&inputs.x.ty, f32, f16);
-        let read = [Some(inputs.x), inputs.x2, Some(inputs.gamma), Some(inputs.beta), Some(stats)];
-        let apply = kernel.over(inputs.elements(), &params, &read, &[Some(y)]);
-        Ok(vec![inputs.stats(self.eps, stats), apply])
+        let (gamma, beta) = (Some(inputs.gamma), Some(inputs.beta));
+        let read = [Some(inputs.x), inputs.x2, moments.first(), moments.get(1), gamma, beta];
+        let grid = [slabs, int(pixels.div_ceil(share))? as u32, inputs.batch as u32];
+        let shared = 4 * slab as u32;
+        let written = [Some(y), Some(stats)];
+        Ok(vec![kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written)])
     }
 }
 
@@ -192,57 +256,62 @@ impl GroupNormAffine {
 }
 
 impl GroupNormGrad {
-    /// Elements of working memory: two sums a sample and channel.
-    pub(super) fn kernel_scratch(batch: usize, channels: usize) -> usize {
-        2 * batch * channels
+    /// Elements of working memory: two sums a sample and channel, where the samples' are added.
+    pub(super) fn kernel_scratch(&self, inputs: &[&TensorType]) -> usize {
+        let Extent { batch, channels, .. } = Extent::of(&inputs[0].shape);
+        if self.kernel_tickets(inputs) > 0 { 2 * batch * channels } else { 0 }
+    }
+
+    /// One a slab, where samples share gamma.
+    pub(super) fn kernel_tickets(&self, inputs: &[&TensorType]) -> usize {
+        let Extent { batch, channels, .. } = Extent::of(&inputs[0].shape);
+        let (_, plain, ..) = self.split(inputs);
+        let shared = plain[plain.len() - 1].elements() == channels;
+        let slabs = channels.div_ceil(slab(channels, self.groups, inputs[0].dtype));
+        if shared && batch > 1 { slabs } else { 0 }
     }
 
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let [dy, inputs @ .., stats] = args.inputs else { unreachable!("inputs are checked") };
-        let inputs = Inputs::new("group_norm_grad", inputs, self.groups)?;
-        let (dx, dx2, dgamma, dbeta) = match args.outputs {
+        let name = "group_norm_grad";
+        let (dy, inputs, stats, residuals) = self.split(args.inputs);
+        let inputs = Inputs::new(name, inputs, self.groups)?;
+        let (outputs, rows) = args.outputs.split_at(args.outputs.len() - usize::from(self.rows));
+        let (dx, dx2, dgamma, dbeta) = match outputs {
             [dx, dgamma, dbeta] => (dx, None, dgamma, dbeta),
             [dx, dx2, dgamma, dbeta] => (dx, Some(dx2), dgamma, dbeta),
             _ => unreachable!("outputs are checked"),
         };
-        let Some(sums) = args.scratch else { unreachable!("working memory was asked for") };
-        let channels = inputs.channels();
+        let (slab, slabs) = inputs.slab(name)?;
+        let like_y: Vec<&View> = residuals.iter().chain([dy]).collect();
+        let aligned = in_pieces(Some(dx), inputs.c1 as usize, dx.ty.dtype);
         let params = Backward {
             dy: UNSET,
             source: [UNSET; 2],
             gamma: UNSET,
             beta: UNSET,
             stats: UNSET,
-            sums: UNSET,
+            residual: [UNSET; 2],
             dx: UNSET,
             dx2: UNSET,
+            dgamma: UNSET,
+            dbeta: UNSET,
+            rows: UNSET,
+            sums: UNSET,
+            tickets: UNSET,
             pixels: inputs.pixels,
             c1: inputs.c1,
             c2: inputs.c2,
             groups: inputs.groups,
             affine_stride: inputs.affine_stride,
             batch: inputs.batch,
+            slab: kernels::dimension(name, slab)?,
+            wide: i32::from(aligned && inputs.wide(&like_y, dx2)),
         };
-        let weights = Weights {
-            sums: UNSET,
-            dgamma: UNSET,
-            dbeta: UNSET,
-            channels,
-            batch: inputs.batch,
-            shared: i32::from(inputs.affine_stride == 0),
-            unused: 0,
+        let (f32, f16) = match self.silu {
+            true => (&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
+            false => (&GROUP_NORM_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F16),
         };
-        let of = |f32, f16| of_type(&inputs.x.ty, f32, f16);
-        let (sum, dgrad) = match self.silu {
-            true => (
-                of(&GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_SILU_SUMS_DGRAD_NHWC_F16),
-                of(&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
-            ),
-            false => (
-                of(&GROUP_NORM_SUMS_DGRAD_NHWC_F32, &GROUP_NORM_SUMS_DGRAD_NHWC_F16),
-                of(&GROUP_NORM_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F16),
-            ),
-        };
+        let kernel = of_type(&inputs.x.ty, f32, f16);
         let read = [
             Some(dy),
             Some(inputs.x),
@@ -250,21 +319,14 @@ impl GroupNormGrad {
             Some(inputs.gamma),
             Some(inputs.beta),
             Some(stats),
+            residuals.first(),
+            residuals.get(1),
         ];
-        let [first, groups] = [(channels as u32).div_ceil(32), inputs.groups as u32];
-        let batch = inputs.batch as u32;
-        let threads = [256, 1, 1];
-        let without_sums: Vec<_> = read.into_iter().chain([None]).collect();
-        let with_sums: Vec<_> = read.into_iter().chain([Some(sums)]).collect();
-        Ok(vec![
-            sum.launch([first, batch, 1], threads, 0, &params, &without_sums, &[Some(sums), None]),
-            dgrad.launch([groups, batch, 1], threads, 0, &params, &with_sums, &[Some(dx), dx2]),
-            GROUP_NORM_WGRAD_NHWC_F32.over(
-                dgamma.ty.elements(),
-                &weights,
-                &[Some(sums)],
-                &[Some(dgamma), Some(dbeta)],
-            ),
-        ])
+        let gradients = [Some(dx), dx2, Some(dgamma), Some(dbeta)];
+        let written: Vec<_> =
+            gradients.into_iter().chain([rows.first(), args.scratch, args.tickets]).collect();
+        let grid = [slabs, inputs.batch as u32, 1];
+        let shared = 20 * slab as u32;
+        Ok(vec![kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written)])
     }
 }

@@ -26,16 +26,44 @@ pub struct GroupNorm {
     pub silu: bool,
 }
 
-/// (`dy`, `x`, \[`x2`\], `gamma`, `beta`, `stats`) → `dx`, \[`dx2`\], `dgamma`, `dbeta`.
+/// [`GroupNorm`] where the convolutions that made the sources left moments of them (as
+/// [`TiledConv2d`](super::conv2d::TiledConv2d) says), which follow beta, one of each source. On targets
+/// with kernels alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormOfMoments(pub GroupNorm);
+
+/// (`dy`, `x`, \[`x2`\], `gamma`, `beta`, `stats`, residuals of the shape of `dy`) → `dx`, \[`dx2`\],
+/// `dgamma`, `dbeta`, and with `rows` the sums of `dx` over pixels `[B, C]`.
 ///
 /// With z = (x − μ)·rstd·gamma + beta, dz = dy (through SiLU: dy·SiLU′(z)), x̂ = (x − μ)·rstd and M
 /// elements in a group: dx = rstd·(gamma·dz − (Σ gamma·dz + x̂·Σ gamma·dz·x̂)/M), sums over the
-/// group; dgamma = Σ dz·x̂ and dbeta = Σ dz over pixels, and over samples, in their order, where
-/// gamma is shared.
+/// group; dgamma = Σ dz·x̂ and dbeta = Σ dz over pixels, and over samples where gamma is shared. The
+/// residuals are what else flows back to x, and are added to dx.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupNormGrad {
     pub groups: usize,
     pub silu: bool,
+    /// How many residuals there are.
+    pub residuals: usize,
+    /// With one source and no residual only.
+    pub rows: bool,
+}
+
+/// Most residuals of a [`GroupNormGrad`].
+pub const MOST_RESIDUALS: usize = 2;
+
+impl GroupNormGrad {
+    /// The gradient alone.
+    pub fn new(groups: usize, silu: bool) -> GroupNormGrad {
+        GroupNormGrad { groups, silu, residuals: 0, rows: false }
+    }
+
+    /// dy, (sources, gamma, beta), stats and residuals.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a T, &'a [T], &'a T, &'a [T]) {
+        let (inputs, residuals) = inputs.split_at(inputs.len() - self.residuals);
+        let [dy, inputs @ .., stats] = inputs else { unreachable!("inputs are checked") };
+        (dy, inputs, stats, residuals)
+    }
 }
 
 /// The same normalisation left to the consumer: (`x`, \[`x2`\], `gamma`, `beta`) → `affine`
@@ -111,7 +139,7 @@ impl Op for GroupNorm {
         let Some(dy) = args.output_grads[0] else {
             return Ok(vec![None; args.inputs.len()]);
         };
-        let op = GroupNormGrad { groups: self.groups, silu: self.silu };
+        let op = GroupNormGrad::new(self.groups, self.silu);
         let mut inputs = vec![dy];
         inputs.extend(args.inputs);
         inputs.push(args.outputs[1]);
@@ -129,7 +157,43 @@ impl Op for GroupNorm {
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        self.launches(args)
+        self.launches(args.inputs, &[], args.outputs)
+    }
+}
+
+impl Op for GroupNormOfMoments {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
+        let (name, groups) = (self.name(), self.0.groups);
+        let refuse = |what: String| Err(Error::operation(name, what));
+        let sources = inputs.len() / 2 - 1;
+        if !matches!(inputs.len(), 4 | 6) {
+            return refuse(format!("takes 4 or 6 inputs, not {}", inputs.len()));
+        }
+        let (plain, moments) = inputs.split_at(sources + 2);
+        let Normalised { extent, .. } = normalised(name, plain, groups)?;
+        let mut offset = 0;
+        for (source, moments) in plain.iter().zip(moments) {
+            let channels = Extent::of(&source.shape).channels;
+            let width = extent.channels / groups;
+            if shape::moments_slice(moments, extent.batch, channels, offset, width).is_none() {
+                return refuse(format!(
+                    "moments are {moments:?}; they must be [{}, tiles, 3, slices] of {channels} \
+                     channels, in slices that divide groups of {width}",
+                    extent.batch
+                ));
+            }
+            offset += channels;
+        }
+        self.0.infer(plain)
+    }
+
+    fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let (plain, moments) = args.inputs.split_at(args.inputs.len() / 2 + 1);
+        self.0.launches(plain, moments, args.outputs)
     }
 }
 
@@ -139,27 +203,46 @@ impl Op for GroupNormGrad {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        shape::halves(self.name(), inputs, 5..=6, &self.half(inputs))?;
-        let (dy, inputs) = (inputs[0], &inputs[1..]);
-        let (stats, inputs) = inputs.split_last().expect("at least five inputs");
+        let count = 5 + self.residuals..=6 + self.residuals;
+        shape::halves(self.name(), inputs, count, &self.half(inputs))?;
+        let (&dy, inputs, &stats, residuals) = self.split(inputs);
         let Normalised { extent, y } = normalised(self.name(), inputs, self.groups)?;
         shape::expect(self.name(), "dy", dy, &y)?;
         let wanted = TensorType::f32([extent.batch, self.groups, 2]);
         shape::expect(self.name(), "stats", stats, &wanted)?;
-        Ok(inputs.iter().map(|&ty| ty.clone()).collect())
+        for residual in residuals {
+            shape::expect(self.name(), "a residual", residual, &y)?;
+        }
+        let refuse = |what: &str| Err(Error::operation(self.name(), what));
+        if self.residuals > MOST_RESIDUALS {
+            return refuse(&format!("takes {MOST_RESIDUALS} residuals, not {}", self.residuals));
+        }
+        if self.rows && (inputs.len() > 3 || self.residuals > 0) {
+            return refuse("sums dx over pixels where there is one source and no residual");
+        }
+        let mut outputs: Vec<TensorType> = inputs.iter().map(|&ty| ty.clone()).collect();
+        if self.rows {
+            outputs.push(TensorType::f32([extent.batch, extent.channels]));
+        }
+        Ok(outputs)
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let Extent { batch, pixels, channels } = Extent::of(&inputs[0].shape);
         if !target.is_cpu() {
-            return GroupNormGrad::kernel_scratch(batch, channels);
+            return self.kernel_scratch(inputs);
         }
         batch * channels * (2 * Slices::new(pixels, channels).count + 2 + backward::COEFFICIENTS)
     }
 
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { 0 } else { self.kernel_tickets(inputs) }
+    }
+
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
-        // dy and the sources.
-        vec![true; inputs.len().saturating_sub(3)]
+        // dy, the sources and the residuals.
+        let affine = inputs.len().saturating_sub(3 + self.residuals);
+        (0..inputs.len()).map(|index| index < affine || index >= affine + 3).collect()
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

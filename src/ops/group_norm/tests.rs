@@ -109,7 +109,7 @@ fn neither_threads_nor_batch_matter() {
     let stats = run(&NORM_SILU, &inputs)[1].clone();
     let dy = Host::random(&[3, 40, 41, 24], 4);
     for silu in [false, true] {
-        let op = GroupNormGrad { groups: 3, silu };
+        let op = GroupNormGrad::new(3, silu);
         let inputs = [&dy, &x, &gamma, &beta, &stats];
         check_threads(&op, &inputs);
         check_batch(&op, &inputs, &[true, true, false, false, true], &[0]);

@@ -1,8 +1,8 @@
 //! Functions of single elements, and normalisations.
 
-use super::{check, check_state};
+use super::{check, check_state, compare};
 use crate::ops::activation::{Activation, ActivationGrad};
-use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad};
+use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad, GroupNormOfMoments};
 use crate::ops::pixel_norm::{PixelNorm, PixelNormGrad};
 use crate::ops::testing::{Host, run};
 use crate::ops::weight_norm::{ForceUnitNorm, WeightNorm, WeightNormGrad};
@@ -33,6 +33,9 @@ fn cases() -> Vec<(Vec<Host>, usize)> {
         (case(&[3, 3, 2, 5], Some(&[3, 3, 2, 7]), &[12]), 3),
         (case(&[1, 17, 13, 40], None, &[1, 40]), 8),
         (case(&[2, 7, 34], Some(&[2, 7, 2]), &[2, 36]), 4),
+        // Whole pieces, more pixels than a block reads at once, three slabs.
+        (case(&[3, 20, 19, 16], Some(&[3, 20, 19, 32]), &[48]), 12),
+        (case(&[2, 3, 3, 96], None, &[96]), 8),
     ]
 }
 
@@ -57,7 +60,64 @@ pub(super) fn group_norm_gradient() {
             let mut all = vec![&dy];
             all.extend(&references);
             all.push(&forward[1]);
-            check(&GroupNormGrad { groups, silu }, &all, 1e-5);
+            let op = GroupNormGrad::new(groups, silu);
+            check(&op, &all, 1e-5);
+            if inputs.len() == 3 {
+                check(&GroupNormGrad { rows: true, ..op }, &all, 1e-5);
+            }
+            let residuals = [Host::random(&dy.ty.shape, 6), Host::random(&dy.ty.shape, 7)];
+            for residual in &residuals {
+                all.push(residual);
+                check(&GroupNormGrad { residuals: all.len() - inputs.len() - 2, ..op }, &all, 1e-5);
+            }
+        }
+    }
+}
+
+/// Moments as a convolution leaves them: of tiles of 64 pixels and `slice` channels the number of
+/// elements, their mean and the sum of their squared deviations.
+fn moments(x: &Host, slice: usize) -> Host {
+    let &[batch, .., channels] = &x.ty.shape[..] else { unreachable!("it is an image") };
+    let sample = x.data.len() / batch;
+    let mut data = Vec::new();
+    let mut tiles = 0;
+    for sample in x.data.chunks(sample) {
+        tiles = sample.chunks(64 * channels).len();
+        for tile in sample.chunks(64 * channels) {
+            let slices = (0..channels / slice).map(|at| {
+                let rows = tile.chunks(channels).flat_map(move |row| &row[at * slice..][..slice]);
+                let values: Vec<f64> = rows.map(|&x| f64::from(x)).collect();
+                let mean = values.iter().sum::<f64>() / values.len() as f64;
+                let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                [values.len() as f32, mean as f32, squares as f32]
+            });
+            let slices: Vec<[f32; 3]> = slices.collect();
+            data.extend((0..3).flat_map(|which| slices.iter().map(move |slice| slice[which])));
+        }
+    }
+    Host::new(&[batch, tiles, 3, channels / slice], data)
+}
+
+/// The same normalisation from moments of its sources, in slices as wide as a group or narrower.
+#[test]
+pub(super) fn group_norm_of_moments() {
+    for (inputs, groups) in cases() {
+        let plain: Vec<&Host> = inputs.iter().collect();
+        let sources = &plain[..plain.len() - 2];
+        let channels = |host: &Host| *host.ty.shape.last().expect("channels");
+        let width = sources.iter().map(|&x| channels(x)).sum::<usize>() / groups;
+        let divides = |&slice: &usize| {
+            width.is_multiple_of(slice)
+                && sources.iter().all(|&x| channels(x).is_multiple_of(slice))
+        };
+        let slice = (1..=width).rev().find(divides).expect("one divides all");
+        let moments: Vec<Host> = sources.iter().map(|&x| moments(x, slice)).collect();
+        let mut all = plain.clone();
+        all.extend(&moments);
+        for silu in [false, true] {
+            let norm = GroupNorm { groups, eps: 1e-5, silu };
+            let want = run(&norm, &plain);
+            compare(&GroupNormOfMoments(norm), &all, &[], &want, 1e-5);
         }
     }
 }

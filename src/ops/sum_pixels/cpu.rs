@@ -40,7 +40,7 @@ fn add_sample(y: &mut [f32], partials: &[f32], channels: usize) {
 
 crate::vectorised! {
     /// Adds rows as long as `sums` to it, in order.
-    fn add_rows<'a>(x: &'a [f32], sums: &'a mut [f32]) {
+    pub(in crate::ops) fn add_rows<'a>(x: &'a [f32], sums: &'a mut [f32]) {
         for row in x.chunks_exact(sums.len()) {
             for (sum, &x) in sums.iter_mut().zip(row) {
                 *sum += x;

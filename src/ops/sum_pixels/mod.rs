@@ -3,6 +3,8 @@
 mod cpu;
 mod launch;
 
+pub(in crate::ops) use cpu::add_rows;
+
 use super::shape::{self, Extent, Slices};
 use super::{LaunchArgs, Op};
 use crate::device::{KernelWork, Target, TensorType};

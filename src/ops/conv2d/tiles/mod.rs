@@ -15,6 +15,7 @@ use crate::device::cpu::conv::Conv;
 use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
+use crate::ops::shape::moments_slice;
 use crate::ops::{LaunchArgs, Lowered, Op};
 use cut::{Shape, Traits};
 use std::sync::Arc;
@@ -260,6 +261,13 @@ impl TiledConv2d {
         Some(conv)
     }
 
+    /// With a residual, `None` where something stands in the way.
+    pub fn with_residual(&self) -> Option<TiledConv2d> {
+        let mut conv = self.clone();
+        let taken = std::mem::replace(&mut conv.form.operands.residual, true);
+        (!taken && self.extras == Extras::default()).then_some(conv)
+    }
+
     /// Leaving moments of slices of so many channels.
     pub fn with_moments(&self, slice: usize) -> TiledConv2d {
         let mut conv = self.clone();
@@ -291,22 +299,13 @@ impl Op for TiledConv2d {
             let sources = places.moments.into_iter().zip(conv.channels);
             for ((place, channels), offset) in sources.zip([0, conv.channels[0]]) {
                 let Some(ty) = place.map(|index| inputs[index]) else { continue };
-                let &[batch, tiles, 3, slices] = &ty.shape[..] else {
-                    return self
-                        .refuse(format!("moments are {ty:?}; they must be [B, tiles, 3, slices]"));
-                };
-                let whole = slices > 0 && channels.is_multiple_of(slices);
-                // No slice may belong to two groups.
-                let slice = if whole { channels / slices } else { 0 };
                 let width = conv.c_in() / groups;
-                if batch != conv.batch
-                    || tiles == 0
-                    || !whole
-                    || !width.is_multiple_of(slice)
-                    || !offset.is_multiple_of(slice)
-                {
-                    return self
-                        .refuse(format!("moments {ty:?} don't fit groups of {width} channels"));
+                if moments_slice(ty, conv.batch, channels, offset, width).is_none() {
+                    return self.refuse(format!(
+                        "moments are {ty:?}; they must be [{}, tiles, 3, slices] of {channels} channels, \
+                         in slices that divide groups of {width}",
+                        conv.batch
+                    ));
                 }
             }
         }
