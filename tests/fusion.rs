@@ -200,3 +200,57 @@ fn an_activation_that_is_read_twice_stays() {
     };
     assert!(check(&inputs, build, false).contains(&"silu"));
 }
+
+/// A residual block of a U-Net in training: the normalisations' gradients take in the sums behind them.
+#[test]
+fn gradients_take_in_residuals_and_sums_over_pixels() {
+    let inputs: [(&str, &[usize]); 8] = [
+        ("x", &[2, 5, 7, 8]),
+        ("gamma", &[8]),
+        ("beta", &[8]),
+        ("w", &[8, 8, 3, 3]),
+        ("row", &[2, 8]),
+        ("gamma2", &[8]),
+        ("beta2", &[8]),
+        ("w2", &[8, 8, 3, 3]),
+    ];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let h = norm_silu(g, &[t[0], t[1], t[2]])?;
+        let h = conv(g, h, t[3])?;
+        let h = g.one(Combine::ADD, &[h, t[4]])?;
+        let h = norm_silu(g, &[h, t[5], t[6]])?;
+        let h = conv(g, h, t[7])?;
+        let y = g.one(Combine::ADD, &[h, t[0]])?;
+        // Read once more, as by a skip connection.
+        g.one(Combine::Product, &[y, t[0]])
+    };
+    let names = check(&inputs, build, true);
+    assert!(!names.contains(&"add") && !names.contains(&"sum_pixels"), "{names:?}");
+}
+
+/// A block that reads a concatenation, and upsampling behind it, in training.
+#[test]
+fn concatenation_and_upsampling_are_not_written_in_training_either() {
+    let inputs: [(&str, &[usize]); 7] = [
+        ("a", &[2, 6, 7, 8]),
+        ("b", &[2, 6, 7, 4]),
+        ("gamma", &[12]),
+        ("beta", &[12]),
+        ("w", &[8, 12, 3, 3]),
+        ("shortcut", &[8, 12, 1, 1]),
+        ("w2", &[4, 8, 3, 3]),
+    ];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let joined = g.one(Concat::PLAIN, &[t[0], t[1]])?;
+        let h = norm_silu(g, &[joined, t[2], t[3]])?;
+        let h = conv(g, h, t[4])?;
+        let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
+        let h = g.one(Combine::ADD, &[h, skip])?;
+        let up = g.one(UpsampleNearest2d { factor: 2, scale: 1.0 }, &[h])?;
+        conv(g, up, t[6])
+    };
+    let names = check(&inputs, build, true);
+    for gone in ["concat", "slice_channels", "add", "upsample_nearest"] {
+        assert!(!names.iter().any(|name| name.starts_with(gone)), "{names:?}");
+    }
+}

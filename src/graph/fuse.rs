@@ -5,6 +5,7 @@
 //! for an intermediate result turns off the fusions that would hide it.
 
 mod convolution;
+mod gradient;
 mod magnitude;
 mod normalisation;
 mod tiles;
@@ -22,8 +23,8 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 3] =
-        [normalisation::rules, convolution::rules, magnitude::rules];
+    let rules: [fn(&mut Graph) -> Result<bool>; 4] =
+        [normalisation::rules, gradient::rules, convolution::rules, magnitude::rules];
     for rule in rules {
         while rule(graph)? {}
     }

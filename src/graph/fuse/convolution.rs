@@ -4,12 +4,12 @@
 use super::{Uses, maker, op};
 use crate::error::Result;
 use crate::graph::{Graph, Node, Origin, TensorId};
-use crate::ops::Build;
 use crate::ops::combine::Combine;
-use crate::ops::concat::Concat;
-use crate::ops::conv2d::{Conv2d, Operand};
-use crate::ops::group_norm::{GroupNorm, GroupNormAffine};
+use crate::ops::concat::{Concat, SliceChannels};
+use crate::ops::conv2d::{Conv2d, Conv2dWgrad, Operand, Operands};
+use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad};
 use crate::ops::resample::UpsampleNearest2d;
+use crate::ops::{Build, Op};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
@@ -61,20 +61,31 @@ fn sum(graph: &mut Graph) -> bool {
             let at = conv.index(operand).expect("just set");
             let mut inputs = graph.nodes[conv_at].inputs.clone();
             inputs.insert(at, added);
-            let result = graph.nodes[index].outputs[0];
-            let label = graph.nodes[conv_at].label.clone();
-            graph.nodes[index] = Node { op: Arc::new(conv), inputs, outputs: vec![root], label };
-            // The sum may have had another shape than the convolution.
-            graph.tensors[root.0].bound = graph.tensors[result.0].bound.take();
-            graph.tensors[result.0].origin = Origin::Part { of: root, offset: 0 };
-            graph.remove_node(conv_at);
+            run_at_sum(graph, conv_at, index, Arc::new(conv), inputs);
             return true;
         }
     }
     false
 }
 
-/// A concatenation that only convolutions and normalisations read is never written.
+/// Lets the convolution at `conv_at`, which makes the sum of the node `at` too now, run there.
+pub(super) fn run_at_sum(
+    graph: &mut Graph,
+    conv_at: usize,
+    at: usize,
+    op: Arc<dyn Op>,
+    inputs: Vec<TensorId>,
+) {
+    let (made, result) = (graph.nodes[conv_at].outputs[0], graph.nodes[at].outputs[0]);
+    let label = graph.nodes[conv_at].label.clone();
+    graph.nodes[at] = Node { op, inputs, outputs: vec![made], label };
+    // The sum may have had another shape than the convolution.
+    graph.tensors[made.0].bound = graph.tensors[result.0].bound.take();
+    graph.tensors[result.0].origin = Origin::Part { of: made, offset: 0 };
+    graph.remove_node(conv_at);
+}
+
+/// A concatenation that only convolutions, normalisations and their gradients read is never written.
 fn concatenation(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
@@ -82,35 +93,85 @@ fn concatenation(graph: &mut Graph) -> bool {
         if op(node) != Some(&Concat::PLAIN) {
             continue;
         }
-        let ([first, second], joined) = ([node.inputs[0], node.inputs[1]], node.outputs[0]);
+        let (sources, joined) = ([node.inputs[0], node.inputs[1]], node.outputs[0]);
         let Some(readers) = uses.readers(graph, joined) else { continue };
         let takes = |&reader: &usize| {
             let node = &graph.nodes[reader];
             let once = node.inputs.iter().filter(|&&t| graph.root(t).0 == joined).count() == 1;
             let norm = op::<GroupNorm>(node).is_some() || op::<GroupNormAffine>(node).is_some();
-            let conv = op::<Conv2d>(node).is_some_and(|conv| !conv.operands.second);
-            once && node.inputs[0] == joined && (conv || (norm && node.inputs.len() == 3))
+            let first = node.inputs[0] == joined;
+            once && match operands(node) {
+                Some(operands) => first && !operands.second,
+                None if norm => first && node.inputs.len() == 3,
+                None => split_gradient(graph, &uses, reader, sources, joined).is_some(),
+            }
         };
         if readers.is_empty() || !readers.iter().all(takes) {
             continue;
         }
+        let mut removed = vec![index];
         for reader in readers {
+            let halves = split_gradient(graph, &uses, reader, sources, joined);
             let node = &mut graph.nodes[reader];
-            node.inputs[0] = first;
-            node.inputs.insert(1, second);
-            if let Some(conv) = op::<Conv2d>(node) {
-                let mut conv = conv.clone();
-                conv.operands.second = true;
-                node.op = Arc::new(conv);
+            let at = usize::from(halves.is_some());
+            node.inputs[at] = sources[0];
+            node.inputs.insert(at + 1, sources[1]);
+            set_operands(node, |operands| operands.second = true);
+            if let Some(halves) = halves {
+                let parts = halves.map(|half| graph.nodes[half].outputs[0]);
+                graph.nodes[reader].outputs.splice(..1, parts);
+                removed.extend(halves);
             }
         }
-        graph.remove_node(index);
+        let nodes = std::mem::take(&mut graph.nodes).into_iter().enumerate();
+        graph.set_nodes(nodes.filter(|(at, _)| !removed.contains(at)).map(|(_, n)| n).collect());
         return true;
     }
     false
 }
 
-/// Nearest upsampling by two that only convolutions read becomes an index rule.
+/// The nodes that cut the gradient of a concatenation into those of its sources, where `reader` is the
+/// gradient of a normalisation of it and nothing else reads what it makes.
+fn split_gradient(
+    graph: &Graph,
+    uses: &Uses,
+    reader: usize,
+    sources: [TensorId; 2],
+    joined: TensorId,
+) -> Option<[usize; 2]> {
+    let node = &graph.nodes[reader];
+    let grad = op::<GroupNormGrad>(node)?;
+    let plain = !grad.rows && node.inputs.len() == 5 + grad.residuals && node.inputs[1] == joined;
+    let halves = uses.readers(graph, node.outputs[0])?;
+    let [one, other] = halves[..] else { return None };
+    let [first, second] = sources.map(|t| *graph.ty(t).shape.last().expect("channels"));
+    let cuts = [SliceChannels::plain(0, first), SliceChannels::plain(first, second)];
+    let are = |halves: [usize; 2]| {
+        plain && halves.iter().zip(&cuts).all(|(&half, cut)| op(&graph.nodes[half]) == Some(cut))
+    };
+    [[one, other], [other, one]].into_iter().find(|&halves| are(halves))
+}
+
+/// How a convolution, or the gradient of its weight, reads its sources.
+fn operands(node: &Node) -> Option<Operands> {
+    let wgrad = || op::<Conv2dWgrad>(node).map(|wgrad| wgrad.operands);
+    op::<Conv2d>(node).map(|conv| conv.operands).or_else(wgrad)
+}
+
+/// Changes what [`operands`] says.
+fn set_operands(node: &mut Node, change: impl Fn(&mut Operands)) {
+    if let Some(conv) = op::<Conv2d>(node) {
+        let mut conv = conv.clone();
+        change(&mut conv.operands);
+        node.op = Arc::new(conv);
+    } else if let Some(wgrad) = op::<Conv2dWgrad>(node) {
+        let mut wgrad = wgrad.clone();
+        change(&mut wgrad.operands);
+        node.op = Arc::new(wgrad);
+    }
+}
+
+/// Nearest upsampling by two that only convolutions and their gradients read becomes an index rule.
 fn upsampling(graph: &mut Graph) -> bool {
     let uses = Uses::of(graph);
     for index in 0..graph.nodes.len() {
@@ -118,18 +179,14 @@ fn upsampling(graph: &mut Graph) -> bool {
         let Some(UpsampleNearest2d { factor: 2, scale: 1.0 }) = op(node) else { continue };
         let (source, enlarged) = (node.inputs[0], node.outputs[0]);
         let Some(readers) = uses.readers(graph, enlarged) else { continue };
-        let plain = |&reader: &usize| plain_reader(graph, reader, enlarged);
+        let plain = |&reader: &usize| reads_plainly(graph, reader, enlarged);
         if readers.is_empty() || !readers.iter().all(plain) {
             continue;
         }
         for reader in readers {
             let node = &mut graph.nodes[reader];
             node.inputs[0] = source;
-            if let Some(conv) = op::<Conv2d>(node) {
-                let mut conv = conv.clone();
-                conv.operands.upsample = true;
-                node.op = Arc::new(conv);
-            }
+            set_operands(node, |operands| operands.upsample = true);
         }
         graph.remove_node(index);
         return true;
@@ -182,10 +239,15 @@ fn normalisation(graph: &mut Graph) -> Result<bool> {
 
 /// Whether a node is a convolution that reads `tensor` as its one plain source.
 pub(super) fn plain_reader(graph: &Graph, node: usize, tensor: TensorId) -> bool {
+    op::<Conv2d>(&graph.nodes[node]).is_some() && reads_plainly(graph, node, tensor)
+}
+
+/// Whether a node is a convolution, or the gradient of its weight, and reads `tensor` as its one plain
+/// source.
+fn reads_plainly(graph: &Graph, node: usize, tensor: TensorId) -> bool {
     let node = &graph.nodes[node];
     let once = node.inputs.iter().filter(|&&t| graph.root(t).0 == tensor).count() == 1;
-    op::<Conv2d>(node).is_some_and(|conv| {
-        let operands = conv.operands;
+    operands(node).is_some_and(|operands| {
         once && node.inputs[0] == tensor
             && !(operands.second || operands.affine || operands.silu || operands.upsample)
     })

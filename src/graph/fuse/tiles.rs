@@ -2,6 +2,7 @@
 //! sources, a 1×1 shortcut, and normalisations, for which the producers of their sources leave
 //! moments. Each saves a launch, and a normalisation two and a pass over memory.
 
+use super::convolution::run_at_sum;
 use super::{Uses, maker, op};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
@@ -12,12 +13,16 @@ use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormOfMoments};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(packs(graph)? || siblings(graph)? || sum(graph) || shortcut(graph)? || normalisation(graph)?)
+    Ok(packs(graph)?
+        || siblings(graph)?
+        || sum(graph)?
+        || shortcut(graph)?
+        || normalisation(graph)?)
 }
 
 /// What is added to a convolution's result alone becomes its residual; it then runs where the sum
 /// stood. Sums behind gradients are left to this rule.
-fn sum(graph: &mut Graph) -> bool {
+fn sum(graph: &mut Graph) -> Result<bool> {
     let uses = Uses::of(graph);
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
@@ -25,23 +30,25 @@ fn sum(graph: &mut Graph) -> bool {
             continue;
         }
         for (term, other) in [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])] {
-            let Some((made_at, 0)) = maker(graph, term) else { continue };
-            let alike = graph.ty(term) == graph.ty(other) && graph.root(other).0 != term;
-            if !alike || !uses.only_reader(graph, term, at) {
+            let (root, offset) = graph.root(term);
+            let Some((made_at, 0)) = maker(graph, root) else { continue };
+            let whole = offset == 0 && graph.ty(term).elements() == graph.ty(root).elements();
+            let alone = graph.tensors[root.0].bound.is_none()
+                && uses.consumers.get(&root).is_some_and(|readers| readers[..] == [at]);
+            if !whole || !alone || graph.ty(term) != graph.ty(other) {
                 continue;
             }
             let Some(conv) = op::<TiledConv2d>(&graph.nodes[made_at]) else { continue };
             let Some(conv) = conv.with_residual() else { continue };
             let place = conv.operands().index(Operand::Residual).expect("just set");
             let mut inputs = graph.nodes[made_at].inputs.clone();
-            inputs.insert(place, other);
-            let (outputs, label) = (node.outputs.clone(), graph.nodes[made_at].label.clone());
-            graph.nodes[at] = Node { op: Arc::new(conv), inputs, outputs, label };
-            graph.remove_node(made_at);
-            return true;
+            let shape = graph.ty(root).shape.clone();
+            inputs.insert(place, graph.reshape(other, &shape)?);
+            run_at_sum(graph, made_at, at, Arc::new(conv), inputs);
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 /// All weights that are there from the start are packed at once.
