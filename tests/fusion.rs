@@ -254,3 +254,37 @@ fn concatenation_and_upsampling_are_not_written_in_training_either() {
         assert!(!names.iter().any(|name| name.starts_with(gone)), "{names:?}");
     }
 }
+
+/// Three layers of the same rows, each read elsewhere, and another layer between them.
+#[test]
+fn linear_layers_of_the_same_rows_are_one_operation() {
+    let inputs: [(&str, &[usize]); 9] = [
+        ("x", &[3, 6]),
+        ("w0", &[8, 6]),
+        ("b0", &[8]),
+        ("w1", &[4, 6]),
+        ("b1", &[4]),
+        ("w2", &[8, 6]),
+        ("b2", &[8]),
+        ("w3", &[4, 8]),
+        ("b3", &[4]),
+    ];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let rows = g.one(Activation::SILU, &[t[0]])?;
+        let first = linear(g, rows, t[1], Some(t[2]))?;
+        let between = linear(g, first, t[7], Some(t[8]))?;
+        let second = linear(g, rows, t[3], Some(t[4]))?;
+        let third = linear(g, rows, t[5], Some(t[6]))?;
+        let sum = g.one(Combine::Product, &[between, second])?;
+        let third = linear(g, third, t[7], Some(t[8]))?;
+        g.one(Combine::Product, &[sum, third])
+    };
+    assert_eq!(
+        check(&inputs, build, false).iter().filter(|name| **name == "row_linear").count(),
+        1
+    );
+    let names = check(&inputs, build, true);
+    for one in ["row_linear", "row_linear_dgrad", "row_linear_wgrad"] {
+        assert_eq!(names.iter().filter(|name| **name == one).count(), 1, "{names:?}");
+    }
+}

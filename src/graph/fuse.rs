@@ -8,6 +8,7 @@ mod convolution;
 mod gradient;
 mod magnitude;
 mod normalisation;
+mod row_linear;
 mod tiles;
 
 use super::{Graph, Node, Origin, TensorId};
@@ -23,8 +24,13 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 4] =
-        [normalisation::rules, gradient::rules, convolution::rules, magnitude::rules];
+    let rules: [fn(&mut Graph) -> Result<bool>; 5] = [
+        normalisation::rules,
+        gradient::rules,
+        row_linear::rules,
+        convolution::rules,
+        magnitude::rules,
+    ];
     for rule in rules {
         while rule(graph)? {}
     }

@@ -254,6 +254,7 @@ fn every_kernel_is_compared() {
     elementwise::casts();
     elementwise::channels();
     elementwise::copies();
+    elementwise::linear_layers_of_rows();
     elementwise::resampling();
     elementwise::scale_add();
     elementwise::sums_over_pixels();

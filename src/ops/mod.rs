@@ -29,6 +29,7 @@ pub mod pixel_norm;
 pub mod place_columns;
 pub mod preconditioning;
 pub mod resample;
+pub mod row_linear;
 pub mod sampler_update;
 pub mod scale_add;
 pub mod select_row;

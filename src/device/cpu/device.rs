@@ -7,7 +7,7 @@ use std::alloc::Layout;
 use std::sync::Arc;
 
 /// Most inputs or outputs that one launch may have.
-const MAX_OPERANDS: usize = 16;
+const MAX_OPERANDS: usize = 65;
 
 /// Alignment of both allocations, in bytes: one cache line, one AVX-512 register.
 const ALIGNMENT: usize = 64;

@@ -8,6 +8,7 @@ use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::copy::Copy;
 use crate::ops::place_columns::PlaceColumns;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
+use crate::ops::row_linear::RowLinear;
 use crate::ops::scale_add::ScaleAdd;
 use crate::ops::sum_pixels::{Rows, SumPixels};
 use crate::ops::testing::{Host, run};
@@ -81,4 +82,27 @@ pub(super) fn sums_over_pixels() {
         check(&SumPixels { rows }, &[&x], 1e-5);
     }
     check(&SumPixels { rows: Rows::Flat }, &[&Host::random(&[5, 3], 2)], 1e-6);
+}
+
+/// Layers of more than a tile and of less, rows of more than a tile, and widths that are no multiple of
+/// the terms that a block reads at once.
+#[test]
+pub(super) fn linear_layers_of_rows() {
+    for (rows, width, channels) in [(67, 100, &[70, 5, 64][..]), (3, 16, &[130]), (1, 7, &[1, 2])] {
+        let x = Host::random(&[rows, width], 1);
+        let each = |shape: &dyn Fn(usize) -> Vec<usize>, seed: u64| -> Vec<Host> {
+            channels.iter().zip(seed..).map(|(&c, seed)| Host::random(&shape(c), seed)).collect()
+        };
+        let weights = each(&|c| vec![c, width], 10);
+        let (biases, gradients) = (each(&|c| vec![c], 20), each(&|c| vec![rows, c], 30));
+        let all = |first: &[Host], rest: &[Host]| [first, rest].concat();
+        let x = std::slice::from_ref(&x);
+        for (op, inputs) in [
+            (RowLinear::Forward, all(&all(x, &weights), &biases)),
+            (RowLinear::Dgrad, all(&gradients, &weights)),
+            (RowLinear::Wgrad, all(x, &gradients)),
+        ] {
+            check(&op, &inputs.iter().collect::<Vec<_>>(), 1e-5);
+        }
+    }
 }
