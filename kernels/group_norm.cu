@@ -12,7 +12,7 @@
 //             block that comes last of a slab adds the samples' sums to dgamma and dbeta.
 //   stats     one block a sample and group, for `affine`: one thread an element.
 #include "common/activation.cuh"
-#include "common/moments.cuh"
+#include "common/conv2d_source.cuh"
 #include "common/reduce.cuh"
 #include "common/source.cuh"
 
@@ -174,10 +174,10 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) 
             int begin = slab.first + group * width, end = begin + width;
             GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, end);
             GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1, end - p.c1);
-            float2 merged = merge_moments(first, second);
+            float2 moments = merged(first, second, thread % 32, 32, [](float value) { return warp_sum(value); });
             if (thread % 32 > 0) continue;
-            own[2 * group] = merged.x;
-            own[2 * group + 1] = 1.0f / sqrtf(merged.y + p.eps);
+            own[2 * group] = moments.x;
+            own[2 * group + 1] = 1.0f / sqrtf(moments.y + p.eps);
         }
         __syncthreads();
     }

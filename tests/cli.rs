@@ -285,7 +285,7 @@ fn bench_counts_the_launches_that_plan_announces() {
     let more =
         [&small[..], &["--set", "training.accumulate=2", "--set", "sampling.steps=2"]].concat();
     for settings in [small, more] {
-        let plan = json(cyanea().arg("plan").args(&settings));
+        let plan = json(cyanea().arg("plan").args(&settings).args(["--batch", "2"]));
         for (what, key) in
             [("step", "launches_per_sampling_step"), ("train", "launches_per_training_step")]
         {

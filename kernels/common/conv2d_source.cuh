@@ -148,9 +148,31 @@ private:
     }
 };
 
-// Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from the
-// moments that the producers of the sources left (Chan, Golub & LeVeque 1979, eq. 2.1, for all tiles at
-// once). A group is the work of neighbouring lanes, so that sums have one order.
+// Mean and variance of a group from the moments that the producers of its sources left (Chan, Golub &
+// LeVeque 1979, eq. 2.1, for all tiles at once). It is the work of `lanes` neighbouring lanes, over which
+// `sum` adds, so that sums have one order.
+template <class Sum>
+__device__ __forceinline__ float2 merged(GroupMoments& first, GroupMoments& second, int lane, int lanes, Sum sum) {
+    float count = 0.0f, total = 0.0f, squares = 0.0f;
+    auto add = [&](float elements, float mean, float) {
+        count += elements;
+        total = fmaf(elements, mean, total);
+    };
+    first.each(lane, lanes, false, add);
+    second.each(lane, lanes, false, add);
+    count = sum(count);
+    float mean = sum(total) / count;
+    auto deviate = [&](float elements, float own, float within) {
+        float distance = own - mean;
+        squares += fmaf(elements * distance, distance, within);
+    };
+    first.each(lane, lanes, true, deviate);
+    second.each(lane, lanes, true, deviate);
+    return make_float2(mean, sum(squares) / count);
+}
+
+// Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from
+// moments.
 template <class E>
 __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float2* affine, int padded) {
     int channels = p.c1 + p.c2, thread = threadIdx.x, threads = blockDim.x;
@@ -175,22 +197,8 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
         GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, begin + width);
         GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1,
                             begin + width - p.c1);
-        float count = 0.0f, total = 0.0f, squares = 0.0f;
-        auto add = [&](float elements, float mean, float) {
-            count += elements;
-            total = fmaf(elements, mean, total);
-        };
-        first.each(lane, lanes, false, add);
-        second.each(lane, lanes, false, add);
-        count = sum(count);
-        float mean = sum(total) / count;
-        auto deviate = [&](float elements, float own, float within) {
-            float distance = own - mean;
-            squares += fmaf(elements * distance, distance, within);
-        };
-        first.each(lane, lanes, true, deviate);
-        second.each(lane, lanes, true, deviate);
-        float rstd = 1.0f / sqrtf(sum(squares) / count + p.eps);
+        float2 group_moments = merged(first, second, lane, lanes, sum);
+        float mean = group_moments.x, rstd = 1.0f / sqrtf(group_moments.y + p.eps);
         if (base + thread / lanes >= p.groups) continue;
         for (int c = begin + lane; c < begin + width; c += lanes) {
             float scale = rstd * p.gamma[row + c];

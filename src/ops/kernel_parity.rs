@@ -16,10 +16,14 @@ mod convolution;
 mod diffusion;
 mod elementwise;
 mod normalisation;
+mod small_convolutions;
 mod training;
 
 /// Orders of blocks and lanes.
 const ORDERS: u64 = if cfg!(feature = "checked") { 4 } else { 2 };
+
+/// A chip of either code path.
+const BOTH: [Target; 2] = [Target::V100, Target::H100];
 
 /// Kernels that tests of this process have launched.
 static LAUNCHED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -138,7 +142,7 @@ fn rounded(host: &Host) -> Host {
 
 /// What operations with a float16 form give for inputs that float16 holds exactly, against the CPU on
 /// the same values; results that are float16 may be rounded once more.
-fn check_half(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
+fn check_half(targets: &[Target], op: &dyn Op, inputs: &[&Host], tolerance: f32) {
     let halves: Vec<TensorType> = inputs.iter().map(|host| rounded(host).ty).collect();
     let half = op.half(&halves.iter().collect::<Vec<_>>());
     if !half.contains(&true) {
@@ -162,7 +166,7 @@ fn check_half(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
         }
     }
     let rounding = if tolerance == 0.0 { 0.0 } else { 1e-3 };
-    compare(op, &typed, &[], &want, tolerance + rounding);
+    compare(targets, op, &typed, &[], &want, tolerance + rounding);
 }
 
 /// Runs the form of an operation that the target wants, whose `prepare` operations run first.
@@ -188,16 +192,23 @@ fn emulate_lowered(
 /// tensor (with 0: the same bits), in a form in which NaN fails.
 fn check_state(op: &dyn Op, inputs: &[&Host], state: &[Host], tolerance: f32) {
     let want = run_on(&Cpu::new(2), op, inputs, state).unwrap();
-    compare(op, inputs, state, &want, tolerance);
+    compare(&BOTH, op, inputs, state, &want, tolerance);
     if state.is_empty() {
-        check_half(op, inputs, tolerance);
+        check_half(&BOTH, op, inputs, tolerance);
     }
 }
 
-/// Runs the kernels on both code paths and in two orders, and compares with `want`.
-fn compare(op: &dyn Op, inputs: &[&Host], state: &[Host], want: &[Host], tolerance: f32) {
-    for target in [Target::V100, Target::H100] {
-        compare_on(&target, op, inputs, state, want, tolerance);
+/// Runs the kernels on these targets and in several orders, and compares with `want`.
+fn compare(
+    targets: &[Target],
+    op: &dyn Op,
+    inputs: &[&Host],
+    state: &[Host],
+    want: &[Host],
+    tolerance: f32,
+) {
+    for target in targets {
+        compare_on(target, op, inputs, state, want, tolerance);
     }
 }
 
@@ -233,6 +244,14 @@ fn compare_on(
 
 fn check(op: &dyn Op, inputs: &[&Host], tolerance: f32) {
     check_state(op, inputs, &[], tolerance);
+}
+
+/// As [`check`], on chips of so many multiprocessors: few large tiles occupy a small one.
+fn check_on_chips_of(multiprocessors: u32, op: &dyn Op, inputs: &[&Host], tolerance: f32) {
+    let targets = BOTH.map(|full| Target { multiprocessors, ..full });
+    let want = run_on(&Cpu::new(2), op, inputs, &[]).unwrap();
+    compare(&targets, op, inputs, &[], &want, tolerance);
+    check_half(&targets, op, inputs, tolerance);
 }
 
 /// Every kernel of the manifest runs in one of the comparisons above.
