@@ -254,6 +254,17 @@ fn check_on_chips_of(multiprocessors: u32, op: &dyn Op, inputs: &[&Host], tolera
     check_half(&targets, op, inputs, tolerance);
 }
 
+/// That these kernels have run, in either precision.
+fn assert_launched(kernels: &[&str]) {
+    let launched = LAUNCHED.lock().unwrap().clone();
+    for kernel in kernels {
+        for precision in ["f16", "f32"] {
+            let name = format!("{kernel}_nhwc_{precision}");
+            assert!(launched.contains(&name), "{name} has not run: the case does not reach it");
+        }
+    }
+}
+
 /// Every kernel of the manifest runs in one of the comparisons above.
 #[test]
 fn every_kernel_is_compared() {

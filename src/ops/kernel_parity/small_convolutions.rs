@@ -1,7 +1,7 @@
 //! A small case for each kernel of convolutions: what checked mode has time for, where a launch of one large
 //! tile takes seconds.
 
-use super::check_on_chips_of;
+use super::{assert_launched, check_on_chips_of};
 use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
 use crate::ops::testing::Host;
 
@@ -19,6 +19,7 @@ fn small_tiles() {
     check_on_chips_of(1, &Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
     let dgrad = Conv2dDgrad { stride: [2, 2], padding: [1; 4], input: [3, 4] };
     check_on_chips_of(1, &dgrad, &[&Host::random(&[1, 2, 2, 6], 3), &weight], 1e-5);
+    assert_launched(&["conv2d_small_fwd", "conv2d_small_dgrad", "conv2d_pack_fwd"]);
 }
 
 /// 130 pixels and 65 channels are more than small tiles are for.
@@ -29,12 +30,13 @@ fn large_tiles() {
     let weight = Host::random(&[3, 65, 2, 2], 2);
     let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1, 0, 1, 0], input: [10, 13] };
     check_on_chips_of(1, &dgrad, &[&x, &weight], 1e-5);
+    assert_launched(&["conv2d_large_fwd", "conv2d_large_dgrad"]);
 }
 
-/// By taps, two kinds, and by columns.
+/// By taps, of whole pieces without stride and in general, and by columns.
 #[test]
 fn weight_gradients() {
-    let x = Host::random(&[1, 4, 5, 9], 1);
+    let x = Host::random(&[1, 4, 5, 16], 1);
     for (kernel, stride, dy) in [(3, 1, [4, 5]), (3, 2, [2, 3]), (1, 1, [4, 5])] {
         let wgrad = Conv2dWgrad {
             stride: [stride; 2],
@@ -43,7 +45,8 @@ fn weight_gradients() {
             operands: Operands::default(),
             bias: true,
         };
-        let dy = Host::random(&[1, dy[0], dy[1], 7], 2);
+        let dy = Host::random(&[1, dy[0], dy[1], 8], 2);
         check_on_chips_of(1, &wgrad, &[&x, &dy], 1e-5);
     }
+    assert_launched(&["conv2d_taps_wgrad", "conv2d_taps_general_wgrad", "conv2d_columns_wgrad"]);
 }
