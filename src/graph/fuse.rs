@@ -71,11 +71,15 @@ impl Uses {
         Some(readers)
     }
 
-    /// Whether this node alone reads the tensor, and only in one place, unreshaped.
-    fn only_reader(&self, graph: &Graph, tensor: TensorId, node: usize) -> bool {
+    /// Whether this node alone reads the tensor, and only in one place.
+    fn reads_alone(&self, graph: &Graph, tensor: TensorId, node: usize) -> bool {
         graph.tensors[tensor.0].bound.is_none()
             && self.consumers.get(&tensor).is_some_and(|readers| readers[..] == [node])
-            && graph.nodes[node].inputs.contains(&tensor)
+    }
+
+    /// As [`Uses::reads_alone`], and unreshaped.
+    fn only_reader(&self, graph: &Graph, tensor: TensorId, node: usize) -> bool {
+        self.reads_alone(graph, tensor, node) && graph.nodes[node].inputs.contains(&tensor)
     }
 }
 

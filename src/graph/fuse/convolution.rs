@@ -30,9 +30,7 @@ fn sum(graph: &mut Graph) -> bool {
             let Some((conv_at, 0)) = maker(graph, root) else { continue };
             let Some(conv) = op::<Conv2d>(&graph.nodes[conv_at]) else { continue };
             let whole = offset == 0 && graph.ty(term).elements() == graph.ty(root).elements();
-            let alone = graph.tensors[root.0].bound.is_none()
-                && uses.consumers.get(&root).is_some_and(|readers| readers[..] == [index]);
-            if !whole || !alone || graph.root(other).0 == root {
+            if !whole || !uses.reads_alone(graph, root, index) || graph.root(other).0 == root {
                 continue;
             }
             let (mut conv, shape) = (conv.clone(), graph.ty(root).shape.clone());

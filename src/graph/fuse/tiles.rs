@@ -33,9 +33,7 @@ fn sum(graph: &mut Graph) -> Result<bool> {
             let (root, offset) = graph.root(term);
             let Some((made_at, 0)) = maker(graph, root) else { continue };
             let whole = offset == 0 && graph.ty(term).elements() == graph.ty(root).elements();
-            let alone = graph.tensors[root.0].bound.is_none()
-                && uses.consumers.get(&root).is_some_and(|readers| readers[..] == [at]);
-            if !whole || !alone || graph.ty(term) != graph.ty(other) {
+            if !whole || !uses.reads_alone(graph, root, at) || graph.ty(term) != graph.ty(other) {
                 continue;
             }
             let Some(conv) = op::<TiledConv2d>(&graph.nodes[made_at]) else { continue };
