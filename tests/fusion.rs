@@ -124,26 +124,30 @@ fn a_projection_takes_in_a_residual_of_another_shape() {
     check(&inputs, build, true);
 }
 
+/// What [`joined_block`] reads.
+const JOINED: [(&str, &[usize]); 6] = [
+    ("a", &[2, 6, 7, 8]),
+    ("b", &[2, 6, 7, 4]),
+    ("gamma", &[12]),
+    ("beta", &[12]),
+    ("w", &[8, 12, 3, 3]),
+    ("shortcut", &[8, 12, 1, 1]),
+];
+
+/// A block with a shortcut that reads a concatenation.
+fn joined_block(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
+    let joined = g.one(Concat::PLAIN, &[t[0], t[1]])?;
+    let h = norm_silu(g, &[joined, t[2], t[3]])?;
+    let h = conv(g, h, t[4])?;
+    let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
+    g.one(Combine::ADD, &[h, skip])
+}
+
 #[test]
 fn concatenation_and_norm_become_operands() {
-    let inputs: [(&str, &[usize]); 6] = [
-        ("a", &[2, 6, 7, 8]),
-        ("b", &[2, 6, 7, 4]),
-        ("gamma", &[12]),
-        ("beta", &[12]),
-        ("w", &[8, 12, 3, 3]),
-        ("shortcut", &[8, 12, 1, 1]),
-    ];
-    let build = |g: &mut Graph, t: &[TensorId]| {
-        let joined = g.one(Concat::PLAIN, &[t[0], t[1]])?;
-        let h = norm_silu(g, &[joined, t[2], t[3]])?;
-        let h = conv(g, h, t[4])?;
-        let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
-        g.one(Combine::ADD, &[h, skip])
-    };
-    let names = check(&inputs, build, false);
+    let names = check(&JOINED, joined_block, false);
     assert_eq!(names, ["group_norm_affine", "conv2d", "conv2d"]);
-    check(&inputs, build, true);
+    check(&JOINED, joined_block, true);
 }
 
 #[test]
@@ -231,21 +235,9 @@ fn gradients_take_in_residuals_and_sums_over_pixels() {
 /// A block that reads a concatenation, and upsampling behind it, in training.
 #[test]
 fn concatenation_and_upsampling_are_not_written_in_training_either() {
-    let inputs: [(&str, &[usize]); 7] = [
-        ("a", &[2, 6, 7, 8]),
-        ("b", &[2, 6, 7, 4]),
-        ("gamma", &[12]),
-        ("beta", &[12]),
-        ("w", &[8, 12, 3, 3]),
-        ("shortcut", &[8, 12, 1, 1]),
-        ("w2", &[4, 8, 3, 3]),
-    ];
+    let inputs = [&JOINED[..], &[("w2", &[4, 8, 3, 3])]].concat();
     let build = |g: &mut Graph, t: &[TensorId]| {
-        let joined = g.one(Concat::PLAIN, &[t[0], t[1]])?;
-        let h = norm_silu(g, &[joined, t[2], t[3]])?;
-        let h = conv(g, h, t[4])?;
-        let skip = g.one(Conv2d::pointwise(false), &[joined, t[5]])?;
-        let h = g.one(Combine::ADD, &[h, skip])?;
+        let h = joined_block(g, t)?;
         let up = g.one(UpsampleNearest2d { factor: 2, scale: 1.0 }, &[h])?;
         conv(g, up, t[6])
     };
