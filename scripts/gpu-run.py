@@ -210,15 +210,24 @@ def smallest_cases(runner):
     return list(smallest.values())
 
 
-def sanitizer(runner, part):
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    why = None
+def cuda_tool(runner, part, name, why_not_emulated):
+    """Where a tool of the CUDA toolkit lies; None, and the part says why, where it is of no use."""
+    tool = shutil.which(name) or f"/usr/local/cuda/bin/{name}"
     if runner.emulated:
-        why = "there is no GPU to watch; the checked build of the emulator does this"
+        why = why_not_emulated
     elif not os.path.exists(tool):
-        why = "compute-sanitizer is not installed here"
-    if why:
-        part.add("compute-sanitizer", {"status": "skipped", "why": why})
+        why = f"{name} is not installed here"
+    else:
+        return tool
+    part.add(name, {"status": "skipped", "why": why})
+    return None
+
+
+def sanitizer(runner, part):
+    tool = cuda_tool(
+        runner, part, "compute-sanitizer", "there is no GPU to watch; the checked build of the emulator does this"
+    )
+    if tool is None:
         return
     own, volta = variants(runner)[:2], variants(runner)[2:]
     files = smallest_cases(runner)
@@ -339,14 +348,8 @@ def kernel_benches(runner, part):
 def profile(runner, part):
     """Each launch of one step, as Nsight Compute times it: kernels apart from each other, at the clock
     that the GPU has, with its caches as the launch before left them."""
-    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
-    why = None
-    if runner.emulated:
-        why = "there is no GPU to profile"
-    elif not os.path.exists(tool):
-        why = "Nsight Compute is not installed here"
-    if why:
-        part.add("ncu", {"status": "skipped", "why": why})
+    tool = cuda_tool(runner, part, "ncu", "there is no GPU to profile")
+    if tool is None:
         return
     for what, preset, batch, precision in bench_groups(runner)[:4]:
         name = f"{what} {preset} {batch} {precision}"
