@@ -3,9 +3,11 @@
 import sys
 import zlib
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import torch
 
+import nvlabs
 from export_case import allowed_shares, export_case, write_case
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -16,20 +18,27 @@ OWN_SHARE = 1 / 3
 REGISTRY = {}
 
 
-def case(name):
+def case(name, needs_nvlabs=False, suffix=".safetensors"):
     """Register a function `make(draw, path)` that writes the fixture `name`.
 
     It returns the shares of `allowed_shares`. `draw(*shape)` gives standard normal deviates
     from a generator seeded by the name, so that a fixture doesn't change when others come or go.
+    `needs_nvlabs`: it is made by NVlabs' code, see `nvlabs.py`.
     """
 
     def register(make):
         if name in REGISTRY:
             raise ValueError(f"two cases are named {name}")
-        REGISTRY[name] = make
+        REGISTRY[name] = Case(make, needs_nvlabs, FIXTURES / f"{name}{suffix}")
         return make
 
     return register
+
+
+class Case(NamedTuple):
+    make: Callable
+    needs_nvlabs: bool
+    path: Path
 
 
 class Draw:
@@ -61,14 +70,21 @@ def generate(names):
     if unknown:
         sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(REGISTRY)}")
     FIXTURES.mkdir(exist_ok=True)
-    worst = 0.0
+    worst, left_out = 0.0, []
     for name in names or REGISTRY:
-        path = FIXTURES / f"{name}.safetensors"
-        shares = REGISTRY[name](Draw(name), path)
+        made = REGISTRY[name]
+        if made.needs_nvlabs and not nvlabs.available():
+            left_out.append(name)
+            continue
+        shares = made.make(Draw(name), made.path)
         tensor, share = max(shares.items(), key=lambda item: item[1])
         remark = "" if share <= OWN_SHARE else "   ILL CONDITIONED"
-        print(f"{name:44} {path.stat().st_size / 1024:7.1f} KiB   float32 share {share:.3f} ({tensor}){remark}", flush=True)
+        size = made.path.stat().st_size / 1024
+        print(f"{name:44} {size:7.1f} KiB   share {share:.3f} ({tensor}){remark}", flush=True)
         worst = max(worst, share)
+    if left_out:
+        message = f"left out, as they need NVlabs' code (--edm2 CHECKOUT): {', '.join(left_out)}"
+        sys.exit(message) if names else print(message)
     if not worst <= OWN_SHARE:
         sys.exit(f"a case is too ill conditioned: PyTorch's float32 run takes more than {OWN_SHARE:.2f} of the bounds")
 
