@@ -23,6 +23,27 @@ __global__ void __launch_bounds__(256) combine(Combine<E, B> p) {
     put(p.y + i, PRODUCT ? a * b : p.scale_a * a + p.scale_b * b);
 }
 
+// y = c_skip * x + c_out * output, float32 of an output in E. The factors are `rows` rows of `channels`, of which
+// each sample of `sample` elements uses one for all of its pixels.
+template <class E>
+struct Preconditioned {
+    const float* x;
+    const E* output;
+    const float* c_skip;
+    const float* c_out;
+    float* y;
+    long long elements, sample;
+    int channels, rows;
+};
+
+template <class E>
+__global__ void __launch_bounds__(256) preconditioned(Preconditioned<E> p) {
+    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= p.elements) return;
+    long long j = i / p.sample % p.rows * p.channels + i % p.channels;
+    p.y[i] = p.c_skip[j] * p.x[i] + p.c_out[j] * get(p.output + i);
+}
+
 // y = scale * x + offset, rounded after the product as everywhere.
 template <class E>
 struct ScaleAdd {

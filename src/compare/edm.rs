@@ -14,6 +14,7 @@ use crate::graph::{Build, Engine, Graph, Rate, Region};
 use crate::models::{Edm2Config, Edm2Unet, NetworkConfig, Weights, declared};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::state::{self, StepState};
+use crate::training::loss_scale::LossScale;
 use crate::training::objective::EdmDenoising;
 use crate::training::power_ema::{decay, exponent};
 use crate::training::trainer::Trainer;
@@ -157,6 +158,10 @@ pub fn training(
     let weights = weights(case, &g)?;
     debug_assert_eq!([height, width], recipe.size);
     let mut trainer = Trainer::with_objective(&objective, &weights, recipe, 0, device)?;
+    if let Some(scale) = trainer.loss_scale() {
+        // The reference has none, and a step that is skipped to find one would not be its step.
+        trainer.set_loss_scale(LossScale { factor: 1.0, ..scale })?;
+    }
     let size = x0.len() / steps;
     let mut losses = Vec::with_capacity(*steps);
     for step in 0..*steps {

@@ -113,7 +113,6 @@ impl<'a> RunSettings<'a> {
             }
         };
         let steps = attributes.size("steps")?;
-        let rates = rates(attributes, settings.number("lr")?, steps)?;
         let (shape, x0) = case.input_f32("x0")?;
         let &[count, batch, channels, height, width] = shape else {
             return Err(Error::invalid(format!("`x0` must be [steps, B, C, H, W], not {shape:?}")));
@@ -125,6 +124,7 @@ impl<'a> RunSettings<'a> {
             )));
         }
         let optimizer = optimizer(&settings, decoupled)?;
+        let rates = rates(attributes, settings.number("lr")?, steps, batch)?;
         let nchw = [batch, channels, height, width];
         Ok(RunSettings { steps, nchw, x0, noise, optimizer, rates })
     }
@@ -221,7 +221,7 @@ pub fn after_run(case: &ReferenceCase, mut trainer: Trainer, losses: Vec<f32>) -
 
 /// The learning rate of each step. PyTorch's cosine in its closed form, which rises again beyond
 /// `steps`; the product's own stays at its end there.
-fn rates(attributes: &Attributes, peak: f64, steps: usize) -> Result<Vec<f64>> {
+fn rates(attributes: &Attributes, peak: f64, steps: usize, batch: usize) -> Result<Vec<f64>> {
     if !attributes.has("lr_schedule") {
         return Ok(vec![peak; steps]);
     }
@@ -233,6 +233,18 @@ fn rates(attributes: &Attributes, peak: f64, steps: usize) -> Result<Vec<f64>> {
             let length = if schedule.has("steps") { schedule.size("steps")? } else { steps } as f64;
             let share = |step: usize| (1.0 + (PI * step as f64 / length).cos()) / 2.0;
             Ok((0..steps).map(|step| end + (peak - end) * share(step)).collect())
+        }
+        // Karras et al. 2024 (arXiv:2312.02696, eq. 67) behind a linear warm-up over images.
+        "edm2" => {
+            let reference = schedule.number_or("ref_batches", 70e3)?;
+            let warmup = 1e6 * schedule.number_or("rampup_Mimg", 10.0)?;
+            let rate = |step: usize| {
+                let fall = if reference > 0.0 { (step as f64 / reference).max(1.0) } else { 1.0 };
+                let images = (step * batch) as f64;
+                let rise = if warmup > 0.0 { (images / warmup).min(1.0) } else { 1.0 };
+                peak / fall.sqrt() * rise
+            };
+            Ok((0..steps).map(rate).collect())
         }
         other => Err(Error::invalid(format!("the lr_schedule \"{other}\" is not known"))),
     }

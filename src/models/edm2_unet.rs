@@ -14,6 +14,7 @@ use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::fourier_features::FourierFeatures;
 use crate::ops::mp_layer::mp_layer;
 use crate::ops::pixel_norm::PixelNorm;
+use crate::ops::preconditioned::Preconditioned;
 use crate::ops::preconditioning::Preconditioning;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::scale_add::ScaleAdd;
@@ -93,9 +94,7 @@ impl Edm2Unet {
         };
         let scaled = g.one(Combine::Product, &[x, c_in])?;
         let output = self.predict(g, scaled, c_noise, labels)?;
-        let kept = g.one(Combine::Product, &[x, c_skip])?;
-        let made = g.one(Combine::Product, &[output, c_out])?;
-        let image = g.one(Combine::ADD, &[kept, made])?;
+        let image = g.one(Preconditioned, &[x, output, c_skip, c_out])?;
         let features = fourier(g, "logvar_fourier", c_noise, config.logvar_channels)?;
         let log_variance = layer(g, "logvar_linear", features, &[1], WeightNorm::PLAIN, None)?;
         Ok(Denoised { image, log_variance })

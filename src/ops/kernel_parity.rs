@@ -285,6 +285,7 @@ fn every_kernel_is_compared() {
     elementwise::channels();
     elementwise::copies();
     elementwise::linear_layers_of_rows();
+    elementwise::preconditioned();
     elementwise::resampling();
     elementwise::scale_add();
     elementwise::sums_over_pixels();

@@ -27,6 +27,7 @@ pub mod mse_loss;
 pub mod noise;
 pub mod pixel_norm;
 pub mod place_columns;
+pub mod preconditioned;
 pub mod preconditioning;
 pub mod resample;
 pub mod row_linear;

@@ -91,7 +91,9 @@ def export_case(
     grad_outputs    dict of upstream gradients by output name; by default standard normal
     half            also run in float16 (on the CPU) and store the `half.` twins, where they are
                     finite. The float16 run sees every float input, weight and upstream gradient
-                    rounded to float16
+                    rounded to float16. Or how to make that run, for networks that keep float32
+                    weights and cast activations themselves: a function that is called as `call`
+                    (or `function`, if that is none of a module) with everything in float32
     intermediates   paths of submodules whose outputs are recorded, or True for all those that
                     return one tensor; a submodule that runs more than once is refused, or
                     passed over with True
@@ -114,6 +116,9 @@ def export_case(
 
     def run(dtype, upstream, hooks=()):
         """Outputs, gradients by tensor name, and intermediates of a run in `dtype`."""
+        evaluation = call if is_module else function
+        if dtype == torch.float16 and callable(half):
+            dtype, evaluation = torch.float32, half
         wanted = lambda name: gradients is True or (gradients is not False and name in gradients)
         args = {n: _cast(t, dtype) for n, t in inputs.items()}
         leaves = {f"grad_input.{n}": t for n, t in args.items() if t.is_floating_point() and wanted(n)}
@@ -123,11 +128,11 @@ def export_case(
             module.load_state_dict({n: _cast(t, dtype) for n, t in parameters.items()})
             weights = dict(module.named_parameters())
             handles = _record(module, hooks, recorded)
-            evaluate = lambda: call(module, args) if call else module(*args.values())
+            evaluate = lambda: evaluation(module, args) if evaluation else module(*args.values())
         else:
             weights = {n: _cast(t, dtype) for n, t in parameters.items()}
             handles = []
-            evaluate = lambda: function(args, weights)
+            evaluate = lambda: evaluation(args, weights)
         leaves |= {f"grad_parameter.{n}": t for n, t in weights.items() if t.is_floating_point() and wanted(n)}
         for leaf in leaves.values():
             leaf.requires_grad_(True)

@@ -7,6 +7,7 @@ use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::copy::Copy;
 use crate::ops::place_columns::PlaceColumns;
+use crate::ops::preconditioned::Preconditioned;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::row_linear::RowLinear;
 use crate::ops::scale_add::ScaleAdd;
@@ -24,6 +25,15 @@ pub(super) fn add_and_mul() {
     }
     let (a, b) = (Host::random(&[3, 301], 1), Host::random(&[1, 301], 2));
     check(&Combine::ADD, &[&a, &b], 0.0);
+}
+
+#[test]
+pub(super) fn preconditioned() {
+    let (x, output) = (Host::random(&[3, 5, 9, 7], 1), Host::random(&[3, 5, 9, 7], 2));
+    for rows in [1, 3] {
+        let (c_skip, c_out) = (Host::random(&[rows, 7], 3), Host::random(&[rows, 7], 4));
+        check(&Preconditioned, &[&x, &output, &c_skip, &c_out], 0.0);
+    }
 }
 
 /// Rounding to even, subnormal numbers, and what is too large.

@@ -1,0 +1,38 @@
+//! Preconditioned outputs on the CPU.
+
+use super::Preconditioned;
+use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
+use crate::ops::shape::{Extent, Slices};
+
+impl CpuKernel for Preconditioned {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let extent = Extent::of(io.inputs[0].shape);
+        let channels = extent.channels;
+        let [x, output, c_skip, c_out] = [0, 1, 2, 3].map(|index| io.inputs[index].data);
+        let slices = Slices::new(extent.pixels, channels);
+        let cut = Cut {
+            data: &mut *io.outputs[0].data,
+            sample: extent.sample(),
+            slice: slices.pixels * channels,
+        };
+        cpu.cut_mut(extent.batch, slices.count, [cut], &|sample, slice, [y]| {
+            let start = sample * extent.sample() + slices.range(slice).start * channels;
+            let images = [x, output].map(|values| &values[start..][..y.len()]);
+            let row = sample % (c_skip.len() / channels) * channels;
+            let rows = [c_skip, c_out].map(|values| &values[row..][..channels]);
+            blend(cpu.simd(), images, rows, y);
+        });
+    }
+}
+
+crate::vectorised! {
+    /// Sums of two images, each times its row at every pixel.
+    fn blend<'a>(images: [&'a [f32]; 2], rows: [&'a [f32]; 2], y: &'a mut [f32]) {
+        let [a, b] = images.map(|image| image.chunks_exact(rows[0].len()));
+        for ((y, a), b) in y.chunks_exact_mut(rows[0].len()).zip(a).zip(b) {
+            for (c, y) in y.iter_mut().enumerate() {
+                *y = rows[0][c] * a[c] + rows[1][c] * b[c];
+            }
+        }
+    }
+}
