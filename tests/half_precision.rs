@@ -82,8 +82,8 @@ fn weights_are_packed_in_prepare() {
         let program = plan.program(name).unwrap();
         program.launches.iter().filter(|launch| launch.operation == operation).count()
     };
-    // All in one launch.
-    assert_eq!(launches("prepare", "conv2d_pack"), 1);
+    // One launch for the time embedding's, which are float32, and one for all others.
+    assert_eq!(launches("prepare", "conv2d_pack"), 2);
     assert_eq!(launches("denoise", "conv2d_pack"), 0);
     // The image on its way in and the prediction on its way out.
     assert_eq!(launches("denoise", "cast"), 2);

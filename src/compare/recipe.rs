@@ -245,6 +245,7 @@ impl<'a> Recipe<'a> {
 
         // (name in the case, arrangement, PyTorch's shape) of everything to read back.
         let mut results = Vec::new();
+        let mut constant = Vec::new();
         for (name, arrangement, tensor) in std::mem::take(&mut self.outputs) {
             let name = format!("output.{name}");
             if let Some(wanted) = self.case.wanted.get(&name) {
@@ -254,10 +255,11 @@ impl<'a> Recipe<'a> {
         for (&index, gradient) in wanted.iter().zip(gradients) {
             let Operand { case_name, arrangement, given, .. } = &self.operands[index];
             let name = format!("grad_{case_name}");
-            let gradient = gradient.ok_or_else(|| {
-                Error::invalid(format!("`{name}` is given, but no output depends on {case_name}"))
-            })?;
-            results.push((name, *arrangement, given.shape.clone(), gradient));
+            match gradient {
+                Some(gradient) => results.push((name, *arrangement, given.shape.clone(), gradient)),
+                // No output depends on it, as on the weights of labels that a case leaves out.
+                None => constant.push((name, vec![0.0; given.shape.iter().product()])),
+            }
         }
         for (path, tensor) in std::mem::take(&mut self.intermediates) {
             let wanted = self.case.intermediates.iter().find(|(wanted, _)| *wanted == path);
@@ -284,7 +286,7 @@ impl<'a> Recipe<'a> {
             engine.write(Region::State, &name, &values)?;
         }
         engine.run("run")?;
-        let mut tensors = BTreeMap::new();
+        let mut tensors = BTreeMap::from_iter(constant);
         for (name, arrangement, shape, _) in results {
             let values: Vec<f32> = engine.read(Region::State, &format!("result.{name}"))?;
             if values.len() != shape.iter().product::<usize>() {

@@ -94,6 +94,12 @@ pub fn halves(
     Ok(dtype)
 }
 
+/// Whether a tensor has one row a sample, as embeddings of timesteps and labels and what is made of
+/// them. Rows are float32 in any precision: they are few, and an error in one is in every pixel.
+pub fn is_rows(ty: &TensorType) -> bool {
+    ty.shape.len() == 2
+}
+
 /// For operations that only move or combine elements: the inputs that `may` marks are float16 as soon
 /// as one of them is.
 pub fn follow(inputs: &[&TensorType], may: &[bool]) -> Vec<bool> {

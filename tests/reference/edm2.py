@@ -12,36 +12,20 @@ import torch
 
 import nvlabs
 from cases import case, export_case
+from nvlabs import arithmetic, networks
 from procedures import learning_rate
 
 
-def networks():
-    return nvlabs.module("training.networks_edm2")
-
-
 def build(draw, config):
-    """A network whose weights and gains are near those of the paper's, but for none that is zero."""
+    """A network whose weights and gains are near those of the paper's, but for none that is zero. All numbers are
+    float16's, as in a network snapshot."""
     with torch.random.fork_rng():
         torch.manual_seed(draw.seed)
         model = networks().Precond(**config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.5 + 0.3 * draw(1).squeeze() if parameter.dim() == 0 else parameter * (1 + 0.1 * draw(1)))
-    return model
-
-
-@contextlib.contextmanager
-def arithmetic(dtype):
-    """Makes NVlabs' network compute in float64 where it is asked to: it casts to `torch.float32` everywhere."""
-    if dtype != torch.float64:
-        yield
-        return
-    torch.set_default_dtype(dtype)
-    try:
-        with nvlabs.torch_with(networks(), float32=dtype):
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return model.half().float()
 
 
 @contextlib.contextmanager
@@ -129,7 +113,7 @@ def sample(model, noise, steps, sigma_min, sigma_max, rho):
 
 
 for name, config, shape, steps, sigma_min, sigma_max, rho in [
-    ("tiny", {**TINY}, (2, 4, 8, 6), 6, 0.002, 80, 7),
+    ("tiny", {**TINY, "img_channels": 3}, (2, 3, 8, 6), 6, 0.002, 80, 7),
     ("one_level", {**ONE_LEVEL, "channel_mult": [2]}, (1, 3, 5, 7), 9, 0.01, 20, 3),
     ("one_step", ONE_LEVEL, (1, 3, 4, 4), 1, 0.002, 10, 7),
 ]:

@@ -1,51 +1,23 @@
-"""Fixtures of the magnitude-preserving operations of EDM2 (Karras et al. 2024, arXiv:2312.02696), written
-from the paper's equations."""
+"""Fixtures of the magnitude-preserving operations of EDM2 (Karras et al. 2024, arXiv:2312.02696), made by NVlabs' own
+code; see `nvlabs.py`."""
 
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.func import functional_call
 
 from cases import case, export_case
-
-EPSILON = 1e-4
-
-
-def unit(x, dims):
-    """x over its root mean square along `dims` (eq. 30); the mean in float32 for float16."""
-    wide = x.float() if x.dtype == torch.float16 else x
-    magnitude = EPSILON + wide.square().mean(dim=dims, keepdim=True).sqrt()
-    return x / magnitude.to(x.dtype)
+from nvlabs import arithmetic, networks
 
 
-def unit_weight(weight, gain=1):
-    """A weight whose outputs have the magnitude of its inputs (eq. 66), times `gain`."""
-    dims = tuple(range(1, weight.dim()))
-    fan_in = weight[0].numel()
-    wide = weight.float() if weight.dtype == torch.float16 else weight
-    return (unit(wide, dims) * (gain / math.sqrt(fan_in))).to(weight.dtype)
+def export(path, op, attributes, function, inputs, parameters=None):
+    """A case of `function(NVlabs' module, inputs, parameters)`."""
 
+    def run(i, p):
+        with arithmetic(next(iter(i.values())).dtype):
+            return function(networks(), i, p)
 
-def mp_silu(x):
-    """eq. 81"""
-    return F.silu(x) / 0.596
-
-
-def mp_sum(a, b, t):
-    """eq. 88"""
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
-
-
-def mp_cat(a, b, t):
-    """eq. 103, along the channels"""
-    scale = math.sqrt((a.shape[1] + b.shape[1]) / ((1 - t) ** 2 + t**2))
-    return torch.cat([a * (scale * (1 - t) / math.sqrt(a.shape[1])), b * (scale * t / math.sqrt(b.shape[1]))], dim=1)
-
-
-def mp_fourier(x, freqs, phases):
-    """eq. 75, in float32 at least"""
-    x, freqs, phases = (v.float() if v.dtype == torch.float16 else v for v in (x, freqs, phases))
-    return math.sqrt(2) * torch.cos(torch.outer(x, freqs) + phases)
+    return export_case(path, op, attributes, run, inputs, parameters=parameters)
 
 
 def buffers(draw, channels):
@@ -56,13 +28,13 @@ def buffers(draw, channels):
 
 for name, shape in {"2x17x5x7": (2, 17, 5, 7), "1x64x3x3": (1, 64, 3, 3), "3x33": (3, 33)}.items():
 
-    @case(f"pixel_norm_{name}")
+    @case(f"pixel_norm_{name}", needs_nvlabs=True)
     def _(draw, path, shape=shape):
-        return export_case(path, "pixel_norm", {}, lambda i, p: unit(i["x"], 1), {"x": 2 * draw(*shape)})
+        return export(path, "pixel_norm", {}, lambda n, i, p: n.normalize(i["x"], dim=1), {"x": 2 * draw(*shape)})
 
-    @case(f"mp_silu_{name}")
+    @case(f"mp_silu_{name}", needs_nvlabs=True)
     def _(draw, path, shape=shape):
-        return export_case(path, "mp_silu", {}, lambda i, p: mp_silu(i["x"]), {"x": 2 * draw(*shape)})
+        return export(path, "mp_silu", {}, lambda n, i, p: n.mp_silu(i["x"]), {"x": 2 * draw(*shape)})
 
 
 for name, shape, other, t in [
@@ -71,48 +43,40 @@ for name, shape, other, t in [
     ("rows", (3, 24), (3, 8), 0.7),
 ]:
 
-    @case(f"mp_sum_{name}")
+    @case(f"mp_sum_{name}", needs_nvlabs=True)
     def _(draw, path, shape=shape, t=t):
         inputs = {"a": draw(*shape), "b": draw(*shape)}
-        return export_case(path, "mp_sum", {"t": t}, lambda i, p: mp_sum(i["a"], i["b"], t), inputs)
+        return export(path, "mp_sum", {"t": t}, lambda n, i, p: n.mp_sum(i["a"], i["b"], t), inputs)
 
-    @case(f"mp_cat_{name}")
+    @case(f"mp_cat_{name}", needs_nvlabs=True)
     def _(draw, path, shape=shape, other=other, t=t):
         inputs = {"a": draw(*shape), "b": draw(*other)}
-        return export_case(path, "mp_cat", {"t": t}, lambda i, p: mp_cat(i["a"], i["b"], t), inputs)
+        return export(path, "mp_cat", {"t": t}, lambda n, i, p: n.mp_cat(i["a"], i["b"], t=t), inputs)
 
 
-for name, shape, out, kernel, gain in [
-    ("3x3", (2, 17, 9, 7), 20, 3, 1.0),
-    ("1x1_gain", (1, 32, 5, 7), 13, 1, 0.7),
-    ("one_channel", (1, 1, 6, 5), 4, 3, 2.0),
+# A layer's weight is stored as it is in evaluation.
+for name, op, shape, out, kernel, gain, scale in [
+    ("3x3", "mp_conv2d", (2, 17, 9, 7), 20, [3, 3], 1.0, 1.5),
+    ("1x1_gain", "mp_conv2d", (1, 32, 5, 7), 13, [1, 1], 0.7, 1.5),
+    ("one_channel", "mp_conv2d", (1, 1, 6, 5), 4, [3, 3], 2.0, 1.5),
+    ("3x40", "mp_linear", (3, 40), 24, [], 1.0, 0.5),
+    ("gain", "mp_linear", (2, 17), 33, [], 1.3, 0.5),
 ]:
 
-    @case(f"mp_conv2d_{name}")
-    def _(draw, path, shape=shape, out=out, kernel=kernel, gain=gain):
-        def run(i, p):
-            return F.conv2d(i["x"], unit_weight(p["weight"], gain), padding=kernel // 2)
+    @case(f"{op}_{name}", needs_nvlabs=True)
+    def _(draw, path, op=op, shape=shape, out=out, kernel=kernel, gain=gain, scale=scale):
+        def run(n, i, p):
+            return functional_call(n.MPConv(shape[1], out, kernel).eval(), p, (i["x"], gain))
 
-        weight = 1.5 * draw(out, shape[1], kernel, kernel)
-        return export_case(path, "mp_conv2d", {"gain": gain}, run, {"x": draw(*shape)}, parameters={"weight": weight})
-
-
-for name, shape, out, gain in [("3x40", (3, 40), 24, 1.0), ("gain", (2, 17), 33, 1.3)]:
-
-    @case(f"mp_linear_{name}")
-    def _(draw, path, shape=shape, out=out, gain=gain):
-        weight = 0.5 * draw(out, shape[1])
-        return export_case(
-            path, "mp_linear", {"gain": gain}, lambda i, p: F.linear(i["x"], unit_weight(p["weight"], gain)),
-            {"x": draw(*shape)}, parameters={"weight": weight},
-        )
+        parameters = {"weight": scale * draw(out, shape[1], *kernel)}
+        return export(path, op, {"gain": gain}, run, {"x": draw(*shape)}, parameters)
 
 
 for batch, channels in [(4, 37), (1, 64)]:
 
-    @case(f"mp_fourier_{batch}x{channels}")
+    @case(f"mp_fourier_{batch}x{channels}", needs_nvlabs=True)
     def _(draw, path, batch=batch, channels=channels):
-        return export_case(
-            path, "mp_fourier", {}, lambda i, p: mp_fourier(i["x"], p["freqs"], p["phases"]), {"x": draw(batch)},
-            parameters=buffers(draw, channels),
-        )
+        def run(n, i, p):
+            return functional_call(n.MPFourier(channels), p, (i["x"],))
+
+        return export(path, "mp_fourier", {}, run, {"x": draw(batch)}, buffers(draw, channels))

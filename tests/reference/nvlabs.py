@@ -47,6 +47,24 @@ def module(name):
     return importlib.import_module(name)
 
 
+def networks():
+    return module("training.networks_edm2")
+
+
+@contextlib.contextmanager
+def arithmetic(dtype):
+    """Makes NVlabs' networks compute in float64 where they are asked to: they cast to `torch.float32` everywhere."""
+    if dtype != torch.float64:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        with torch_with(networks(), float32=dtype):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class _Torch:
     """`torch`, but for a few names."""
 

@@ -50,8 +50,8 @@ impl Op for Activation {
         Ok(vec![Some(graph.push(op, &[dy, args.inputs[0]])?[0])])
     }
 
-    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        vec![true]
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        vec![!shape::is_rows(inputs[0])]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -73,8 +73,8 @@ impl Op for ActivationGrad {
         Ok(vec![inputs[0].clone()])
     }
 
-    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        vec![true; 2]
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        vec![!shape::is_rows(inputs[0]); 2]
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

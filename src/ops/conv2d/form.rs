@@ -288,6 +288,15 @@ impl Form {
         Ok(output_type(&conv, inputs[0].dtype))
     }
 
+    /// Which inputs are float16 in half precision; of a linear layer of rows none.
+    pub fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        let weight = &inputs[self.operands.weight_index()].shape;
+        match of_rows(inputs[0], &weight[2..]) {
+            true => Vec::new(),
+            false => self.operands.half(),
+        }
+    }
+
     pub fn flops(&self, inputs: &[&TensorType]) -> u64 {
         self.conv(inputs).map_or(0, |conv| flops(&conv))
     }
@@ -316,6 +325,12 @@ impl Form {
             prepare: vec![(self.operands.weight_index(), Arc::new(Conv2dPack(pack)))],
         })
     }
+}
+
+/// Whether a convolution is a linear layer of rows ([`shape::is_rows`]), which it has as images of one
+/// pixel.
+pub(super) fn of_rows(x: &TensorType, kernel: &[usize]) -> bool {
+    matches!(x.shape[..], [_, 1, 1, _]) && kernel == [1, 1]
 }
 
 /// The output has the sources' element type.

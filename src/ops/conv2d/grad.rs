@@ -1,6 +1,6 @@
 //! The gradients of a convolution.
 
-use super::form::{Direction, Form, Operand, Operands};
+use super::form::{Direction, Form, Operand, Operands, of_rows};
 use crate::device::cpu::conv::{self, Conv};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
@@ -50,8 +50,8 @@ impl Op for Conv2dDgrad {
         self.form().lower(target, inputs)
     }
 
-    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        self.form().operands.half()
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        self.form().half(inputs)
     }
 }
 
@@ -156,7 +156,10 @@ impl Op for Conv2dWgrad {
         if target.is_cpu() { 0 } else { self.gpu_tickets(target, inputs) }
     }
 
-    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        if of_rows(inputs[0], &self.kernel) {
+            return Vec::new();
+        }
         // Sources and dy; what normalises stays float32.
         self.operands.list().map(|operand| operand != Operand::Affine).collect()
     }

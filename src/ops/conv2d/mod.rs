@@ -152,7 +152,7 @@ impl Op for Conv2d {
         self.form().lower(target, inputs)
     }
 
-    fn half(&self, _: &[&TensorType]) -> Vec<bool> {
-        self.operands.half()
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        self.form().half(inputs)
     }
 }

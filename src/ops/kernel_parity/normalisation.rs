@@ -9,7 +9,7 @@ use crate::ops::weight_norm::{ForceUnitNorm, WeightNorm, WeightNormGrad};
 
 #[test]
 pub(super) fn activations() {
-    let wide = Host::new(&[1, 6], vec![-200.0, -30.0, -1.0, 0.0, 0.5, 100.0]);
+    let wide = Host::new(&[1, 1, 6], vec![-200.0, -30.0, -1.0, 0.0, 0.5, 100.0]);
     let (dy, x) = (Host::random(&[3, 5, 7, 11], 1), Host::random(&[3, 5, 7, 11], 2));
     let clip = Activation::Clip { limit: 0.5 };
     for (op, tolerance) in [(Activation::SILU, 1e-6), (Activation::MP_SILU, 1e-6), (clip, 0.0)] {

@@ -109,7 +109,8 @@ impl Op for TilePacks {
 fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
     let int = |size| dimension("conv2d_pack", size);
     let (mut launches, mut rest) = (Vec::new(), 0);
-    for packs in packs.chunks(MOST_PACKS) {
+    let alike = packs.chunk_by(|one, other| one.dtype == other.dtype);
+    for packs in alike.flat_map(|packs| packs.chunks(MOST_PACKS)) {
         let weights = &args.inputs[rest..rest + packs.len()];
         let packed = &args.outputs[rest..rest + packs.len()];
         rest += packs.len();
