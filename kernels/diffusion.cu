@@ -225,11 +225,42 @@ struct SamplerUpdate {
     const unsigned* seeds;  // [B, 2], or null
     const float* given;     // noise [rows, B, P, C], or null
     float* x;
-    float* history;  // or null
+    float* history;       // or null
+    float* x_rest;        // or null: x and history, and the table's rows, are sums of two float32
+    float* history_rest;  // or null
     int batch, pixels, channels, rows;
     unsigned purpose;
     int unused;
 };
+
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// One element's update in T, from the state, the history, the network's output and fresh noise, which
+// are read where the row gives them weight.
+template <typename T>
+__device__ __forceinline__ void sampler_step(const SamplerRow& row, const SamplerRow& rest, T& x,
+                                             T& history, float output, float noise) {
+    auto of = [&](float SamplerRow::*column) { return T(row.*column) + T(rest.*column); };
+    T old = x, last = history, out = output;
+    T x0 = multiply_add(of(&SamplerRow::x0_from_x), old, of(&SamplerRow::x0_from_output) * out);
+    // Comparisons that a NaN passes.
+    if (x0 > row.clip) x0 = row.clip;
+    if (x0 < -row.clip) x0 = -row.clip;
+    T eps = multiply_add(of(&SamplerRow::eps_from_x), old, of(&SamplerRow::eps_from_output) * out);
+    x = multiply_add(of(&SamplerRow::x0), x0, of(&SamplerRow::eps) * eps);
+    x = multiply_add(of(&SamplerRow::history), last, multiply_add(of(&SamplerRow::x), old, x));
+    T next = multiply_add(of(&SamplerRow::next_eps), eps, of(&SamplerRow::next_history) * last);
+    next = multiply_add(of(&SamplerRow::next_x0), x0, next);
+    history = multiply_add(of(&SamplerRow::next_x), old, next);
+    if (row.sigma != 0.0f) x = multiply_add(of(&SamplerRow::sigma), T(noise), x);
+}
+
+// A value in two float32: the nearest, and what it leaves.
+__device__ __forceinline__ void store_pair(double value, float* high, float* low) {
+    *high = static_cast<float>(value);
+    *low = static_cast<float>(value - static_cast<double>(*high));
+}
 
 __global__ void __launch_bounds__(256) sampler_update_fwd_nhwc_f32(SamplerUpdate p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -240,23 +271,11 @@ __global__ void __launch_bounds__(256) sampler_update_fwd_nhwc_f32(SamplerUpdate
         p.x[i] = not_a_number();
         return;
     }
-    const SamplerRow& row = p.table[index];
-    float old = p.x[i], output = p.output[i];
-    float x0 = fmaf(row.x0_from_x, old, row.x0_from_output * output);
-    // Comparisons that a NaN passes.
-    if (x0 > row.clip) x0 = row.clip;
-    if (x0 < -row.clip) x0 = -row.clip;
-    float eps = fmaf(row.eps_from_x, old, row.eps_from_output * output);
-    float value = fmaf(row.x, old, fmaf(row.x0, x0, row.eps * eps));
-    if (p.history) {
-        float last = p.history[i];
-        value = fmaf(row.history, last, value);
-        float next = fmaf(row.next_eps, eps, row.next_history * last);
-        p.history[i] = fmaf(row.next_x, old, fmaf(row.next_x0, x0, next));
-    }
+    const SamplerRow& row = p.table[p.x_rest ? 2 * index : index];
+    float noise = 0.0f;
     if (row.sigma != 0.0f) {
         // A row with noise in a sampler without is a mistake that must show.
-        float noise = not_a_number();
+        noise = not_a_number();
         if (p.given) {
             noise = p.given[static_cast<long long>(index) * p.batch * size + i];
         } else if (p.seeds) {
@@ -264,7 +283,17 @@ __global__ void __launch_bounds__(256) sampler_update_fwd_nhwc_f32(SamplerUpdate
             unsigned element = static_cast<unsigned>(at % p.channels) * p.pixels + at / p.channels;
             noise = normal(seeded(p.seeds, p.state, sample, p.purpose), element);
         }
-        value = fmaf(row.sigma, noise, value);
     }
-    p.x[i] = value;
+    if (p.x_rest) {
+        double x = static_cast<double>(p.x[i]) + p.x_rest[i], history = 0.0;
+        if (p.history) history = static_cast<double>(p.history[i]) + p.history_rest[i];
+        sampler_step(row, p.table[2 * index + 1], x, history, p.output[i], noise);
+        store_pair(x, &p.x[i], &p.x_rest[i]);
+        if (p.history) store_pair(history, &p.history[i], &p.history_rest[i]);
+        return;
+    }
+    float x = p.x[i], history = p.history ? p.history[i] : 0.0f;
+    sampler_step(row, SamplerRow{}, x, history, p.output[i], noise);
+    p.x[i] = x;
+    if (p.history) p.history[i] = history;
 }

@@ -3,6 +3,8 @@
 // of gradients over micro-batches. All update in place; the order of rounding is src/ops/adamw's.
 #include "common/state.cuh"
 
+#define LARGEST_FLOAT 3.402823466e38f
+
 struct AdamW {
     const float* grads;
     const float* norm;  // [2]: the gradients' norm, and 1 where it is finite
@@ -14,13 +16,13 @@ struct AdamW {
     long long elements;
     double beta1, beta2, eps, weight_decay;
     double max_norm;  // infinity where gradients aren't clipped
-    int decoupled, unused;
+    int decoupled, zero_non_finite;
 };
 
 __global__ void __launch_bounds__(256) adamw_fwd_nhwc_f32(AdamW p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     // Written so that NaN counts as not finite: nothing changes but two words of the state.
-    if (p.norm[1] != 1.0f) {
+    if (p.norm[1] != 1.0f && !p.zero_non_finite) {
         if (i != 0) return;
         p.state[STATE_SKIPPED] += 1;
         if (p.state[STATE_FIRST_BAD] == 0) p.state[STATE_FIRST_BAD] = p.state[STATE_STEP] + 1;
@@ -41,7 +43,9 @@ __global__ void __launch_bounds__(256) adamw_fwd_nhwc_f32(AdamW p) {
     float size = static_cast<float>(rate / static_cast<double>(__uint_as_float(p.state[STATE_BIAS1])));
 
     float w = p.w[i], m = p.m[i], v = p.v[i];
-    float g = fmaf(l2, w, p.grads[i] * gradient);
+    // Of a step that isn't skipped, which may have some where they count as zero.
+    float g = fabsf(p.grads[i]) <= LARGEST_FLOAT ? p.grads[i] : 0.0f;
+    g = fmaf(l2, w, g * gradient);
     w *= keep;
     m = fmaf(rate1, g - m, m);
     v = fmaf(rate2 * g, g, v * beta2);
@@ -62,7 +66,7 @@ struct Accumulate {
     float* sum;
     long long elements;
     float scale;
-    int unused;
+    int decay;  // word of the state
 };
 
 __global__ void __launch_bounds__(256) accumulate_fwd_nhwc_f32(Accumulate p) {
@@ -70,7 +74,7 @@ __global__ void __launch_bounds__(256) accumulate_fwd_nhwc_f32(Accumulate p) {
     if (i >= p.elements) return;
     float rate = p.scale, step = p.x[i], sum = p.sum[i];
     if (p.state) {
-        rate = static_cast<float>(1.0 - static_cast<double>(__uint_as_float(p.state[STATE_EMA_DECAY])));
+        rate = static_cast<float>(1.0 - static_cast<double>(__uint_as_float(p.state[p.decay])));
         step -= sum;
     }
     p.sum[i] = fmaf(step, rate, sum);

@@ -153,8 +153,10 @@ fn trainer(device: &dyn Device) -> Trainer {
             weight_decay: 0.01,
             decoupled: true,
             max_norm: Some(1.0),
+            zero_non_finite: false,
             ema: true,
         },
+        averages: 0,
     };
     Trainer::new(network.as_ref(), &weights, &schedule, recipe, 7, device).unwrap()
 }
@@ -163,7 +165,7 @@ fn trainer(device: &dyn Device) -> Trainer {
 fn train(trainer: &mut Trainer, first: u64, last: u64) -> Vec<f32> {
     let mut losses = Vec::new();
     for step in first..last {
-        let settings = StepSettings { step, learning_rate: 1e-2, ema_decay: 0.9 };
+        let settings = StepSettings { step, learning_rate: 1e-2, ema_decays: [0.9; 4] };
         for micro in 0..2 {
             let images = 2 * SIZE[0] * SIZE[1] * 3;
             let x0: Vec<f32> = (0..images)
@@ -209,7 +211,7 @@ fn a_resumed_run_has_the_same_bits_and_weights_are_forced_when_a_step_begins() {
     }
 
     // Without an update the stored rows are what the step's beginning made of them.
-    let settings = StepSettings { step: 5, learning_rate: 1e-2, ema_decay: 0.9 };
+    let settings = StepSettings { step: 5, learning_rate: 1e-2, ema_decays: [0.9; 4] };
     let x0 = vec![0.1; 2 * SIZE[0] * SIZE[1] * 3];
     let before = whole.get(Region::Weights).unwrap();
     whole.micro_batch(&settings, 0, &x0, &[1, 2], None).unwrap();

@@ -105,15 +105,17 @@ fn trainer(device: &dyn Device) -> Trainer {
             weight_decay: 0.01,
             decoupled: true,
             max_norm: Some(1.0),
+            zero_non_finite: false,
             ema: true,
         },
+        averages: 0,
     };
     Trainer::new(&network, &weights, &schedule, recipe, 7, device).unwrap()
 }
 
 /// One optimizer step on made-up images: its loss, and what it did.
 fn step(trainer: &mut Trainer, step: u64) -> (f32, f32, bool) {
-    let settings = StepSettings { step, learning_rate: 2e-3, ema_decay: 0.9 };
+    let settings = StepSettings { step, learning_rate: 2e-3, ema_decays: [0.9; 4] };
     let mut loss = 0.0;
     for micro in 0..2 {
         let x0: Vec<f32> = (0..4 * SIZE[0] * SIZE[1] * 3)

@@ -39,7 +39,7 @@ fn steps(case: &ReferenceCase) -> usize {
 /// Runs a whole table on given network outputs.
 fn sample(case: &ReferenceCase, table: &SamplerTable) -> Vec<f32> {
     let timesteps = case.input_i64("timesteps").unwrap().1;
-    assert!(table.timesteps.iter().map(|&t| t as i64).eq(timesteps.iter().copied()));
+    assert!(table.times.iter().map(|&t| t as i64).eq(timesteps.iter().copied()));
     let mut x = case.input_f32("x_T").unwrap().1.to_vec();
     let mut last_x0 = vec![f32::NAN; x.len()];
     let epsilons = case.input_f32("epsilons").unwrap().1.chunks_exact(x.len());

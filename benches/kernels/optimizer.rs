@@ -16,6 +16,7 @@ pub fn benches(bench: &mut Bench) {
         weight_decay: 0.01,
         decoupled: true,
         max_norm: Some(1.0),
+        zero_non_finite: false,
         ema,
     };
     for parameters in PARAMETERS {

@@ -7,11 +7,11 @@ use super::timing::Timing;
 use crate::Result;
 use crate::device::cpu::Cpu;
 use crate::device::{Device, Precision, open_by_name_with};
-use crate::diffusion::NoiseSchedule;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
 use crate::models::{Network, Weights};
 use crate::training::config::Config;
 use crate::training::init::initial;
+use crate::training::objective::Task;
 use crate::training::run::recipe;
 use crate::training::trainer::{Recipe, StepSettings, Trainer};
 use serde_json::{Value, json};
@@ -130,24 +130,26 @@ impl Run {
 
 fn train(args: &Measured, device: &dyn Device) -> Result<()> {
     let config = args.settings.load()?;
-    let (network, weights) = network(&config)?;
+    let task = Task::new(&config.network(), &config.process())?;
     let batch = args.batch.map_or(config.training.batch_size, |batch| batch as usize);
     let recipe = Recipe { batch, ..recipe(&config) };
-    let schedule = NoiseSchedule::new(&config.scheduler())?;
     let seed = config.training.seed;
+    let weights = initial(task.network(), size(&config), seed)?;
     let [height, width] = size(&config);
     let x0: Vec<f32> = (0..batch as u64)
-        .flat_map(|index| start_noise(index, [height, width, network.channels()[0]]))
+        .flat_map(|index| start_noise(index, [height, width, task.network().channels()[0]]))
         .map(|value| value.clamp(-1.0, 1.0))
         .collect();
-    let last = schedule.timesteps() - 1;
-    let timesteps: Vec<usize> = (0..batch).map(|i| (i * last + last / 2) / batch).collect();
+    let objective = task.objective();
+    let drawn = objective.draw(seed, 0..batch as u64);
+    let mut inputs: Vec<(&str, &[f32])> = vec![("x0", &x0)];
+    inputs.extend(drawn.iter().map(|(name, values)| (*name, &values[..])));
     let settings = StepSettings {
         step: 0,
         learning_rate: config.training.learning_rate,
-        ema_decay: config.training.ema_decay,
+        ema_decays: [config.training.ema_decay; 4],
     };
-    let trainer = Trainer::new(network.as_ref(), &weights, &schedule, recipe, seed, device)?;
+    let trainer = Trainer::with_objective(objective.as_ref(), &weights, recipe, seed, device)?;
     drop(weights);
     let mut run = Training { trainer, settings, before: 0 };
     let begin = |run: &mut Training| {
@@ -156,7 +158,7 @@ fn train(args: &Measured, device: &dyn Device) -> Result<()> {
     };
     let timing = Timing::measure(args.counts(), &mut run, begin, |run| {
         for index in 0..run.trainer.recipe().accumulate {
-            run.trainer.micro_batch(&run.settings, index, &x0, &timesteps, None)?;
+            run.trainer.micro_batch_of(&run.settings, index, &inputs)?;
         }
         run.trainer.update(&run.settings)?;
         run.settings.step += 1;

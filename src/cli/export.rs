@@ -67,11 +67,11 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     let average = checkpoint.has_average() && !args.no_ema;
-    let region = if average { Region::Ema } else { Region::Weights };
+    let region = if average { Region::Ema(0) } else { Region::Weights };
     let weights = checkpoint.take(region, &parameters, &path)?;
     let trained = models::parameters(network.as_ref(), size)?;
     let count: usize = trained.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    diffusers::write(&args.out, &config.network(), &config.scheduler(), &to_tensors(&weights))?;
+    diffusers::write(&args.out, &config.network(), &config.process(), &to_tensors(&weights))?;
     output::say_line(&format!(
         "{}: {} parameters of step {}, {}",
         args.out.display(),

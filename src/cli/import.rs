@@ -2,6 +2,7 @@
 
 use super::{figures, fresh_folder, model_folder, output};
 use crate::Result;
+use crate::diffusion::Process;
 use crate::formats::diffusers;
 use crate::training::run::to_tensors;
 use std::path::PathBuf;
@@ -42,13 +43,16 @@ pub fn run(args: &Args) -> Result<()> {
         "a U-Net of {} parameters, channels {:?}, predicting {}",
         figures::grouped(checked.parameters() as u64),
         model.unet.level_channels(),
-        figures::plain(&model.scheduler.prediction_type)
+        match &model.process {
+            Process::Ddpm(config) => figures::plain(&config.prediction_type),
+            Process::Edm(_) => "images at noise levels".into(),
+        }
     );
     match &args.out {
         None => output::say_line(&format!("{}: {network}; all is well", args.model.display())),
         Some(out) => {
             let weights = to_tensors(&checked.weights);
-            diffusers::write(out, &model.unet, &model.scheduler, &weights)?;
+            diffusers::write(out, &model.unet, &model.process, &weights)?;
             output::say_line(&format!("{}: {network}", out.display()))
         }
     }

@@ -1,6 +1,5 @@
 //! Models as commands load them: a diffusers folder, or a run folder with one in `model/`.
 
-use crate::diffusion::NoiseSchedule;
 use crate::formats::diffusers::{self, Model};
 use crate::models::{self, Network, Weights};
 use crate::{Error, Result};
@@ -34,7 +33,7 @@ pub fn locate(folder: &Path) -> PathBuf {
 /// What [`diffusers::read`] refuses, and tensors that are missing, surplus or of another shape.
 pub fn load(folder: &Path) -> Result<Checked> {
     let mut model = diffusers::read(locate(folder))?;
-    let network = model.unet.network(NoiseSchedule::new(&model.scheduler)?.alpha_bar())?;
+    let network = model.process.network(&model.unet)?;
     let multiple = model.unet.size_multiple();
     let size = model.unet.sample_size().unwrap_or([multiple; 2]);
     let path = model.weights_path.clone();

@@ -8,6 +8,7 @@ use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
 use crate::diffusion::denoiser;
+use crate::training::objective::Task;
 use crate::training::run::recipe;
 use crate::training::trainer::{self, Recipe};
 
@@ -69,15 +70,13 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
     let target = target.with_precision(args.precision.into())?;
     let batch = args.batch as usize;
     let config = args.settings.load()?;
-    let network = config.build_network()?;
-    let scheduler = config.scheduler();
+    let task = Task::new(&config.network(), &config.process())?;
     let table = config.sampler_table()?;
     let size = [config.data.size.height, config.data.size.width];
     let shape = denoiser::Shape { batch, size };
-    let sampling = denoiser::plan(network.as_ref(), &table, shape, &target)?;
+    let sampling = denoiser::plan(task.network(), &table, shape, &target)?;
     let recipe = Recipe { batch, ..recipe(&config) };
-    let training =
-        trainer::plan(network.as_ref(), scheduler.num_train_timesteps, &recipe, &target)?;
+    let training = trainer::plan(task.objective().as_ref(), &recipe, &target)?;
 
     let parameters = plan_figures::parameters(&training);
     let (s, t) = (Cost::sampling(&sampling), Cost::training(&training, recipe.accumulate));

@@ -29,7 +29,7 @@ const REGIONS: &[(Region, &str)] = &[
     (Region::MicroGradients, "gradients of a micro-batch"),
     (Region::Moment1, "first moments"),
     (Region::Moment2, "second moments"),
-    (Region::Ema, "average of the weights"),
+    (Region::Ema(0), "average of the weights"),
     (Region::Buffers, "buffers"),
     (Region::Prepared, "prepared weights"),
     (Region::Table, "table"),

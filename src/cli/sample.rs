@@ -6,16 +6,18 @@ use super::model_folder::{self, Checked};
 use super::precision::Wanted;
 use super::{output, progress};
 use crate::device::{Device, Numerics};
+use crate::diffusion::Process;
 use crate::diffusion::denoiser::{Denoiser, Shape, start_noise};
-use crate::diffusion::samplers::{self, Sampler, SamplerTable};
-use crate::diffusion::seeds::parse_seeds;
+use crate::diffusion::edm::Levels;
+use crate::diffusion::samplers::Sampler;
+use crate::diffusion::seeds::{labels, parse_seeds};
 use crate::formats::image_grid::write_grid;
 use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::formats::picture::Pictures;
 use crate::formats::tensors::{Tensor, Tensors};
 use crate::training::config::Config;
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The grid shows at most so many images; each has a file of its own anyway.
 const MOST_IN_GRID: usize = 256;
@@ -57,12 +59,16 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
-    /// Sampler: ddpm, ddim or dpmpp-2m
+    /// Sampler: ddpm, ddim or dpmpp-2m; of a model for noise levels, heun
     #[arg(long, value_name = "NAME")]
     sampler: Option<String>,
-    /// Network evaluations an image, at most the timesteps of training
+    /// Steps an image, at most the timesteps of training; each is a network evaluation, or two with heun
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<usize>,
+    /// Classes of the images, written like seeds, or one for all, of a model that was trained with
+    /// labels [default: one class after another]
+    #[arg(long, value_name = "LABELS")]
+    labels: Option<String>,
     /// Share of fresh noise in ddim, from 0 (none) to 1 (as much as ddpm)
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
@@ -90,6 +96,7 @@ impl Args {
 /// What each image starts from.
 struct Starts {
     seeds: Vec<u64>,
+    labels: Vec<Option<usize>>,
     /// [N, H, W, C], where it is given.
     noise: Option<Vec<f32>>,
     /// Names of the images' files.
@@ -98,9 +105,9 @@ struct Starts {
 
 pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Result<()> {
     super::fresh_folder::check_free(&args.out)?;
-    let settings = settings(&args.model)?;
     let checked = model_folder::load(&args.model)?;
-    let table = table(args, &settings, &checked)?;
+    let settings = settings(args, &checked)?;
+    let table = settings.sampling.table(&checked.model.process)?;
     let channels = checked.network.channels()[0];
     if channels != 1 && channels != 3 {
         return Err(Error::file(
@@ -110,7 +117,8 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
     }
     let size = size(args, &checked)?;
     checked.network.check_size(size[0], size[1])?;
-    let starts = starts(args, &settings, [channels, size[0], size[1]])?;
+    let classes = checked.network.classes();
+    let starts = starts(args, &settings, classes, [channels, size[0], size[1]])?;
     let count = starts.seeds.len();
     let wanted = args.batch.map_or(settings.sampling.batch, |batch| batch as usize);
     let batch = wanted.min(count);
@@ -157,24 +165,26 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
 }
 
 /// Those of a run folder, or the defaults.
-fn settings(model: &Path) -> Result<Config> {
+fn settings(args: &Args, checked: &Checked) -> Result<Config> {
+    let (model, process) = (&args.model, &checked.model.process);
     let file = model.join("config.toml");
-    let own = file.is_file() && model_folder::locate(model) != model;
-    Config::load(None, own.then_some(file.as_path()), &[])
-}
-
-fn table(args: &Args, settings: &Config, checked: &Checked) -> Result<SamplerTable> {
-    let scheduler = &checked.model.scheduler;
-    let sampler: Sampler = match &args.sampler {
-        Some(name) => name.parse()?,
-        None => settings.sampling.sampler,
-    };
-    let clip = sampler.clip(scheduler);
-    let steps = match args.steps {
-        Some(steps) => steps,
-        None => settings.sampling.steps.min(scheduler.num_train_timesteps),
-    };
-    samplers::table(scheduler, sampler, steps, args.eta.unwrap_or(settings.sampling.eta), clip)
+    let own = file.is_file() && model_folder::locate(model) != model.as_path();
+    let mut settings = Config::load(None, own.then_some(file.as_path()), &[])?;
+    let sampling = &mut settings.sampling;
+    if let Process::Ddpm(scheduler) = process {
+        sampling.steps = sampling.steps.min(scheduler.num_train_timesteps);
+    } else if !own {
+        (sampling.sampler, sampling.steps) = (Sampler::Heun, Levels::default().steps);
+    }
+    if let Some(name) = &args.sampler {
+        sampling.sampler = name.parse()?;
+    }
+    sampling.steps = args.steps.unwrap_or(sampling.steps);
+    sampling.eta = args.eta.unwrap_or(sampling.eta);
+    if let Some(labels) = &args.labels {
+        sampling.labels.clone_from(labels);
+    }
+    Ok(settings)
 }
 
 fn size(args: &Args, checked: &Checked) -> Result<[usize; 2]> {
@@ -200,7 +210,13 @@ fn size(args: &Args, checked: &Checked) -> Result<[usize; 2]> {
     }
 }
 
-fn starts(args: &Args, settings: &Config, [channels, height, width]: [usize; 3]) -> Result<Starts> {
+fn starts(
+    args: &Args,
+    settings: &Config,
+    classes: usize,
+    [channels, height, width]: [usize; 3],
+) -> Result<Starts> {
+    let labels = |count| labels(&settings.sampling.labels, classes, count);
     let seeds = args.seeds.as_deref().map(parse_seeds).transpose()?;
     let Some(path) = &args.noise else {
         let seeds = match seeds {
@@ -208,7 +224,8 @@ fn starts(args: &Args, settings: &Config, [channels, height, width]: [usize; 3])
             None => parse_seeds(&settings.sampling.seeds)?,
         };
         let names = names(&seeds);
-        return Ok(Starts { seeds, noise: None, names });
+        let labels = labels(seeds.len())?;
+        return Ok(Starts { seeds, labels, noise: None, names });
     };
     let mut tensors = Tensors::read(path)?;
     let shape = tensors.get("noise").map(|tensor| tensor.shape.clone()).unwrap_or_default();
@@ -231,7 +248,7 @@ fn starts(args: &Args, settings: &Config, [channels, height, width]: [usize; 3])
         ));
     }
     let noise = Some(nchw_to_nhwc(&values, [count, channels, height, width]));
-    Ok(Starts { seeds, noise, names })
+    Ok(Starts { seeds, labels: labels(count)?, noise, names })
 }
 
 /// As wide as the largest needs, so that a listing has them in order.
@@ -261,5 +278,7 @@ fn begin(
             seeds.iter().flat_map(|&seed| start_noise(seed, [height, width, channels])).collect()
         }
     };
+    let labels: Vec<Option<usize>> = members.iter().map(|&index| starts.labels[index]).collect();
+    denoiser.set_labels(&labels)?;
     denoiser.start_from(&noise, &seeds)
 }

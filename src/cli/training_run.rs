@@ -40,7 +40,11 @@ pub fn load_images(config: &Config) -> Result<Images> {
     bar.finish_and_clear();
     let loaded = loaded?;
     loaded.skipped.iter().for_each(|skipped| output::note(&format!("warning: {skipped}")));
-    split(loaded.dataset, data.held_out, config.training.seed)
+    let dataset = match config.model.classes {
+        0 => loaded.dataset,
+        classes => loaded.dataset.with_classes(classes)?,
+    };
+    split(dataset, data.held_out, config.training.seed)
 }
 
 /// Splits images; few images give fewer to the measurement than the configuration says, and that

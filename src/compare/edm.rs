@@ -4,14 +4,16 @@ use super::attributes::Attributes;
 use super::recipe::{Produced, missing};
 use super::training::{RunSettings, after_run};
 use crate::device::{Device, TensorType};
-use crate::diffusion::edm::{Levels, heun};
+use crate::diffusion::EdmProcess;
+use crate::diffusion::denoiser::{Denoiser, Shape};
+use crate::diffusion::edm::{Churn, Levels, heun};
 use crate::error::{Error, Result};
 use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::formats::reference_case::ReferenceCase;
 use crate::formats::tensors::Tensors;
 use crate::graph::hoist::STATE;
-use crate::graph::{Build, Engine, Graph, Rate, Region};
-use crate::models::{Edm2Config, Edm2Unet, NetworkConfig, Weights, declared};
+use crate::graph::{Engine, Graph, Region};
+use crate::models::{Edm2Config, Edm2Unet, Weights, saved};
 use crate::ops::accumulate::Accumulate;
 use crate::ops::state::{self, StepState};
 use crate::training::loss_scale::LossScale;
@@ -34,11 +36,11 @@ fn network(attributes: &Attributes) -> Result<Edm2Unet> {
     Edm2Unet::new(Edm2Config::from_json(attributes.nested("config")?.object())?)
 }
 
-/// The case's parameters as a graph's weights and buffers.
-fn weights(case: &ReferenceCase, g: &Graph) -> Result<Weights> {
+/// The case's parameters as the network's weights and buffers, for images of a size.
+fn weights(case: &ReferenceCase, network: &Edm2Unet, size: [usize; 2]) -> Result<Weights> {
     let given = case.parameters.iter();
     let mut given: Tensors = given.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-    given.take_weights(declared(g), &case.path)
+    given.take_weights(saved(network, size)?, &case.path)
 }
 
 fn image(shape: &[usize], name: &str) -> Result<[usize; 4]> {
@@ -46,7 +48,7 @@ fn image(shape: &[usize], name: &str) -> Result<[usize; 4]> {
         .map_err(|_| Error::invalid(format!("`{name}` must be [B, C, H, W], not {shape:?}")))
 }
 
-/// `edm_heun`: `noise` → `x_0`, with the state in float64 on the host and the network on the device.
+/// `edm_heun`: `noise` → `x_0`, as `sample` runs it.
 pub fn edm_heun(
     case: &ReferenceCase,
     attributes: &Attributes,
@@ -63,31 +65,15 @@ pub fn edm_heun(
     attributes.refuse_unread(&case.op)?;
     let (shape, noise) = case.input_f32("noise")?;
     let nchw = image(shape, "noise")?;
-    let [batch, channels, height, width] = nchw;
-    let mut g = Graph::new();
-    let ty = TensorType::f32([batch, height, width, channels]);
-    let x = g.input("x", ty.clone())?;
-    let sigma = g.slot(Region::State, "sigma", TensorType::f32([1]), Rate::Step)?;
-    let denoised = network.denoise(&mut g, x, sigma, None)?;
-    let slot = g.input("denoised", ty)?;
-    g.bind(denoised.image, slot)?;
-    // The log-variance is of no use here, but its parameters are the case's all the same.
-    let log_variance = g.ty(denoised.log_variance).clone();
-    let slot = g.input("log_variance", log_variance)?;
-    g.bind(denoised.log_variance, slot)?;
-    let weights = weights(case, &g)?;
-    let mut engine = Engine::single(g, device)?;
-    weights.write(&mut engine)?;
-    let samples = heun(&levels.list()?, &nchw_to_nhwc(noise, nchw), &mut |x, level| {
-        let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-        engine.write(Region::State, "x", &x)?;
-        engine.write(Region::State, "sigma", &[level as f32])?;
-        engine.run("run")?;
-        engine.read(Region::State, "denoised")
-    })?;
-    let samples: Vec<f32> = samples.into_iter().map(|x| x as f32).collect();
+    let [batch, _, height, width] = nchw;
+    let table = heun(&levels, &Churn::default())?;
+    let weights = weights(case, &network, [height, width])?;
+    let shape = Shape { batch, size: [height, width] };
+    let mut denoiser = Denoiser::new(&network, &weights, &table, shape, device)?;
+    denoiser.start_from(&nchw_to_nhwc(noise, nchw), &vec![0; batch])?;
+    let samples = denoiser.finish(&mut |_, _| Ok(()))?;
     let tensors = BTreeMap::from([("output.x_0".to_string(), nhwc_to_nchw(&samples, nchw))]);
-    Ok(Produced { tensors, kernels: engine.session().kernels() })
+    Ok(Produced { tensors, kernels: denoiser.engine().session().kernels() })
 }
 
 /// `power_ema`: `weights` [updates, …] → `ema` [stds, …].
@@ -109,7 +95,7 @@ pub fn power_ema(
     let x = g.input("weights", TensorType::f32([each]))?;
     let state = g.input(STATE, state::ty())?;
     let average = g.input("average", TensorType::f32([each]))?;
-    g.push_into(Accumulate::Average, &[x, state], &[average])?;
+    g.push_into(Accumulate::Average { decay: state::EMA_DECAY }, &[x, state], &[average])?;
     let mut engine = Engine::single(g, device)?;
     let mut averages = Vec::with_capacity(stds.len() * each);
     for &std in &stds {
@@ -137,10 +123,16 @@ pub fn training(
     device: &dyn Device,
 ) -> Result<Produced> {
     let network = network(attributes)?;
-    NetworkConfig::Edm2(network.config().clone()).validate_for_training()?;
+    if network.config().dropout != 0.0 {
+        return Err(Error::invalid(format!(
+            "the attribute `config` has dropout = {}, whose random numbers a case can't give; 0 can \
+             be replayed",
+            network.config().dropout
+        )));
+    }
     let settings = RunSettings::read(case, attributes)?;
     let RunSettings { steps, nchw, x0, noise, .. } = &settings;
-    let [batch, channels, height, width] = *nchw;
+    let [batch, channels, ..] = *nchw;
     let (_, sigma) = case.input_f32("sigma")?;
     if sigma.len() != steps * batch {
         return Err(missing("sigma"));
@@ -150,13 +142,10 @@ pub fn training(
             "`sigma` is {sigma}; noise levels are standard deviations, above 0"
         )));
     }
-    let objective = EdmDenoising { network: &network };
+    let process = EdmProcess::default();
+    let objective = EdmDenoising { network: &network, process };
     let recipe = settings.recipe();
-    // Built once more for the names of the parameters.
-    let mut g = Graph::new();
-    crate::training::objective::Objective::loss(&objective, &mut g, &recipe)?;
-    let weights = weights(case, &g)?;
-    debug_assert_eq!([height, width], recipe.size);
+    let weights = weights(case, &network, recipe.size)?;
     let mut trainer = Trainer::with_objective(&objective, &weights, recipe, 0, device)?;
     if let Some(scale) = trainer.loss_scale() {
         // The reference has none, and a step that is skipped to find one would not be its step.

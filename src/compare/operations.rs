@@ -4,7 +4,7 @@ use super::attributes::Attributes;
 use super::recipe::{Arrangement, Recipe};
 use crate::error::{Error, Result};
 use crate::graph::{Build, TensorId};
-use crate::models::{DdpmUnet, Edm2Config, Edm2Unet, Network, UnetConfig};
+use crate::models::{DdpmUnet, Edm2Config, Edm2Unet, Given, Network, UnetConfig};
 use crate::ops::activation::Activation;
 use crate::ops::attention::Attention;
 use crate::ops::combine::Combine;
@@ -231,7 +231,7 @@ fn unet2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let network = DdpmUnet::new(UnetConfig::from_json(attributes.object())?)?;
     let x = image("x", r)?;
     let timesteps = r.operand("timesteps", Same)?;
-    let y = network.build(&mut r.graph, x, timesteps)?;
+    let y = network.build(&mut r.graph, x, Given::times(timesteps))?;
     r.take_parameters()?;
     r.output("y", ChannelsLast, y);
     r.intermediates();
@@ -252,7 +252,7 @@ fn edm2_precond(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let levels = r.graph.ty(sigma).elements();
     let sigma = r.graph.reshape(sigma, &[levels])?;
     let labels = if r.has("labels") { Some(r.operand("labels", Same)?) } else { None };
-    let denoised = network.denoise(&mut r.graph, x, sigma, labels)?;
+    let denoised = network.denoise(&mut r.graph, x, Given { labels, ..Given::times(sigma) })?;
     r.take_parameters()?;
     r.output("y", ChannelsLast, denoised.image);
     r.output("logvar", Same, denoised.log_variance);

@@ -64,13 +64,13 @@ pub fn ddpm_step(
     let rows = timesteps
         .iter()
         .map(|&t| {
-            let row = whole.timesteps.iter().position(|&known| known == t);
+            let row = whole.times.iter().position(|&known| known == t as f32);
             row.map(|row| whole.rows[row]).ok_or_else(|| {
                 Error::invalid(format!("timestep {t} is not among those of the schedule"))
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let table = SamplerTable { timesteps, rows };
+    let table = SamplerTable::of_timesteps(&timesteps, rows);
     let (shape, x_t) = case.input_f32("x_t")?;
     let (_, epsilon) = case.input_f32("epsilon")?;
     let (_, noise) = case.input_f32("noise")?;
@@ -107,7 +107,7 @@ pub fn sample(
     let (steps, eta) = (attributes.size("steps")?, attributes.number_or("eta", 0.0)?);
     let table = samplers::table(&config, sampler, steps, eta, clip)?;
     let given = steps_of(case, config.num_train_timesteps)?;
-    check_timesteps(&given, &table.timesteps)?;
+    check_timesteps(&given, &samplers::timesteps(&config, sampler, steps)?)?;
     let (shape, x_t) = case.input_f32("x_T")?;
     let (all, epsilons) = case.input_f32("epsilons")?;
     if all.first() != Some(&steps) || epsilons.len() != steps * x_t.len() {
@@ -161,7 +161,7 @@ impl Updates {
         let output = g.input("output", TensorType::f32(shape))?;
         append_update(&mut g, output, x, table, true)?;
         let mut engine = Engine::single(g, device)?;
-        engine.write(Region::State, "coefficients", &table.rows)?;
+        engine.write(Region::State, "coefficients", &table.coefficients())?;
         engine.write(Region::State, STATE, &StepState::new(0).words)?;
         if let (Some(noise), true) = (noise, engine.has(Region::State, "noise")) {
             engine.write(Region::State, "noise", noise)?;

@@ -84,6 +84,7 @@ fn optimizer(attributes: &Attributes, decoupled: bool) -> Result<AdamW> {
         weight_decay: attributes.number_or("weight_decay", if decoupled { 0.01 } else { 0.0 })?,
         decoupled,
         max_norm: None,
+        zero_non_finite: false,
         ema: false,
     })
 }
@@ -139,12 +140,13 @@ impl<'a> RunSettings<'a> {
             prediction: Prediction::Epsilon,
             noise: NoiseSource::Given,
             optimizer: self.optimizer,
+            averages: 0,
         }
     }
 
     /// What changes from step to step.
     pub fn step(&self, step: usize) -> StepSettings {
-        StepSettings { step: step as u64, learning_rate: self.rates[step], ema_decay: 0.0 }
+        StepSettings { step: step as u64, learning_rate: self.rates[step], ema_decays: [0.0; 4] }
     }
 }
 

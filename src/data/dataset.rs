@@ -5,6 +5,7 @@
 //! given by a keyed permutation. A resumed run needs nothing but its step, and a different batch
 //! size or split of a batch meets the same samples in the same order.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -38,6 +39,8 @@ pub struct Dataset {
     height: usize,
     width: usize,
     crop: Crop,
+    /// Of each picture, where they have one.
+    classes: Option<Arc<[u32]>>,
 }
 
 impl Dataset {
@@ -71,6 +74,7 @@ impl Dataset {
             height: height as usize,
             width: width as usize,
             crop,
+            classes: None,
         })
     }
 
@@ -169,19 +173,9 @@ impl Dataset {
     pub fn fill(&self, first: u64, seed: u64, flip: bool, values: &mut [f32]) {
         let each = self.sample_len();
         assert_eq!(values.len() % each, 0, "a batch holds whole samples");
-        let count = self.len() as u64;
-        let mut epoch = None;
-        for (i, out) in values.chunks_exact_mut(each).enumerate() {
-            let sample = first.wrapping_add(i as u64);
-            let (current, permutation) = match epoch {
-                Some(known @ (number, _)) if number == sample / count => known,
-                _ => {
-                    let number = sample / count;
-                    (number, Permutation::new(self.len(), hash(&[seed, ORDER, number])))
-                }
-            };
-            epoch = Some((current, permutation));
-            let picture = self.picture(permutation.at((sample % count) as usize));
+        let drawn = self.drawn(first, seed);
+        for (out, (sample, index)) in values.chunks_exact_mut(each).zip(drawn) {
+            let picture = self.picture(index);
             let mut stream = Stream::new(&[seed, CHANGE, sample]);
             let mirrored = flip && stream.chance(0.5);
             let (top, left) = match self.crop {
@@ -238,13 +232,77 @@ impl Dataset {
         }
     }
 
-    /// A number that changes when a picture, its order or the size changes: a resumed run compares
+    /// The numbers of a run's samples from `first` on, and the pictures that they are made from: each
+    /// once an epoch, in an order of its own.
+    fn drawn(&self, first: u64, seed: u64) -> impl Iterator<Item = (u64, usize)> {
+        let (length, count) = (self.len(), self.len() as u64);
+        let order = move |number| Permutation::new(length, hash(&[seed, ORDER, number]));
+        let mut epoch = (first / count, order(first / count));
+        (0..).map(move |i| {
+            let sample = first.wrapping_add(i);
+            if epoch.0 != sample / count {
+                epoch = (sample / count, order(sample / count));
+            }
+            (sample, epoch.1.at((sample % count) as usize))
+        })
+    }
+
+    /// The pictures with the folders that they lie in as their classes, in alphabetical order.
+    ///
+    /// # Errors
+    /// Another number of folders than `count`, and a picture that lies in none.
+    pub fn with_classes(self, count: usize) -> Result<Dataset> {
+        let folder = |picture: &Picture| {
+            let mut parts = Path::new(&picture.name).components();
+            let first = parts.next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+            first.filter(|_| parts.next().is_some()).ok_or_else(|| {
+                Error::invalid(format!(
+                    "{} lies in no folder of its own; for model.classes = {count} each class needs a \
+                     folder, or set model.classes to 0",
+                    picture.name
+                ))
+            })
+        };
+        let folders: Vec<String> = self.pictures.iter().map(folder).collect::<Result<_>>()?;
+        let mut names = folders.clone();
+        names.sort();
+        names.dedup();
+        if names.len() != count {
+            let some: Vec<&str> = names.iter().take(8).map(String::as_str).collect();
+            return Err(Error::invalid(format!(
+                "model.classes is {count}, but the images lie in {} folders ({}{}); set it to {}",
+                names.len(),
+                some.join(", "),
+                if names.len() > some.len() { ", …" } else { "" },
+                names.len()
+            )));
+        }
+        let class = |name: &String| names.binary_search(name).map_or(0, |class| class as u32);
+        let classes = folders.iter().map(class).collect();
+        Ok(Dataset { classes: Some(classes), ..self })
+    }
+
+    /// The class of a picture; `None` where pictures have none.
+    pub fn label(&self, index: usize) -> Option<usize> {
+        let classes = self.classes.as_ref()?;
+        Some(classes[self.members[index] as usize] as usize)
+    }
+
+    /// The classes of the samples that [`Self::fill`] gives.
+    pub fn labels(&self, first: u64, seed: u64, count: usize) -> Vec<Option<usize>> {
+        self.drawn(first, seed).take(count).map(|(_, index)| self.label(index)).collect()
+    }
+
+    /// A number that changes when a picture, its class, its order or the size changes: a resumed run compares
     /// it with that of the run it continues.
     pub fn fingerprint(&self) -> u64 {
         let sides = [self.len() as u64, self.height as u64, self.width as u64, self.crop as u64];
         let mut state = hash(&sides);
         for index in 0..self.len() {
             let picture = self.picture(index);
+            if let Some(label) = self.label(index) {
+                state = hash(&[state, label as u64]);
+            }
             state = hash(&[state, u64::from(picture.height), u64::from(picture.width)]);
             for chunk in picture.pixels.chunks(8) {
                 let mut word = [0; 8];

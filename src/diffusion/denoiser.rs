@@ -4,11 +4,12 @@
 //! table: network, update, and counting on, with no word from the host in between.
 
 use super::samplers::SamplerTable;
+use super::seeds;
 use crate::device::{Device, Target, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
 use crate::graph::{Engine, Graph, Plan, Rate, Region, fuse, lower};
-use crate::models::{Network, Weights, write_tables};
+use crate::models::{Given, Network, Weights, one_hot, write_tables};
 use crate::ops::advance_state::AdvanceState;
 use crate::ops::noise::{normal::Stream, philox};
 use crate::ops::sampler_update::{self, Noise, SamplerUpdate};
@@ -40,7 +41,9 @@ pub fn append_update(
 ) -> Result<()> {
     use crate::graph::Build;
     let shape = g.ty(x).shape.clone();
-    let rows = TensorType::f32([table.len(), sampler_update::COLUMNS]);
+    let (history, pairs) = (table.takes_history(), table.in_pairs());
+    let columns = sampler_update::COLUMNS * if pairs { 2 } else { 1 };
+    let rows = TensorType::f32([table.len(), columns]);
     let coefficients = g.input("coefficients", rows)?;
     let state = g.input(STATE, state::ty())?;
     let mut inputs = vec![output, coefficients, state];
@@ -57,12 +60,15 @@ pub fn append_update(
             Noise::Given
         }
     };
-    let history = table.takes_history();
     let mut slots = vec![x];
-    if history {
-        slots.push(g.input("history", TensorType::f32(shape))?);
+    for (name, there) in
+        [("x_rest", pairs), ("history", history), ("history_rest", history && pairs)]
+    {
+        if there {
+            slots.push(g.input(name, TensorType::f32(shape.clone()))?);
+        }
     }
-    g.push_into(SamplerUpdate { history, noise }, &inputs, &slots)?;
+    g.push_into(SamplerUpdate { history, noise, pairs }, &inputs, &slots)?;
     g.push_into(AdvanceState { step: 0, row: 1, sample: 0 }, &[], &[state])
 }
 
@@ -86,13 +92,24 @@ pub fn graphs(
     }
     let mut g = Graph::new();
     let x = g.input("x", TensorType::f32([shape.batch, height, width, c_in]))?;
-    let timesteps = g.slot(Region::State, "timesteps", TensorType::f32([1]), Rate::Schedule)?;
-    let output = network.build(&mut g, x, timesteps)?;
+    // Labels are each image's own, and then so are the rows of the table.
+    let (classes, rows) = (network.classes(), table_rows(network, shape.batch));
+    let mut known = |name: &str, shape: &[usize]| {
+        g.slot(Region::State, name, TensorType::f32(shape), Rate::Schedule)
+    };
+    let times = known("timesteps", &[rows])?;
+    let labels = if classes > 0 { Some(known("labels", &[rows, classes])?) } else { None };
+    let output = network.build(&mut g, x, Given { times, labels, training: false })?;
     append_update(&mut g, output, x, table, false)?;
     fuse::fuse(&mut g)?;
     lower::lower(&mut g, target)?;
     g.prune(&[]);
     hoist(&g, table.len())
+}
+
+/// Rows of a table for each evaluation.
+fn table_rows(network: &dyn Network, batch: usize) -> usize {
+    if network.classes() > 0 { batch } else { 1 }
 }
 
 /// Plans a sampling run without running it.
@@ -114,6 +131,9 @@ pub struct Denoiser {
     engine: Engine,
     shape: [usize; 4],
     steps: usize,
+    classes: usize,
+    /// Standard deviation of the noise that a run starts from.
+    start: f64,
     done: usize,
     takes_seeds: bool,
 }
@@ -131,15 +151,18 @@ impl Denoiser {
         device: &dyn Device,
     ) -> Result<Denoiser> {
         let mut engine = Engine::new(plan(network, table, shape, device.target())?, device)?;
-        let timesteps: Vec<f32> = table.timesteps.iter().map(|&t| t as f32).collect();
         write_tables(network, &mut engine)?;
-        engine.write(Region::State, "timesteps", &timesteps)?;
-        engine.write(Region::State, "coefficients", &table.rows)?;
+        let rows = table_rows(network, shape.batch);
+        let times = table.times.iter().flat_map(|&time| std::iter::repeat_n(time, rows));
+        engine.write(Region::State, "timesteps", &times.collect::<Vec<f32>>())?;
+        engine.write(Region::State, "coefficients", &table.coefficients())?;
         let mut denoiser = Denoiser {
             takes_seeds: engine.has(Region::State, "seeds"),
             engine,
             shape: [shape.batch, shape.size[0], shape.size[1], network.channels()[0]],
             steps: table.len(),
+            classes: network.classes(),
+            start: table.start,
             done: 0,
         };
         denoiser.set_weights(weights)?;
@@ -153,6 +176,28 @@ impl Denoiser {
     pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
         weights.write(&mut self.engine)?;
         self.engine.run("prepare")?;
+        self.engine.run("table")
+    }
+
+    /// Names each image's class, `None` for none, as it is until this is called. Holds for the runs that
+    /// are started afterwards.
+    ///
+    /// # Errors
+    /// When there are not as many labels as images, or a class that the network does not know.
+    pub fn set_labels(&mut self, labels: &[Option<usize>]) -> Result<()> {
+        let (batch, classes) = (self.shape[0], self.classes);
+        if labels.len() != batch {
+            let what = format!("{} labels for a batch of {batch}", labels.len());
+            return Err(Error::invalid(what));
+        }
+        for label in labels.iter().flatten() {
+            seeds::check_label(*label, classes)?;
+        }
+        if classes == 0 {
+            return Ok(());
+        }
+        let rows = one_hot(labels, classes);
+        self.engine.write(Region::State, "labels", &rows.repeat(self.steps))?;
         self.engine.run("table")
     }
 
@@ -183,21 +228,27 @@ impl Denoiser {
         self.start_from(&noise, seeds)
     }
 
-    /// Begins a run from given noise [B, H, W, C]; `seeds` are those of fresh noise.
+    /// Begins a run from given standard normal noise [B, H, W, C]; `seeds` are those of fresh noise.
     ///
     /// # Errors
     /// When sizes do not fit.
     pub fn start_from(&mut self, noise: &[f32], seeds: &[u64]) -> Result<()> {
         self.check_seeds(seeds)?;
-        self.engine.write(Region::State, "x", noise)?;
+        let states = noise.iter().map(|&z| sampler_update::pair(self.start * f64::from(z)));
+        let (x, rest): (Vec<f32>, Vec<f32>) = states.map(|[x, rest]| (x, rest)).unzip();
+        self.engine.write(Region::State, "x", &x)?;
+        if self.engine.has(Region::State, "x_rest") {
+            self.engine.write(Region::State, "x_rest", &rest)?;
+        }
         if self.takes_seeds {
             let halves: Vec<u32> =
                 seeds.iter().flat_map(|&seed| [seed as u32, (seed >> 32) as u32]).collect();
             self.engine.write(Region::State, "seeds", &halves)?;
         }
-        if self.engine.has(Region::State, "history") {
-            let zeros = vec![0.0f32; noise.len()];
-            self.engine.write(Region::State, "history", &zeros)?;
+        for name in ["history", "history_rest"] {
+            if self.engine.has(Region::State, name) {
+                self.engine.write(Region::State, name, &vec![0.0f32; noise.len()])?;
+            }
         }
         self.engine.write(Region::State, STATE, &StepState::new(0).words)?;
         self.done = 0;

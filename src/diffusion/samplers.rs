@@ -8,11 +8,17 @@ use crate::ops::sampler_update::Row;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// A sampling run: for each network evaluation the timestep it is given and the update after it.
+/// A sampling run: for each network evaluation what it is told of the noise, and the update after it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerTable {
-    pub timesteps: Vec<usize>,
+    /// Timesteps, or noise levels σ.
+    pub times: Vec<f32>,
+    /// Standard deviation of the noise that the run starts from.
+    pub start: f64,
     pub rows: Vec<Row>,
+    /// What float32 left of the rows, where the state is kept in pairs
+    /// ([`SamplerUpdate`](crate::ops::sampler_update::SamplerUpdate)); empty where float32 does.
+    pub rests: Vec<Row>,
 }
 
 impl SamplerTable {
@@ -23,6 +29,25 @@ impl SamplerTable {
 
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// A table of a DDPM's process, which starts from unit variance.
+    pub fn of_timesteps(timesteps: &[usize], rows: Vec<Row>) -> SamplerTable {
+        let times = timesteps.iter().map(|&t| t as f32).collect();
+        SamplerTable { times, start: 1.0, rows, rests: Vec::new() }
+    }
+
+    /// Whether the state is kept in pairs of float32.
+    pub fn in_pairs(&self) -> bool {
+        !self.rests.is_empty()
+    }
+
+    /// The rows as the update reads them.
+    pub fn coefficients(&self) -> Vec<Row> {
+        if !self.in_pairs() {
+            return self.rows.clone();
+        }
+        self.rows.iter().zip(&self.rests).flat_map(|(row, rest)| [*row, *rest]).collect()
     }
 
     /// Whether any row takes fresh noise.
@@ -48,10 +73,13 @@ pub enum Sampler {
     /// Second-order multistep DPM-Solver++ (Lu et al. 2022).
     #[serde(rename = "dpmpp-2m")]
     DpmSolverPp2m,
+    /// Second-order Heun (Karras et al. 2022), by noise levels instead of timesteps.
+    #[serde(rename = "heun")]
+    Heun,
 }
 
 impl Sampler {
-    pub const NAMES: [&'static str; 3] = ["ddpm", "ddim", "dpmpp-2m"];
+    pub const NAMES: [&'static str; 4] = ["ddpm", "ddim", "dpmpp-2m", "heun"];
 
     /// As on the command line and in configurations.
     pub fn name(self) -> &'static str {
@@ -63,7 +91,7 @@ impl Sampler {
     pub fn clip(self, config: &SchedulerConfig) -> Option<f32> {
         match self {
             Sampler::Ddpm | Sampler::Ddim => config.clip(),
-            Sampler::DpmSolverPp2m => None,
+            Sampler::DpmSolverPp2m | Sampler::Heun => None,
         }
     }
 
@@ -71,7 +99,7 @@ impl Sampler {
     pub fn default_spacing(self) -> Spacing {
         match self {
             Sampler::Ddpm | Sampler::Ddim => Spacing::Leading,
-            Sampler::DpmSolverPp2m => Spacing::Linspace,
+            Sampler::DpmSolverPp2m | Sampler::Heun => Spacing::Linspace,
         }
     }
 }
@@ -84,6 +112,7 @@ impl FromStr for Sampler {
             "ddpm" => Ok(Sampler::Ddpm),
             "ddim" => Ok(Sampler::Ddim),
             "dpmpp-2m" => Ok(Sampler::DpmSolverPp2m),
+            "heun" => Ok(Sampler::Heun),
             _ => Err(Error::invalid(format!(
                 "\"{name}\" is no sampler; there are {}",
                 Self::NAMES.join(", ")
@@ -120,6 +149,9 @@ pub fn table(
         Sampler::Ddpm => ddpm_rows(config, &schedule, &timesteps, clip)?,
         Sampler::Ddim => ddim_rows(config, &schedule, &timesteps, eta as f32, clip)?,
         Sampler::DpmSolverPp2m => dpm_rows(config, &schedule, &timesteps, clip)?,
+        Sampler::Heun => {
+            return Err(Error::invalid("heun goes by noise levels; a schedule has timesteps"));
+        }
     };
     for (row, t) in rows.iter().zip(&timesteps) {
         let unclipped = Row { clip: 0.0, ..*row };
@@ -133,7 +165,7 @@ pub fn table(
             )));
         }
     }
-    Ok(SamplerTable { timesteps, rows })
+    Ok(SamplerTable::of_timesteps(&timesteps, rows))
 }
 
 /// The timesteps of a run, from noise to image.

@@ -13,7 +13,7 @@
 
 use super::atomic::{create_folder, write_atomic};
 use super::tensors::Tensors;
-use crate::diffusion::SchedulerConfig;
+use crate::diffusion::Process;
 use crate::error::{Error, Result};
 use crate::models::NetworkConfig;
 use crate::models::json_config::shorten;
@@ -32,7 +32,7 @@ const DIFFUSERS_VERSION: &str = "0.32.0";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub unet: NetworkConfig,
-    pub scheduler: SchedulerConfig,
+    pub process: Process,
     /// Weights under today's diffusers names, in PyTorch's layout, all finite. Whether they fit
     /// the configuration is for the network to say ([`Tensors::require_names`],
     /// [`Tensors::take_f32`]).
@@ -48,18 +48,18 @@ pub struct Model {
 /// weights that are NaN or infinite.
 pub fn read(folder: impl AsRef<Path>) -> Result<Model> {
     let folder = folder.as_ref();
-    let (unet, scheduler) = read_configs(folder)?;
+    let (unet, process) = read_configs(folder)?;
     let weights_path = weights_path(&component(folder, "unet"))?;
     let weights = canonical(Tensors::read(&weights_path)?);
     weights.require_finite(&weights_path)?;
-    Ok(Model { unet, scheduler, weights, weights_path })
+    Ok(Model { unet, process, weights, weights_path })
 }
 
 /// Reads the two configurations of a model folder, without its weights.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_configs(folder: impl AsRef<Path>) -> Result<(NetworkConfig, SchedulerConfig)> {
+pub fn read_configs(folder: impl AsRef<Path>) -> Result<(NetworkConfig, Process)> {
     let folder = folder.as_ref();
     if !folder.is_dir() {
         let what = if folder.exists() { "is no folder" } else { "does not exist" };
@@ -75,9 +75,8 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(NetworkConfig, Schedule
     let unet = NetworkConfig::from_json(&object).map_err(|error| in_file(&unet_path, error))?;
     let scheduler_path = component(folder, "scheduler").join("scheduler_config.json");
     let object = read_settings(&scheduler_path, "the settings of its noise schedule")?;
-    let scheduler =
-        SchedulerConfig::from_json(&object).map_err(|error| in_file(&scheduler_path, error))?;
-    Ok((unet, scheduler))
+    let process = Process::from_json(&object).map_err(|error| in_file(&scheduler_path, error))?;
+    Ok((unet, process))
 }
 
 /// Writes a model folder. A new folder appears whole or not at all; in one that is a model folder
@@ -89,12 +88,12 @@ pub fn read_configs(folder: impl AsRef<Path>) -> Result<(NetworkConfig, Schedule
 pub fn write(
     folder: impl AsRef<Path>,
     unet: &NetworkConfig,
-    scheduler: &SchedulerConfig,
+    process: &Process,
     weights: &Tensors,
 ) -> Result<()> {
     let folder = folder.as_ref();
     unet.validate()?;
-    scheduler.validate()?;
+    process.validate()?;
     weights.require_finite(&folder.join("unet").join(WEIGHTS))?;
     let occupied = match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
@@ -114,7 +113,7 @@ pub fn write(
         .prefix(".cyanea-model-")
         .tempdir_in(parent)
         .map_err(|error| Error::io(parent, error))?;
-    let written = write_files(staging.path(), unet, scheduler, weights);
+    let written = write_files(staging.path(), unet, process, weights);
     // The user knows the final name, not the temporary one.
     written.map_err(|error| match error {
         Error::Io { source, .. } => Error::io(folder, source),
@@ -127,14 +126,15 @@ pub fn write(
 fn write_files(
     folder: &Path,
     unet: &NetworkConfig,
-    scheduler: &SchedulerConfig,
+    process: &Process,
     weights: &Tensors,
 ) -> Result<()> {
     let [library, class] = unet.class();
+    let [process_library, process_class] = process.class();
     let index = json!({
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": [process_library, process_class],
         "unet": [library, class],
     });
     let notes = |class: &str, settings: Map<String, Value>| {
@@ -150,7 +150,7 @@ fn write_files(
     write_json(&folder.join("unet/config.json"), &notes(class, unet.to_json()))?;
     write_json(
         &folder.join("scheduler/scheduler_config.json"),
-        &notes("DDPMScheduler", scheduler.to_ddpm_json()),
+        &notes(process_class, process.to_json()),
     )?;
     // diffusers refuses safetensors files that don't say which framework's layout they have.
     let mut metadata = weights.metadata.clone();

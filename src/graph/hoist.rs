@@ -29,11 +29,12 @@ pub struct Hoisted {
     pub step: Graph,
 }
 
-/// Splits a graph by rate. Slots of rate [`Rate::Schedule`] have a leading dimension of 1 in
-/// `graph` (one row, shared by the batch); in `table` they have `rows`.
+/// Splits a graph by rate. In `table` the leading dimension of what has the rate [`Rate::Schedule`] is
+/// `rows` times that in `graph`, which is 1 where the whole batch shares a row, or the batch where each
+/// image has labels of its own.
 ///
 /// # Errors
-/// A schedule-rate tensor without that leading 1, or a shape rule that refuses `rows` of them.
+/// A shape rule that refuses so many rows.
 pub fn hoist(graph: &Graph, rows: usize) -> Result<Hoisted> {
     let rates = graph.rates();
     let mut split = Split {
@@ -45,7 +46,8 @@ pub fn hoist(graph: &Graph, rows: usize) -> Result<Hoisted> {
     };
     // Each part gets the slots first, in the source's order, so that regions keep their order.
     for slot in &graph.slots {
-        if slot.region == Region::Weights {
+        // All of them, used or not: they are what a model is saved as.
+        if matches!(slot.region, Region::Weights | Region::Buffers) {
             split.step.graph.slot(slot.region, &slot.name, slot.ty.clone(), slot.rate)?;
         }
     }
@@ -184,12 +186,6 @@ impl Split<'_> {
         let mut column = 0;
         for tensor in outputs {
             let ty = self.source.ty(tensor).clone();
-            if ty.shape.first() != Some(&1) {
-                return Err(Error::operation(
-                    "hoist",
-                    format!("{ty:?} depends on the schedule but has no leading dimension of 1"),
-                ));
-            }
             let view = self.step.graph.part(row, column, &ty.shape)?;
             self.step.map.insert(tensor, view);
             column += ty.elements().next_multiple_of(COLUMN_ALIGNMENT);
@@ -251,13 +247,14 @@ use super::Node;
 
 fn with_rows(ty: &TensorType, rows: usize) -> Result<TensorType> {
     match ty.shape.split_first() {
-        Some((1, rest)) => {
-            let shape = std::iter::once(rows).chain(rest.iter().copied()).collect::<Vec<_>>();
+        Some((each, rest)) => {
+            let shape =
+                std::iter::once(rows * each).chain(rest.iter().copied()).collect::<Vec<_>>();
             Ok(TensorType { shape, dtype: ty.dtype })
         }
         _ => Err(Error::operation(
             "hoist",
-            format!("{ty:?} depends on the schedule but has no leading dimension of 1"),
+            format!("{ty:?} depends on the schedule but has no rows"),
         )),
     }
 }

@@ -54,8 +54,8 @@ pub enum Region {
     Moment1,
     /// Second moments.
     Moment2,
-    /// Exponential moving average of the weights.
-    Ema,
+    /// Moving averages of the weights, by their number.
+    Ema(u8),
     /// Saved with a model but not trained.
     Buffers,
     /// What `prepare` computes.
@@ -70,7 +70,7 @@ impl Region {
     /// Whether the region has one slot for each trained parameter, in the order of `Weights`.
     pub fn mirrors_weights(self) -> bool {
         use Region::*;
-        matches!(self, Weights | Gradients | MicroGradients | Moment1 | Moment2 | Ema)
+        matches!(self, Weights | Gradients | MicroGradients | Moment1 | Moment2 | Ema(_))
     }
 }
 

@@ -1,9 +1,9 @@
 //! The DDPM U-Net (Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239) in
 //! all the configurations of diffusers' `UNet2DModel`, under its parameter names.
 
-use super::Network;
 use super::layers::{Padding, conv2d, conv2d_same, group_norm, linear, norm_parameters};
 use super::unet_config::{DownBlock, TimeScaleShift, UnetConfig, UpBlock};
+use super::{Given, Network};
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, TensorId};
 use crate::ops::activation::Activation;
@@ -171,8 +171,11 @@ impl Network for DdpmUnet {
         self.config.check_size(height, width)
     }
 
-    fn build(&self, g: &mut Graph, x: TensorId, timesteps: TensorId) -> Result<TensorId> {
+    fn build(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<TensorId> {
         let config = &self.config;
+        if given.labels.is_some() {
+            return Err(Error::operation("unet2d", "takes no labels; leave them out"));
+        }
         match g.ty(x).shape[..] {
             [_, height, width, channels] if channels == config.in_channels => {
                 config.check_size(height, width)?;
@@ -191,7 +194,7 @@ impl Network for DdpmUnet {
         } else {
             x
         };
-        let time = self.time_embedding(g, timesteps)?;
+        let time = self.time_embedding(g, given.times)?;
 
         let mut h = conv2d_same(g, "conv_in", x, config.block_out_channels[0], 3)?;
         let mut skips = vec![h];

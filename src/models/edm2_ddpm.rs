@@ -10,7 +10,7 @@
 //! The output is the prediction itself (noise, image or v): all three have about unit variance, and
 //! the output's gain starts at zero.
 
-use super::{Edm2Config, Edm2Unet, Network};
+use super::{Edm2Config, Edm2Unet, Given, Network};
 use crate::device::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, Rate, Region, TensorId};
@@ -33,15 +33,8 @@ impl Edm2Ddpm {
     /// `alpha_bar` is ᾱ of each timestep.
     ///
     /// # Errors
-    /// Whatever [`Edm2Config::validate`] refuses, labels, and an ᾱ that is not between 0 and 1.
+    /// Whatever [`Edm2Config::validate`] refuses, and an ᾱ that is not between 0 and 1.
     pub fn new(config: Edm2Config, alpha_bar: &[f32]) -> Result<Edm2Ddpm> {
-        if config.label_dim != 0 {
-            return Err(Error::invalid(format!(
-                "EDM2 configuration: label_dim is {}; under a DDPM labels are not supported, set it \
-                 to 0",
-                config.label_dim
-            )));
-        }
         if let Some(t) = alpha_bar.iter().position(|a| !(f32::MIN_POSITIVE..1.0).contains(a)) {
             return Err(Error::invalid(format!(
                 "ᾱ is {:e} at timestep {t}, too close to 0 or 1 for float32; take other betas or \
@@ -62,18 +55,22 @@ impl Network for Edm2Ddpm {
         self.unet.config().check_size(height, width)
     }
 
-    fn build(&self, g: &mut Graph, x: TensorId, timesteps: TensorId) -> Result<TensorId> {
+    fn classes(&self) -> usize {
+        self.unet.config().label_dim
+    }
+
+    fn build(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<TensorId> {
         let (steps, channels) = (self.alpha_bar.len(), self.channels()[0]);
         let mut row = |name: &str, width: usize| {
             let ty = TensorType::f32([steps, width]);
             let table = g.slot(Region::State, name, ty, Rate::Weights)?;
-            g.one(SelectRow::Each, &[table, timesteps])
+            g.one(SelectRow::Each, &[table, given.times])
         };
         let (noise, scale) = (row(NOISE_INPUTS, 1)?, row(IMAGE_SCALES, channels)?);
-        let shape = g.ty(timesteps).shape.clone();
+        let shape = g.ty(given.times).shape.clone();
         let noise = g.reshape(noise, &shape)?;
         let scaled = g.one(Combine::Product, &[x, scale])?;
-        self.unet.predict(g, scaled, noise, None)
+        self.unet.predict(g, scaled, Given { times: noise, ..given })
     }
 
     fn tables(&self) -> Vec<(&'static str, Vec<f32>)> {
@@ -116,10 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_impossible_schedules_are_refused() {
-        let labelled = Edm2Config { label_dim: 10, ..config() };
-        let said = Edm2Ddpm::new(labelled, &[0.5]).unwrap_err().to_string();
-        assert!(said.contains("label_dim is 10"), "{said}");
+    fn impossible_schedules_are_refused() {
         let said = Edm2Ddpm::new(config(), &[0.5, 0.0]).unwrap_err().to_string();
         assert!(said.contains("timestep 1"), "{said}");
     }

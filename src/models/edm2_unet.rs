@@ -4,6 +4,7 @@
 //! log-variance of the loss. Parameter names are those of the reference implementation.
 
 use super::edm2_config::Edm2Config;
+use super::{Given, Network};
 use crate::device::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Build, Graph, Rate, Region, TensorId};
@@ -73,45 +74,32 @@ impl Edm2Unet {
     }
 
     /// Appends the network with its preconditioning: `x` [B, H, W, C] is a clean image plus noise of
-    /// the standard deviation `sigma` [B], or [1] for all samples alike; `labels`
-    /// [B, label_dim], one-hot rows, or zeros for none.
+    /// the standard deviation `given.times`.
     ///
     /// # Errors
-    /// Shapes that the network can't take.
-    pub fn denoise(
-        &self,
-        g: &mut Graph,
-        x: TensorId,
-        sigma: TensorId,
-        labels: Option<TensorId>,
-    ) -> Result<Denoised> {
+    /// Shapes that the network can't take, and labels where label_dim is 0.
+    pub fn denoise(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<Denoised> {
         let config = &self.config;
         let op =
             Preconditioning { sigma_data: config.sigma_data as f32, channels: config.img_channels };
-        let scales = g.push(std::sync::Arc::new(op), &[sigma])?;
+        let scales = g.push(std::sync::Arc::new(op), &[given.times])?;
         let &[c_skip, c_out, c_in, c_noise] = &scales[..] else {
             unreachable!("preconditioning has four results")
         };
         let scaled = g.one(Combine::Product, &[x, c_in])?;
-        let output = self.predict(g, scaled, c_noise, labels)?;
+        let output = self.predict(g, scaled, Given { times: c_noise, ..given })?;
         let image = g.one(Preconditioned, &[x, output, c_skip, c_out])?;
         let features = fourier(g, "logvar_fourier", c_noise, config.logvar_channels)?;
         let log_variance = layer(g, "logvar_linear", features, &[1], WeightNorm::PLAIN, None)?;
         Ok(Denoised { image, log_variance })
     }
 
-    /// Appends the network alone: `x` [B, H, W, C] of about unit variance, `c_noise` [B] or [1];
-    /// gives [B, H, W, C].
+    /// Appends the network alone: `x` [B, H, W, C] of about unit variance, `given.times` the noise
+    /// input (ln(σ)/4); gives [B, H, W, C].
     ///
     /// # Errors
-    /// Shapes that the network can't take.
-    pub fn predict(
-        &self,
-        g: &mut Graph,
-        x: TensorId,
-        c_noise: TensorId,
-        labels: Option<TensorId>,
-    ) -> Result<TensorId> {
+    /// As [`Edm2Unet::denoise`].
+    pub fn predict(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<TensorId> {
         match g.ty(x).shape[..] {
             [_, height, width, channels] if channels == self.config.img_channels => {
                 self.config.check_size(height, width)?;
@@ -124,7 +112,7 @@ impl Edm2Unet {
             }
         }
         g.module("unet", |g| {
-            let embedding = self.embedding(g, c_noise, labels)?;
+            let embedding = self.embedding(g, given.times, given.labels)?;
             let (mut x, mut skips) = self.encoder(g, x, embedding)?;
             x = self.decoder(g, x, &mut skips, embedding)?;
             let gain = learned_gain(g, "out_gain")?;
@@ -318,6 +306,29 @@ impl Edm2Unet {
         let mixed = g.reshape(mixed, &shape)?;
         let y = layer(g, "attn_proj", mixed, &[channels, 1, 1], WeightNorm::PLAIN, None)?;
         g.one(Combine::mp_sum(self.config.attn_balance), &[x, y])
+    }
+}
+
+/// Told noise levels: what it predicts is the clean image.
+impl Network for Edm2Unet {
+    fn channels(&self) -> [usize; 2] {
+        [self.config.img_channels; 2]
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<()> {
+        self.config.check_size(height, width)
+    }
+
+    fn classes(&self) -> usize {
+        self.config.label_dim
+    }
+
+    fn build(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<TensorId> {
+        Ok(self.denoise(g, x, given)?.image)
+    }
+
+    fn unit_weights(&self) -> bool {
+        true
     }
 }
 

@@ -12,14 +12,32 @@ pub mod unet_config;
 pub use ddpm_unet::DdpmUnet;
 pub use edm2_config::Edm2Config;
 pub use edm2_unet::Edm2Unet;
-pub use network_config::NetworkConfig;
+pub use network_config::{NetworkConfig, NoiseInput};
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Engine, Graph, Rate, Region, TensorId};
 
-/// A network that predicts noise (or x₀, or v) from a noisy input and its timestep.
+/// What a network is told beside the noisy image.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    /// Timesteps or noise levels σ: [B], or [1] for all samples alike.
+    pub times: TensorId,
+    /// [B, classes], or [1, classes]: one-hot rows, or zeros for no class.
+    pub labels: Option<TensorId>,
+    /// Whether activations are dropped at random, as in training.
+    pub training: bool,
+}
+
+impl Given {
+    /// In use, without labels.
+    pub fn times(times: TensorId) -> Given {
+        Given { times, labels: None, training: false }
+    }
+}
+
+/// A network that predicts noise (or x₀, or v) from a noisy input and how noisy it is.
 pub trait Network: Send + Sync {
     /// Channels of input and output.
     fn channels(&self) -> [usize; 2];
@@ -30,12 +48,16 @@ pub trait Network: Send + Sync {
     /// Says which sizes it takes.
     fn check_size(&self, height: usize, width: usize) -> Result<()>;
 
-    /// Appends the network: `x` [B, H, W, C_in], `timesteps` [B], or [1] for all samples alike;
-    /// gives [B, H, W, C_out].
+    /// Appends the network: `x` [B, H, W, C_in]; gives [B, H, W, C_out].
     ///
     /// # Errors
-    /// Shapes that the network can't take.
-    fn build(&self, g: &mut Graph, x: TensorId, timesteps: TensorId) -> Result<TensorId>;
+    /// Shapes that the network can't take, or labels where it knows no classes.
+    fn build(&self, g: &mut Graph, x: TensorId, given: Given) -> Result<TensorId>;
+
+    /// Classes that labels can name; 0: the network takes none.
+    fn classes(&self) -> usize {
+        0
+    }
 
     /// Slots of [`Region::State`] that the network reads, with values that every run writes before
     /// it begins.
@@ -48,6 +70,17 @@ pub trait Network: Send + Sync {
     fn unit_weights(&self) -> bool {
         false
     }
+}
+
+/// Labels as a network takes them, [B, classes]: one row for each, zeros where there is none.
+pub fn one_hot(labels: &[Option<usize>], classes: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; labels.len() * classes];
+    for (row, label) in rows.chunks_mut(classes.max(1)).zip(labels) {
+        if let Some(place) = label.and_then(|label| row.get_mut(label)) {
+            *place = 1.0;
+        }
+    }
+    rows
 }
 
 /// Writes what a network reads beside its weights.
@@ -112,7 +145,7 @@ fn graph(network: &dyn Network, size: [usize; 2]) -> Result<Graph> {
     let shape = [1, size[0], size[1], network.channels()[0]];
     let x = g.input("x", TensorType::f32(shape))?;
     let timesteps = g.slot(Region::State, "timesteps", TensorType::f32([1]), Rate::Schedule)?;
-    network.build(&mut g, x, timesteps)?;
+    network.build(&mut g, x, Given::times(timesteps))?;
     Ok(g)
 }
 
@@ -163,7 +196,7 @@ impl Weights {
             slots.map(|(name, view)| (from, name.to_string(), view.ty.shape.clone())).collect()
         };
         let mut wanted = slots(engine, Region::Weights, region);
-        if matches!(region, Region::Weights | Region::Ema) {
+        if matches!(region, Region::Weights | Region::Ema(_)) {
             wanted.extend(slots(engine, Region::Buffers, Region::Buffers));
         }
         let tensors = wanted

@@ -1,8 +1,8 @@
 //! The settings of a network, whichever it is: what configurations describe and model folders hold.
 
 use super::{
-    DdpmUnet, Edm2Config, Network, UnetConfig, edm2_config, edm2_ddpm::Edm2Ddpm, json_config,
-    unet_config,
+    DdpmUnet, Edm2Config, Edm2Unet, Network, UnetConfig, edm2_config, edm2_ddpm::Edm2Ddpm,
+    json_config, unet_config,
 };
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -12,8 +12,17 @@ use serde_json::{Map, Value};
 pub enum NetworkConfig {
     /// The U-Net of DDPM, as in diffusers.
     Ddpm(UnetConfig),
-    /// The EDM2 U-Net under a DDPM's process.
+    /// The EDM2 U-Net.
     Edm2(Edm2Config),
+}
+
+/// What a network is told of the noise in its image.
+#[derive(Clone, Copy, Debug)]
+pub enum NoiseInput<'a> {
+    /// Its timestep; ᾱ of each is known when the network is built.
+    Timesteps(&'a [f32]),
+    /// Its standard deviation σ.
+    Levels,
 }
 
 /// Names of the classes in a model folder; the first is diffusers' own.
@@ -130,14 +139,27 @@ impl NetworkConfig {
         }
     }
 
-    /// The network; `alpha_bar` is ᾱ of each timestep of the process that it is for.
+    /// The network, as it is told of the noise.
     ///
     /// # Errors
-    /// Settings or a process that it can't be built for.
-    pub fn network(&self, alpha_bar: &[f32]) -> Result<Box<dyn Network>> {
-        Ok(match self {
-            NetworkConfig::Ddpm(config) => Box::new(DdpmUnet::new(config.clone())?),
-            NetworkConfig::Edm2(config) => Box::new(Edm2Ddpm::new(config.clone(), alpha_bar)?),
+    /// Settings or noise that it can't be built for.
+    pub fn network(&self, noise: NoiseInput) -> Result<Box<dyn Network>> {
+        Ok(match (self, noise) {
+            (NetworkConfig::Ddpm(config), NoiseInput::Timesteps(_)) => {
+                Box::new(DdpmUnet::new(config.clone())?)
+            }
+            (NetworkConfig::Ddpm(_), NoiseInput::Levels) => {
+                return Err(Error::invalid(
+                    "the U-Net of DDPM is told timesteps, not noise levels; under the process \"edm\" \
+                     take the network \"edm2\"",
+                ));
+            }
+            (NetworkConfig::Edm2(config), NoiseInput::Timesteps(alpha_bar)) => {
+                Box::new(Edm2Ddpm::new(config.clone(), alpha_bar)?)
+            }
+            (NetworkConfig::Edm2(config), NoiseInput::Levels) => {
+                Box::new(Edm2Unet::new(config.clone())?)
+            }
         })
     }
 }

@@ -28,12 +28,14 @@ pub const SEED_LOW: usize = 6;
 pub const SEED_HIGH: usize = 7;
 /// u32: number of the micro-batch's first sample within the step; counter of training noise.
 pub const SAMPLE: usize = 8;
-/// f32: decay of the moving average in this step.
+/// f32: decay of the moving average in this step, or of the first of several.
 pub const EMA_DECAY: usize = 9;
 /// u32: optimizer steps skipped because a gradient wasn't finite. Written by the optimizer.
 pub const SKIPPED: usize = 10;
 /// u32: 0, or 1 + the first step whose gradients weren't finite. Written by the optimizer.
 pub const FIRST_BAD: usize = 11;
+/// f32: decays of up to so many averages.
+pub const EMA_DECAYS: [usize; 4] = [EMA_DECAY, 12, 13, 14];
 
 /// The type of the state.
 pub fn ty() -> TensorType {

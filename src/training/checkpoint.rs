@@ -24,12 +24,13 @@ pub struct Progress {
     pub data: u64,
 }
 
-fn prefix(region: Region) -> &'static str {
+fn prefix(region: Region) -> String {
     match region {
-        Region::Moment1 => "moment1.",
-        Region::Moment2 => "moment2.",
-        Region::Ema => "ema.",
-        _ => "weights.",
+        Region::Moment1 => "moment1.".into(),
+        Region::Moment2 => "moment2.".into(),
+        Region::Ema(0) => "ema.".into(),
+        Region::Ema(number) => format!("ema{}.", number + 1),
+        _ => "weights.".into(),
     }
 }
 
@@ -132,6 +133,6 @@ impl Checkpoint {
 
     /// Whether the checkpoint has a moving average.
     pub fn has_average(&self) -> bool {
-        self.tensors.names().any(|name| name.starts_with(prefix(Region::Ema)))
+        self.tensors.names().any(|name| name.starts_with(&prefix(Region::Ema(0))))
     }
 }

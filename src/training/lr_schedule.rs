@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 
 /// How the learning rate goes from its peak to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// Stays at the peak.
     Constant,
@@ -13,6 +13,9 @@ pub enum Decay {
     Cosine,
     /// Falls along a line.
     Linear,
+    /// Falls as 1/√step after `flat` steps, for as long as training lasts (Karras et al. 2024,
+    /// arXiv:2312.02696, eq. 67).
+    InverseSqrt,
 }
 
 /// A learning rate for every optimizer step.
@@ -26,6 +29,8 @@ pub struct LrSchedule {
     pub warmup: u64,
     /// Length of warm-up and decay together.
     pub steps: u64,
+    /// Of [`Decay::InverseSqrt`]: the steps before it falls.
+    pub flat: u64,
 }
 
 impl LrSchedule {
@@ -33,8 +38,14 @@ impl LrSchedule {
     ///
     /// Warm-up gives `peak·(step + 1)/warmup`, so that the first step counts. The decay is the
     /// closed form of PyTorch's `CosineAnnealingLR` with `T_max = steps − warmup` (and the same
-    /// along a line); from `steps` on the rate stays at its end.
+    /// along a line); from `steps` on the rate stays at its end. [`Decay::InverseSqrt`] is EDM2's:
+    /// `peak/√max(step/flat, 1)·min(step/warmup, 1)`, so that its first rate is 0.
     pub fn rate(&self, step: u64) -> f64 {
+        if self.decay == Decay::InverseSqrt {
+            let share = |of: u64| if of == 0 { f64::INFINITY } else { step as f64 / of as f64 };
+            let fallen = if self.flat == 0 { 1.0 } else { share(self.flat).max(1.0) };
+            return self.peak / fallen.sqrt() * share(self.warmup).min(1.0);
+        }
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;
         }
@@ -42,7 +53,7 @@ impl LrSchedule {
         let done =
             if length == 0 { 1.0 } else { ((step - self.warmup) as f64 / length as f64).min(1.0) };
         let remaining = match self.decay {
-            Decay::Constant => return self.peak,
+            Decay::Constant | Decay::InverseSqrt => return self.peak,
             Decay::Linear => 1.0 - done,
             Decay::Cosine => (1.0 + (PI * done).cos()) / 2.0,
         };
@@ -56,7 +67,7 @@ mod tests {
     use approx::assert_relative_eq;
 
     fn schedule(decay: Decay, warmup: u64) -> LrSchedule {
-        LrSchedule { decay, peak: 1e-3, end: 1e-5, warmup, steps: 12 }
+        LrSchedule { decay, peak: 1e-3, end: 1e-5, warmup, steps: 12, flat: 0 }
     }
 
     // torch.optim.lr_scheduler.CosineAnnealingLR(optimizer at 1e-3, T_max=12, eta_min=1e-5).
@@ -83,6 +94,17 @@ mod tests {
         assert_relative_eq!(schedule(Decay::Linear, 4).rate(8), 5.05e-4, max_relative = 1e-12);
         assert_relative_eq!(schedule(Decay::Cosine, 4).rate(8), 5.05e-4, max_relative = 1e-12);
         assert_eq!(schedule(Decay::Constant, 4).rate(1000), 1e-3);
+    }
+
+    // lr=0.01, t_ref=4, a ramp of 2 steps: the reference's learning_rate_schedule at step·batch images.
+    #[test]
+    fn inverse_roots_are_edm2s() {
+        let schedule = LrSchedule { flat: 4, ..schedule(Decay::InverseSqrt, 2) };
+        for (step, want) in [(0, 0.0), (1, 5e-4), (2, 1e-3), (4, 1e-3), (16, 5e-4), (100, 2e-4)] {
+            assert_relative_eq!(schedule.rate(step), want, max_relative = 1e-12);
+        }
+        let flat = LrSchedule { flat: 0, warmup: 0, ..schedule };
+        assert_eq!(flat.rate(0), 1e-3);
     }
 
     #[test]

@@ -1,23 +1,29 @@
 //! What a network is trained for: the part of a training step from clean images to the loss.
 
 use super::trainer::{NoiseSource, Recipe};
+use crate::data::counter;
 use crate::device::TensorType;
-use crate::diffusion::NoiseSchedule;
 use crate::diffusion::scheduler_config::Prediction;
-use crate::error::Result;
+use crate::diffusion::{EdmProcess, NoiseSchedule, Process};
+use crate::error::{Error, Result};
 use crate::graph::hoist::STATE;
 use crate::graph::{Build, Engine, Graph, Region, TensorId};
-use crate::models::{Edm2Unet, Network, write_tables};
+use crate::models::{Edm2Unet, Given, Network, NetworkConfig, write_tables};
 use crate::ops::add_noise::AddNoise;
 use crate::ops::combine::Combine;
 use crate::ops::edm_loss::EdmLoss;
 use crate::ops::mse_loss::MseLoss;
-use crate::ops::noise::{Normal, philox};
+use crate::ops::noise::{Normal, normal, philox};
 use crate::ops::state;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Stream of the training noise.
 const NOISE: u32 = philox::purpose("training.noise");
+/// Stream of the noise levels.
+const LEVELS: u32 = philox::purpose("training.levels");
+/// Word that tells the timesteps of a run from its other random numbers.
+const TIMESTEPS: u64 = 1;
 
 /// See the module.
 pub trait Objective {
@@ -34,6 +40,9 @@ pub trait Objective {
     /// When the engine was made for another objective.
     fn prepare(&self, engine: &mut Engine) -> Result<()>;
 
+    /// What is drawn for the samples of a run, as slots and their values: timesteps or noise levels.
+    fn draw(&self, seed: u64, samples: Range<u64>) -> Vec<(&'static str, Vec<f32>)>;
+
     /// Elements of a sample that the loss adds up; 1 for a mean. Gradients are as much larger, so that
     /// a loss scale begins as much smaller.
     fn summed(&self, recipe: &Recipe) -> usize {
@@ -49,16 +58,56 @@ pub trait Objective {
 /// reads the slot `timesteps` [B].
 pub struct Denoising<'a> {
     pub network: &'a dyn Network,
-    /// Number of timesteps.
-    pub steps: usize,
-    /// The schedule, where the objective is to be run and not only planned.
-    pub schedule: Option<&'a NoiseSchedule>,
+    pub schedule: &'a NoiseSchedule,
 }
 
 /// EDM2's own loss under a learned uncertainty (Karras et al. 2024, arXiv:2312.02696, eq. 21): also
 /// reads the slots `sigma` [B] and, with the same value in each channel, `sigmas` [B, C].
 pub struct EdmDenoising<'a> {
     pub network: &'a Edm2Unet,
+    pub process: EdmProcess,
+}
+
+/// What a run trains, and for which process.
+pub enum Task {
+    Ddpm { network: Box<dyn Network>, schedule: NoiseSchedule },
+    Edm { network: Edm2Unet, process: EdmProcess },
+}
+
+impl Task {
+    /// # Errors
+    /// Settings out of range, or a network that is not made for the process.
+    pub fn new(network: &NetworkConfig, process: &Process) -> Result<Task> {
+        Ok(match (process, network) {
+            (Process::Edm(edm), NetworkConfig::Edm2(config)) => {
+                process.validate()?;
+                Task::Edm { network: Edm2Unet::new(config.clone())?, process: *edm }
+            }
+            _ => {
+                let network = process.network(network)?;
+                let schedule = process.schedule()?.ok_or_else(|| {
+                    Error::operation("train", "needs EDM2's network under noise levels")
+                })?;
+                Task::Ddpm { network, schedule }
+            }
+        })
+    }
+
+    pub fn network(&self) -> &dyn Network {
+        match self {
+            Task::Ddpm { network, .. } => network.as_ref(),
+            Task::Edm { network, .. } => network,
+        }
+    }
+
+    pub fn objective(&self) -> Box<dyn Objective + '_> {
+        match self {
+            Task::Ddpm { network, schedule } => {
+                Box::new(Denoising { network: network.as_ref(), schedule })
+            }
+            Task::Edm { network, process } => Box::new(EdmDenoising { network, process: *process }),
+        }
+    }
 }
 
 /// Clean images, and the noise for them.
@@ -74,17 +123,27 @@ fn images(g: &mut Graph, recipe: &Recipe, channels: usize) -> Result<[TensorId; 
     Ok([x0, noise])
 }
 
+/// Times and labels of a batch: the latter from the slot `labels` [B, classes].
+fn given(g: &mut Graph, times: TensorId, classes: usize, recipe: &Recipe) -> Result<Given> {
+    let labels = match classes {
+        0 => None,
+        _ => Some(g.input("labels", TensorType::f32([recipe.batch, classes]))?),
+    };
+    Ok(Given { times, labels, training: true })
+}
+
 impl Objective for Denoising<'_> {
     fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
         let [height, width] = recipe.size;
         self.network.check_size(height, width)?;
         let [x0, noise] = images(g, recipe, self.network.channels()[0])?;
         let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
-        let shares = g.input("shares", TensorType::f32([self.steps, 2]))?;
+        let shares = g.input("shares", TensorType::f32([self.schedule.timesteps(), 2]))?;
         let velocity = recipe.prediction == Prediction::Velocity;
         let op = Arc::new(AddNoise { velocity });
         let noisy = g.push_labelled(op, &[x0, noise, shares, timesteps], "add_noise")?;
-        let output = self.network.build(g, noisy[0], timesteps)?;
+        let given = given(g, timesteps, self.network.classes(), recipe)?;
+        let output = self.network.build(g, noisy[0], given)?;
         let wanted = match recipe.prediction {
             Prediction::Epsilon => noise,
             Prediction::Sample => x0,
@@ -95,13 +154,21 @@ impl Objective for Denoising<'_> {
 
     fn prepare(&self, engine: &mut Engine) -> Result<()> {
         write_tables(self.network, engine)?;
-        let Some(schedule) = self.schedule else { return Ok(()) };
+        let schedule = self.schedule;
         let mut shares = Vec::with_capacity(2 * schedule.timesteps());
         for t in 0..schedule.timesteps() {
             let (image, noise) = schedule.shares(t)?;
             shares.extend([image, noise]);
         }
         engine.write(Region::State, "shares", &shares)
+    }
+
+    fn draw(&self, seed: u64, samples: Range<u64>) -> Vec<(&'static str, Vec<f32>)> {
+        let timestep = |sample| {
+            let bits = counter::hash(&[seed, TIMESTEPS, sample]);
+            counter::below(bits, self.schedule.timesteps() as u64) as f32
+        };
+        vec![("timesteps", samples.map(timestep).collect())]
     }
 
     fn unit_weights(&self) -> bool {
@@ -117,7 +184,8 @@ impl Objective for EdmDenoising<'_> {
         let sigmas = g.input("sigmas", TensorType::f32([recipe.batch, channels]))?;
         let scaled = g.one(Combine::Product, &[noise, sigmas])?;
         let noisy = g.one(Combine::ADD, &[x0, scaled])?;
-        let denoised = self.network.denoise(g, noisy, sigma, None)?;
+        let given = given(g, sigma, self.network.classes(), recipe)?;
+        let denoised = self.network.denoise(g, noisy, given)?;
         let sigma_data = self.network.config().sigma_data as f32;
         let inputs = [denoised.image, x0, denoised.log_variance, sigma];
         Ok(g.push(Arc::new(EdmLoss { sigma_data }), &inputs)?[0])
@@ -125,6 +193,19 @@ impl Objective for EdmDenoising<'_> {
 
     fn prepare(&self, _: &mut Engine) -> Result<()> {
         Ok(())
+    }
+
+    fn draw(&self, seed: u64, samples: Range<u64>) -> Vec<(&'static str, Vec<f32>)> {
+        let key = [seed as u32, (seed >> 32) as u32];
+        let level = |sample: u64| {
+            let (step, sample) = ((sample >> 32) as u32, sample as u32);
+            let stream = normal::Stream { key, purpose: LEVELS, step, sample };
+            self.process.level(f64::from(stream.quad(0)[0]))
+        };
+        let sigma: Vec<f32> = samples.map(level).collect();
+        let channels = self.network.config().img_channels;
+        let each = sigma.iter().flat_map(|&sigma| std::iter::repeat_n(sigma, channels)).collect();
+        vec![("sigma", sigma), ("sigmas", each)]
     }
 
     fn summed(&self, recipe: &Recipe) -> usize {

@@ -3,6 +3,7 @@
 use super::config::Config;
 use crate::device::Device;
 use crate::diffusion::denoiser::{Denoiser, Shape};
+use crate::diffusion::seeds::labels;
 use crate::error::Result;
 use crate::formats::image_grid::{
     evenly_spaced, write_grid, write_process_gif, write_process_grid,
@@ -23,6 +24,7 @@ const FRAME: u32 = 80;
 pub struct Gallery {
     denoiser: Denoiser,
     seeds: Vec<u64>,
+    labels: Vec<Option<usize>>,
     /// [N, H, W, C]
     samples: Vec<f32>,
     /// States of the first images at some steps of the process, the noise first.
@@ -46,7 +48,8 @@ impl Gallery {
             size: [config.data.size.height, config.data.size.width],
         };
         let denoiser = Denoiser::new(network, weights, &table, shape, device)?;
-        Ok(Gallery { denoiser, seeds, samples: Vec::new(), states: Vec::new() })
+        let labels = labels(&sampling.labels, network.classes(), seeds.len())?;
+        Ok(Gallery { denoiser, seeds, labels, samples: Vec::new(), states: Vec::new() })
     }
 
     /// Samples one image for each seed; `observe` is told how many steps of all are done.
@@ -67,6 +70,9 @@ impl Gallery {
             // A short last batch is filled up; an image does not depend on its neighbours.
             padded.resize(batch, 0);
             let states = &mut self.states;
+            let mut labels = self.labels[number * batch..][..seeds.len()].to_vec();
+            labels.resize(batch, labels.last().copied().flatten());
+            self.denoiser.set_labels(&labels)?;
             self.denoiser.start(&padded)?;
             if number == 0 {
                 states.push(self.denoiser.read()?[..kept].to_vec());

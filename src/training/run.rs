@@ -1,31 +1,28 @@
 //! A training run from its first step to its pictures.
 
 use super::checkpoint::{self, Checkpoint, Progress};
-use super::config::Config;
+use super::config::{Config, NonFinite};
 use super::held_out::{Evaluator, HeldOut};
 use super::init::initial;
+use super::objective::Task;
 use super::pictures::Gallery;
+use super::power_ema::{decay, exponent};
 use super::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
-use crate::data::counter;
 use crate::data::dataset::Dataset;
 use crate::device::Device;
-use crate::diffusion::NoiseSchedule;
 use crate::error::{Error, Result};
 use crate::formats::diffusers;
 use crate::formats::metrics::Metrics;
 use crate::formats::run_folder::RunFolder;
 use crate::formats::tensors::{Tensor, Tensors};
 use crate::graph::Region;
-use crate::models::{Network, Weights, parameters, saved};
+use crate::models::{Weights, one_hot, parameters, saved};
 use crate::ops::adamw::AdamW;
 use std::time::Instant;
 
 /// What is logged, in the order of the CSV file.
 const COLUMNS: [&str; 6] =
     ["loss", "grad_norm", "learning_rate", "images_per_second", "seconds", "held_out_loss"];
-
-/// Words that tell the random streams of a run apart.
-const TIMESTEPS: u64 = 1;
 
 /// Where a decay is a share of the time and not of the steps, this many parts make the whole.
 const PARTS_OF_TIME: u64 = 1_000_000;
@@ -79,8 +76,10 @@ pub fn recipe(config: &Config) -> Recipe {
             weight_decay: training.weight_decay,
             decoupled: true,
             max_norm: (training.max_grad_norm > 0.0).then_some(training.max_grad_norm),
-            ema: training.ema_decay > 0.0,
+            zero_non_finite: training.non_finite == NonFinite::Zero,
+            ema: training.ema_widths.is_empty() && training.ema_decay > 0.0,
         },
+        averages: training.ema_widths.len(),
     }
 }
 
@@ -90,9 +89,8 @@ pub struct Run<'a> {
     folder: &'a RunFolder,
     images: &'a Dataset,
     device: &'a dyn Device,
-    network: Box<dyn Network>,
+    task: Task,
     trainer: Trainer,
-    schedule: NoiseSchedule,
     held_out: HeldOut,
     metrics: Metrics,
     done: Progress,
@@ -118,17 +116,18 @@ impl<'a> Run<'a> {
     ) -> Result<Run<'a>> {
         config.network().validate_for_training()?;
         config.require_images()?;
-        let network = config.build_network()?;
-        let schedule = NoiseSchedule::new(&config.scheduler())?;
+        let task = Task::new(&config.network(), &config.process())?;
         let (recipe, seed) = (recipe(config), config.training.seed);
-        let size = recipe.size;
-        let weights = initial(network.as_ref(), size, seed)?;
-        let held_out = HeldOut::new(held_out, seed, &schedule)?;
+        let (network, size) = (task.network(), recipe.size);
+        let weights = initial(network, size, seed)?;
+        let held_out = HeldOut::new(held_out, seed, &task)?;
         if !resume {
             held_out.write(&folder.held_out())?;
         }
+        let objective = task.objective();
         let mut trainer =
-            Trainer::new(network.as_ref(), &weights, &schedule, recipe, seed, device)?;
+            Trainer::with_objective(objective.as_ref(), &weights, recipe, seed, device)?;
+        drop(objective);
         // The device has them now; a second copy would count in the run's memory.
         drop(weights);
         let mut passed_over = Vec::new();
@@ -144,13 +143,12 @@ impl<'a> Run<'a> {
                     "belongs to a run with other images; resume with the images it began with",
                 ));
             }
-            let (moments, whole) =
-                (parameters(network.as_ref(), size)?, saved(network.as_ref(), size)?);
+            let (moments, whole) = (parameters(network, size)?, saved(network, size)?);
             let parts = trainer
                 .regions()
                 .into_iter()
                 .map(|region| {
-                    let averaged = matches!(region, Region::Weights | Region::Ema);
+                    let averaged = matches!(region, Region::Weights | Region::Ema(_));
                     let names = if averaged { &whole } else { &moments };
                     Ok((region, checkpoint.take(region, names, &path)?))
                 })
@@ -177,9 +175,8 @@ impl<'a> Run<'a> {
             folder,
             images,
             device,
-            network,
+            task,
             trainer,
-            schedule,
             held_out,
             metrics,
             done,
@@ -279,47 +276,64 @@ impl<'a> Run<'a> {
         schedule.rate((self.share().min(1.0) * PARTS_OF_TIME as f64) as u64)
     }
 
+    /// Of the next step, after which it will have seen `images` more.
+    fn ema_decays(&self, images: f64) -> Result<[f64; 4]> {
+        let (training, step) = (&self.config.training, self.done.step);
+        // A young average forgets its beginning faster (as in diffusers and TensorFlow).
+        let young = (1 + step) as f64 / (10 + step) as f64;
+        let mut decays = [training.ema_decay.min(young); 4];
+        for (kept, &width) in decays.iter_mut().zip(&training.ema_widths) {
+            *kept = decay(exponent(width)?, images, images * (step + 1) as f64);
+        }
+        Ok(decays)
+    }
+
     fn one_step(
         &mut self,
         observe: &mut dyn FnMut(Event) -> Result<()>,
     ) -> Result<(f32, f32, f64)> {
         let training = &self.config.training;
         let step = self.done.step;
-        // A young average forgets its beginning faster (as in diffusers and TensorFlow).
-        let young = (1 + step) as f64 / (10 + step) as f64;
+        let batch = training.batch_size;
         let settings = StepSettings {
             step,
             learning_rate: self.learning_rate(),
-            ema_decay: training.ema_decay.min(young),
+            ema_decays: self.ema_decays((batch * training.accumulate) as f64)?,
         };
-        let batch = training.batch_size;
         let mut x0 = vec![0.0; batch * self.images.sample_len()];
+        let objective = self.task.objective();
+        // Of one element, also where the loss is their sum.
+        let elements = objective.summed(self.trainer.recipe()) as f32;
         let mut loss = 0.0;
         for micro in 0..training.accumulate {
             let first = (step * training.accumulate as u64 + micro as u64) * batch as u64;
             self.images.fill(first, training.seed, self.config.data.flip, &mut x0);
-            let timesteps: Vec<usize> = (first..first + batch as u64)
-                .map(|sample| {
-                    let bits = counter::hash(&[training.seed, TIMESTEPS, sample]);
-                    counter::below(bits, self.config.diffusion.timesteps as u64) as usize
-                })
-                .collect();
-            let part = self.trainer.micro_batch(&settings, micro, &x0, &timesteps, None)?;
+            let drawn = objective.draw(training.seed, first..first + batch as u64);
+            let labels = self.images.labels(first, training.seed, batch);
+            let labels = one_hot(&labels, self.task.network().classes());
+            let mut inputs: Vec<(&str, &[f32])> = vec![("x0", &x0)];
+            if !labels.is_empty() {
+                inputs.push(("labels", &labels));
+            }
+            inputs.extend(drawn.iter().map(|(name, values)| (*name, &values[..])));
+            let part = self.trainer.micro_batch_of(&settings, micro, &inputs)?;
             if !part.is_finite() {
                 return Err(self.not_finite("loss", part));
             }
-            loss += part / training.accumulate as f32;
+            loss += part / elements / training.accumulate as f32;
         }
+        drop(objective);
         if std::mem::take(&mut self.checkpoint_due) {
             self.save(observe)?;
         }
         let scaled = self.trainer.loss_scale();
         let updated = self.trainer.update(&settings)?;
-        if updated.skipped {
+        if !updated.finite {
             match (scaled, self.trainer.loss_scale()) {
                 (Some(before), Some(after)) if !before.is_least() => {
                     observe(Event::Overflow { step: step + 1, loss_scale: after.factor })?;
                 }
+                _ if !updated.skipped => {}
                 _ => return Err(self.not_finite("norm of the gradients", updated.grad_norm)),
             }
         }
@@ -345,8 +359,8 @@ impl<'a> Run<'a> {
 
     /// The weights that samples and exports use: their average where there is one.
     fn best_weights(&mut self) -> Result<Weights> {
-        let average = self.trainer.recipe().optimizer.ema;
-        self.trainer.get(if average { Region::Ema } else { Region::Weights })
+        let average = self.trainer.recipe().averaged() > 0;
+        self.trainer.get(if average { Region::Ema(0) } else { Region::Weights })
     }
 
     fn save(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<()> {
@@ -374,9 +388,8 @@ impl<'a> Run<'a> {
         }
         // Made when it is due: its weights would take as much memory as the training step's.
         let weights = self.best_weights()?;
-        let (held_out, schedule) = (&self.held_out, &self.schedule);
-        let loss = Evaluator::new(self.network.as_ref(), held_out, schedule, self.device)?
-            .loss(&weights)?;
+        let network = self.task.network();
+        let loss = Evaluator::new(network, &self.held_out, self.device)?.loss(&weights)?;
         if !loss.is_finite() {
             return Err(self.not_finite("held-out loss", loss as f32));
         }
@@ -389,7 +402,7 @@ impl<'a> Run<'a> {
     /// Samples with the weights as they are; made when due, like the evaluator.
     fn gallery(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Gallery> {
         let weights = self.best_weights()?;
-        let mut gallery = Gallery::new(self.config, self.network.as_ref(), &weights, self.device)?;
+        let mut gallery = Gallery::new(self.config, self.task.network(), &weights, self.device)?;
         drop(weights);
         gallery.sample(&mut |done, of| observe(Event::Sampling { done, of }))?;
         Ok(gallery)
@@ -405,8 +418,8 @@ impl<'a> Run<'a> {
         let held_out_loss = self.held_out(observe)?;
         self.save(observe)?;
         let weights = to_tensors(&self.best_weights()?);
-        let (network, scheduler) = (self.config.network(), self.config.scheduler());
-        diffusers::write(self.folder.model(), &network, &scheduler, &weights)?;
+        let (network, process) = (self.config.network(), self.config.process());
+        diffusers::write(self.folder.model(), &network, &process, &weights)?;
         drop(weights);
         let gallery = self.gallery(observe)?;
         gallery.write_grid(&self.folder.samples_png())?;

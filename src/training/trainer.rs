@@ -41,6 +41,16 @@ pub struct Recipe {
     pub prediction: Prediction,
     pub noise: NoiseSource,
     pub optimizer: AdamW,
+    /// Averages of the weights beside the optimizer's own, which they replace: at most
+    /// [`state::EMA_DECAYS`], each with a decay of its own.
+    pub averages: usize,
+}
+
+impl Recipe {
+    /// How many averages of the weights there are.
+    pub fn averaged(&self) -> u8 {
+        u8::from(self.optimizer.ema) + self.averages as u8
+    }
 }
 
 /// The optimizer's part of the state that is set anew before each step.
@@ -49,7 +59,8 @@ pub struct StepSettings {
     /// Optimizer steps begun before this one.
     pub step: u64,
     pub learning_rate: f64,
-    pub ema_decay: f64,
+    /// Of the optimizer's average, or of each of several.
+    pub ema_decays: [f64; 4],
 }
 
 /// The graphs of a training step.
@@ -162,14 +173,21 @@ fn update(weights: TensorType, recipe: &Recipe) -> Result<Graph> {
     let mut updated =
         vec![whole(Region::Weights)?, whole(Region::Moment1)?, whole(Region::Moment2)?];
     if recipe.optimizer.ema {
-        updated.push(whole(Region::Ema)?);
+        updated.push(whole(Region::Ema(0))?);
     }
+    let averages = (0..recipe.averages as u8)
+        .map(|number| whole(Region::Ema(number)))
+        .collect::<Result<Vec<_>>>()?;
     let state = g.input(STATE, state::ty())?;
     let norm = g.one(GradNorm, &[gradients])?;
     let norm_slot = g.input("grad_norm", TensorType::f32([2]))?;
     g.bind(norm, norm_slot)?;
+    let new = updated[0];
     updated.push(state);
     g.push_into(recipe.optimizer, &[gradients, norm], &updated)?;
+    for (average, decay) in averages.into_iter().zip(state::EMA_DECAYS) {
+        g.push_into(Accumulate::Average { decay }, &[new, state], &[average])?;
+    }
     Ok(g)
 }
 
@@ -177,14 +195,8 @@ fn update(weights: TensorType, recipe: &Recipe) -> Result<Graph> {
 ///
 /// # Errors
 /// As [`graphs`], and shapes that the target has no kernel for.
-pub fn plan(
-    network: &dyn Network,
-    schedule_steps: usize,
-    recipe: &Recipe,
-    target: &Target,
-) -> Result<Plan> {
-    let objective = Denoising { network, steps: schedule_steps, schedule: None };
-    Plan::new(&graphs(&objective, recipe, target)?.named(), target)
+pub fn plan(objective: &dyn Objective, recipe: &Recipe, target: &Target) -> Result<Plan> {
+    Plan::new(&graphs(objective, recipe, target)?.named(), target)
 }
 
 /// What an optimizer step did.
@@ -192,6 +204,8 @@ pub fn plan(
 pub struct Updated {
     /// Global norm of the gradients, before clipping and without the loss scale.
     pub grad_norm: f32,
+    /// Whether it, and with it all gradients, is finite.
+    pub finite: bool,
     /// Whether the step was skipped because a gradient was not finite. In float16 that is part of
     /// finding the loss scale, as long as the scale can still shrink.
     pub skipped: bool,
@@ -221,8 +235,7 @@ impl Trainer {
         seed: u64,
         device: &dyn Device,
     ) -> Result<Trainer> {
-        let steps = schedule.timesteps();
-        let objective = Denoising { network, steps, schedule: Some(schedule) };
+        let objective = Denoising { network, schedule };
         Trainer::with_objective(&objective, weights, recipe, seed, device)
     }
 
@@ -248,8 +261,8 @@ impl Trainer {
         let mut trainer = Trainer { engine, recipe, state, normalises, loss_scale };
         trainer.write_loss_scale()?;
         trainer.set(Region::Weights, weights)?;
-        if trainer.recipe.optimizer.ema {
-            trainer.set(Region::Ema, weights)?;
+        for number in 0..trainer.recipe.averaged() {
+            trainer.set(Region::Ema(number), weights)?;
         }
         trainer.engine.run("prepare")?;
         Ok(trainer)
@@ -351,7 +364,9 @@ impl Trainer {
         let AdamW { beta1, beta2, .. } = self.recipe.optimizer;
         let mut set = |word, value: f64| self.state.set_float(word, value as f32);
         set(state::LEARNING_RATE, settings.learning_rate);
-        set(state::EMA_DECAY, settings.ema_decay);
+        for (word, decay) in state::EMA_DECAYS.into_iter().zip(settings.ema_decays) {
+            set(word, decay);
+        }
         set(state::BIAS1, 1.0 - beta1.powf(taken));
         set(state::BIAS2, 1.0 - beta2.powf(taken));
         self.engine.write(Region::State, STATE, &self.state.words)?;
@@ -364,10 +379,11 @@ impl Trainer {
         let norm: Vec<f32> = self.engine.read(Region::State, "grad_norm")?;
         let skipped = self.state.words[state::SKIPPED] != skipped;
         let grad_norm = norm[0] / self.state.float(state::LOSS_SCALE);
-        if self.loss_scale.as_mut().is_some_and(|scale| scale.after(skipped)) {
+        let finite = norm[1] == 1.0;
+        if self.loss_scale.as_mut().is_some_and(|scale| scale.after(!finite)) {
             self.write_loss_scale()?;
         }
-        Ok(Updated { grad_norm, skipped })
+        Ok(Updated { grad_norm, finite, skipped })
     }
 
     /// Optimizer steps skipped so far.
@@ -407,9 +423,7 @@ impl Trainer {
     /// The regions that a checkpoint keeps.
     pub fn regions(&self) -> Vec<Region> {
         let mut regions = vec![Region::Weights, Region::Moment1, Region::Moment2];
-        if self.recipe.optimizer.ema {
-            regions.push(Region::Ema);
-        }
+        regions.extend((0..self.recipe.averaged()).map(Region::Ema));
         regions
     }
 }

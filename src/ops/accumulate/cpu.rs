@@ -3,7 +3,7 @@
 use super::Accumulate;
 use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::ops::adamw::cpu::follow;
-use crate::ops::state::{self, EMA_DECAY};
+use crate::ops::state;
 
 /// Elements of one task.
 const CHUNK: usize = 16 << 10;
@@ -13,15 +13,15 @@ impl CpuKernel for Accumulate {
         let x = io.inputs[0].data;
         let rate = match self {
             Accumulate::Sum { scale } => *scale,
-            Accumulate::Average => {
-                (1.0 - f64::from(state::float(io.inputs[1].data, EMA_DECAY))) as f32
+            Accumulate::Average { decay } => {
+                (1.0 - f64::from(state::float(io.inputs[1].data, *decay))) as f32
             }
         };
         cpu.chunks_mut(io.outputs[0].data, CHUNK, &|index, sum| {
             let x = &x[index * CHUNK..][..sum.len()];
             match self {
                 Accumulate::Sum { .. } => add(cpu.simd(), x, rate, sum),
-                Accumulate::Average => follow(cpu.simd(), rate, x, sum),
+                Accumulate::Average { .. } => follow(cpu.simd(), rate, x, sum),
             }
         });
     }

@@ -9,7 +9,7 @@ use crate::ops::LaunchArgs;
 kernels::params! {
     /// `Accumulate` of kernels/optimizer.cu.
     struct Params for ACCUMULATE_FWD_NHWC_F32 {
-        x: u64, state: u64, sum: u64, elements: i64, scale: f32, unused: i32,
+        x: u64, state: u64, sum: u64, elements: i64, scale: f32, decay: i32,
     }
 }
 
@@ -17,18 +17,12 @@ impl Accumulate {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let (x, sum) = (&args.inputs[0], &args.outputs[0]);
         let elements = x.ty.elements();
-        let scale = match *self {
-            Accumulate::Sum { scale } => scale,
-            Accumulate::Average => 0.0,
+        let (scale, decay) = match *self {
+            Accumulate::Sum { scale } => (scale, 0),
+            Accumulate::Average { decay } => (0.0, decay as i32),
         };
-        let params = Params {
-            x: UNSET,
-            state: UNSET,
-            sum: UNSET,
-            elements: elements as i64,
-            scale,
-            unused: 0,
-        };
+        let params =
+            Params { x: UNSET, state: UNSET, sum: UNSET, elements: elements as i64, scale, decay };
         let read = [Some(x), args.inputs.get(1)];
         Ok(vec![ACCUMULATE_FWD_NHWC_F32.over(elements, &params, &read, &[Some(sum)])])
     }

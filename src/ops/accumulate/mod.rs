@@ -12,21 +12,21 @@ use crate::error::Result;
 pub enum Accumulate {
     /// sum += scale·x.
     Sum { scale: f32 },
-    /// An exponential moving average: sum += (1 − decay)·(x − sum); a second input is the `state`,
-    /// whose word `EMA_DECAY` is the decay.
-    Average,
+    /// A moving average: sum += (1 − decay)·(x − sum); a second input is the `state`, of which
+    /// `decay` is a word.
+    Average { decay: usize },
 }
 
 impl Op for Accumulate {
     fn name(&self) -> &'static str {
         match self {
             Accumulate::Sum { .. } => "accumulate",
-            Accumulate::Average => "ema",
+            Accumulate::Average { .. } => "ema",
         }
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        let averages = *self == Accumulate::Average;
+        let averages = matches!(self, Accumulate::Average { .. });
         let count = if averages { 2 } else { 1 };
         shape::arity(self.name(), inputs, count..=count)?;
         shape::float(self.name(), inputs[0])?;
@@ -76,7 +76,7 @@ mod tests {
         let mut state = StepState::new(0);
         state.set_float(EMA_DECAY, 0.9);
         let state = Host::bits(&[16], &state.words);
-        let op = Accumulate::Average;
+        let op = Accumulate::Average { decay: EMA_DECAY };
         let got = run_on(&Cpu::new(2), &op, &[&w, &state], std::slice::from_ref(&ema)).unwrap();
         let want: Vec<f32> =
             w.data.iter().zip(&ema.data).map(|(w, ema)| 0.9 * ema + 0.1 * w).collect();

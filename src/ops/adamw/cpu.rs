@@ -56,7 +56,7 @@ impl CpuKernel for AdamW {
         let Some((last, outputs)) = io.outputs.split_last_mut() else { unreachable!("outputs") };
         let state = &mut *last.data;
         // Written so that NaN counts as not finite.
-        if finite != 1.0 {
+        if finite != 1.0 && !self.zero_non_finite {
             let skipped = state::word(state, state::SKIPPED).wrapping_add(1);
             state[state::SKIPPED] = f32::from_bits(skipped);
             if state::word(state, FIRST_BAD) == 0 {
@@ -93,6 +93,8 @@ crate::vectorised! {
         v: &'a mut [f32],
     ) {
         for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(grads) {
+            // Of a step that isn't skipped, which may have some where they count as zero.
+            let g = if g.abs() < f32::INFINITY { g } else { 0.0 };
             let g = step.l2.mul_add(*w, g * step.gradient);
             *w *= step.keep;
             *m = step.rate1.mul_add(g - *m, *m);

@@ -12,7 +12,7 @@ kernels::params! {
         grads: u64, norm: u64, w: u64, m: u64, v: u64, ema: u64, state: u64,
         elements: i64,
         beta1: f64, beta2: f64, eps: f64, weight_decay: f64, max_norm: f64,
-        decoupled: i32, unused: i32,
+        decoupled: i32, zero_non_finite: i32,
     }
 }
 
@@ -37,7 +37,7 @@ impl AdamW {
             weight_decay: self.weight_decay,
             max_norm: self.max_norm.unwrap_or(f64::INFINITY),
             decoupled: i32::from(self.decoupled),
-            unused: 0,
+            zero_non_finite: i32::from(self.zero_non_finite),
         };
         Ok(vec![ADAMW_FWD_NHWC_F32.over(
             elements,

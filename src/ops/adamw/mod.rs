@@ -16,7 +16,8 @@ use crate::error::Result;
 /// w −= lr / bias₁ · m / (√v / √bias₂ + eps); ema += (1 − decay)(w − ema). Rates, bias corrections
 /// and the average's decay are words of the state. The order of rounding is that of PyTorch's `AdamW`.
 ///
-/// Where the norm isn't finite nothing changes but the state's words `SKIPPED` and `FIRST_BAD`.
+/// Where the norm isn't finite nothing changes but the state's words `SKIPPED` and `FIRST_BAD`; or, with
+/// `zero_non_finite`, gradients that are NaN or infinite count as 0 (and nothing may be clipped).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     pub beta1: f64,
@@ -27,6 +28,8 @@ pub struct AdamW {
     pub decoupled: bool,
     /// Limit of the global norm, `None` for no clipping.
     pub max_norm: Option<f64>,
+    /// Whether bad gradients are zeroed instead of the step skipped.
+    pub zero_non_finite: bool,
     /// Whether there is a moving average.
     pub ema: bool,
 }

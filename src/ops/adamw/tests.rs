@@ -11,6 +11,7 @@ const ADAM: AdamW = AdamW {
     weight_decay: 0.1,
     decoupled: true,
     max_norm: None,
+    zero_non_finite: false,
     ema: false,
 };
 
@@ -90,6 +91,25 @@ fn non_finite_gradients_skip_the_step() {
         let words: Vec<u32> = values[3].data.iter().map(|x| x.to_bits()).collect();
         assert_eq!((words[state::SKIPPED], words[state::FIRST_BAD]), (skipped, 42));
         values[3].data[STEP] = f32::from_bits(50);
+    }
+}
+
+#[test]
+fn non_finite_gradients_become_zero_where_asked_for() {
+    let host = |seed| Host::random(&[4], seed);
+    let mut v = host(3);
+    v.data.iter_mut().for_each(|v| *v = v.abs());
+    let before = [host(1), host(2), v, state_of(3, 1.0)];
+    let step = |op: AdamW, grads: [f32; 4]| {
+        let grads = Host::new(&[4], grads.to_vec());
+        let norm = run(&GradNorm, &[&grads])[0].clone();
+        run_on(&Cpu::new(2), &op, &[&grads, &norm], &before).unwrap()
+    };
+    let zeroing = AdamW { zero_non_finite: true, ..ADAM };
+    let bad = step(zeroing, [0.5, f32::NAN, f32::NEG_INFINITY, -0.25]);
+    let good = step(ADAM, [0.5, 0.0, 0.0, -0.25]);
+    for (a, b) in bad.iter().zip(&good) {
+        assert_same_bits(a, b, "zeroed");
     }
 }
 

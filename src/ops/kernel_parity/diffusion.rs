@@ -103,20 +103,25 @@ pub(super) fn sampler_updates() {
     let output = Host::random(&shape, 1);
     let seeds = Host::bits(&[2, 2], &[1, 0, 2, 5]);
     let given = Host::random(&[2, 2, 5, 3, 3], 2);
-    for history in [false, true] {
-        let start = [Host::random(&shape, 3), Host::random(&shape, 4)];
-        let start = &start[..1 + usize::from(history)];
+    for (history, pairs) in [(false, false), (true, false), (false, true), (true, true)] {
+        let start = [3, 4, 5, 6].map(|seed| Host::random(&shape, seed));
+        let start = &start[..(1 + usize::from(history)) * (1 + usize::from(pairs))];
         for (sigma, noise, extra) in [
             (0.0, Noise::None, None),
             (0.5, Noise::Philox { purpose: 3 }, Some(&seeds)),
             (0.5, Noise::Given, Some(&given)),
         ] {
-            let rows = [row(1.0), row(sigma)];
-            let table = Host::new(&[2, COLUMNS], bytemuck::cast_slice(&rows).to_vec());
+            let op = SamplerUpdate { history, noise, pairs };
+            let rest = Row { x: 1e-8, x0: -1e-8, next_x: 2e-8, ..Row::default() };
+            let rows = match pairs {
+                true => vec![row(1.0), rest, row(sigma), rest],
+                false => vec![row(1.0), row(sigma)],
+            };
+            let table = Host::new(&[2, op.columns()], bytemuck::cast_slice(&rows).to_vec());
             let state = state();
             let mut inputs = vec![&output, &table, &state];
             inputs.extend(extra);
-            check_state(&SamplerUpdate { history, noise }, &inputs, start, 0.0);
+            check_state(&op, &inputs, start, 0.0);
         }
     }
 }

@@ -79,6 +79,7 @@ pub(super) fn optimizer_step() {
                 weight_decay: 0.1,
                 decoupled,
                 max_norm,
+                zero_non_finite: false,
                 ema,
             };
             let mut start = vec![Host::random(&shape, 2), Host::random(&shape, 3), v.clone()];
@@ -90,6 +91,11 @@ pub(super) fn optimizer_step() {
             // Gradients that aren't finite change two words of the state and nothing else.
             let bad = Host::new(&[2], vec![f32::NAN, 0.0]);
             check_state(&op, &[&grads, &bad], &start, 0.0);
+            // Or they count as zero.
+            let mut damaged = grads.clone();
+            damaged.data[..3].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+            let op = AdamW { zero_non_finite: true, max_norm: None, ..op };
+            check_state(&op, &[&damaged, &bad], &start, 0.0);
         }
     }
 }
@@ -97,7 +103,12 @@ pub(super) fn optimizer_step() {
 #[test]
 pub(super) fn averages_and_sums() {
     let (x, sum) = (Host::random(&[1003], 1), Host::random(&[1003], 2));
-    check_state(&Accumulate::Average, &[&x, &state(1.0)], std::slice::from_ref(&sum), 0.0);
+    check_state(
+        &Accumulate::Average { decay: EMA_DECAY },
+        &[&x, &state(1.0)],
+        std::slice::from_ref(&sum),
+        0.0,
+    );
     check_state(&Accumulate::Sum { scale: 0.3 }, &[&x], std::slice::from_ref(&sum), 0.0);
     check(&Fill { value: 1.5, shape: vec![7, 43] }, &[], 0.0);
 }

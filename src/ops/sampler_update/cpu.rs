@@ -1,6 +1,6 @@
 //! The samplers' update on the CPU.
 
-use super::{COLUMNS, Noise, Row, SamplerUpdate};
+use super::{Noise, Row, SamplerUpdate, pair};
 use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
 use crate::ops::noise::cpu::seeded;
 use crate::ops::noise::normal::fill_pixels;
@@ -11,26 +11,29 @@ impl CpuKernel for SamplerUpdate {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let (output, state) = (io.inputs[0], io.inputs[2].data);
         let index = state::word(state, state::ROW) as usize;
-        let row: Row = *bytemuck::from_bytes(bytemuck::cast_slice(
-            &io.inputs[1].data[index * COLUMNS..][..COLUMNS],
-        ));
+        let columns = self.columns();
+        let rows: &[Row] = bytemuck::cast_slice(&io.inputs[1].data[index * columns..][..columns]);
+        let row = rows[0];
         let extent = Extent::of(output.shape);
         let (sample_size, channels) = (extent.sample(), extent.channels);
         let slices = Slices::new(extent.pixels, channels);
         let slice = slices.pixels * channels;
-        let (x, history) = io.outputs.split_at_mut(1);
-        let (history, kept): (&mut [f32], usize) = match history {
-            [history] => (history.data, 1),
-            _ => (&mut [], 0),
-        };
         let drawn = usize::from(!io.scratch.is_empty());
-        let cuts = [
-            Cut { data: &mut *x[0].data, sample: sample_size, slice },
-            Cut { data: history, sample: kept * sample_size, slice: kept * slice },
-            Cut { data: io.scratch, sample: drawn * sample_size, slice: drawn * slice },
-        ];
+        // x, what it leaves, the history and what that leaves: those that there are.
+        let mut outputs = io.outputs.iter_mut();
+        let mut cut = |there: bool| {
+            let data = if there { outputs.next().map(|view| &mut *view.data) } else { None };
+            let kept = usize::from(data.is_some());
+            let data = data.unwrap_or(&mut []);
+            Cut { data, sample: kept * sample_size, slice: kept * slice }
+        };
+        let (x, x_rest) = (cut(true), cut(self.pairs));
+        let (history, history_rest) = (cut(self.history), cut(self.history && self.pairs));
+        let noise = Cut { data: io.scratch, sample: drawn * sample_size, slice: drawn * slice };
+        let cuts = [x, x_rest, history, history_rest, noise];
         let inputs = io.inputs;
-        cpu.cut_mut(extent.batch, slices.count, cuts, &|sample, part, [x, history, scratch]| {
+        cpu.cut_mut(extent.batch, slices.count, cuts, &|sample, part, cuts| {
+            let [x, x_rest, history, history_rest, scratch] = cuts;
             let at = sample * sample_size + part * slice;
             let output = &output.data[at..][..x.len()];
             let noise: &[f32] = match self.noise {
@@ -44,7 +47,13 @@ impl CpuKernel for SamplerUpdate {
                 }
                 Noise::Given => &inputs[3].data[index * output_len(&extent) + at..][..x.len()],
             };
-            update(cpu.simd(), row, output, noise, x, history);
+            match rows {
+                [row] => update(cpu.simd(), *row, output, noise, x, history),
+                _ => {
+                    let state = Pairs { x, x_rest, history, history_rest };
+                    update_pairs(cpu.simd(), [rows[0], rows[1]], output, noise, state);
+                }
+            }
         });
     }
 }
@@ -85,4 +94,59 @@ crate::vectorised! {
             x[i] = new;
         }
     }
+}
+
+/// What a row in float64 updates; without a history its slices are empty.
+struct Pairs<'a> {
+    x: &'a mut [f32],
+    x_rest: &'a mut [f32],
+    history: &'a mut [f32],
+    history_rest: &'a mut [f32],
+}
+
+crate::vectorised! {
+    /// As `update`, of pairs; `rows` are the row and what float32 left of it.
+    fn update_pairs<'a>(
+        rows: [Row; 2],
+        output: &'a [f32],
+        noise: &'a [f32],
+        state: Pairs<'a>,
+    ) {
+        let Pairs { x, x_rest, history, history_rest } = state;
+        let length = x.len();
+        let (output, x_rest) = (&output[..length], &mut x_rest[..length]);
+        let of = |column: fn(&Row) -> f32| sum(column(&rows[0]), column(&rows[1]));
+        let clip = f64::from(rows[0].clip);
+        let (x0_from_x, x0_from_output) = (of(|row| row.x0_from_x), of(|row| row.x0_from_output));
+        let (eps_from_x, eps_from_output) =
+            (of(|row| row.eps_from_x), of(|row| row.eps_from_output));
+        let (of_x, of_x0, of_eps) = (of(|row| row.x), of(|row| row.x0), of(|row| row.eps));
+        let (of_history, sigma) = (of(|row| row.history), of(|row| row.sigma));
+        let (next_x, next_x0) = (of(|row| row.next_x), of(|row| row.next_x0));
+        let (next_eps, next_history) = (of(|row| row.next_eps), of(|row| row.next_history));
+        for i in 0..length {
+            let (old, output) = (sum(x[i], x_rest[i]), f64::from(output[i]));
+            let x0 = x0_from_x.mul_add(old, x0_from_output * output);
+            let x0 = if x0 > clip { clip } else { x0 };
+            let x0 = if x0 < -clip { -clip } else { x0 };
+            let eps = eps_from_x.mul_add(old, eps_from_output * output);
+            let mut new = of_x.mul_add(old, of_x0.mul_add(x0, of_eps * eps));
+            if !history.is_empty() {
+                let last = sum(history[i], history_rest[i]);
+                new = of_history.mul_add(last, new);
+                let next = next_eps.mul_add(eps, next_history * last);
+                let next = next_x.mul_add(old, next_x0.mul_add(x0, next));
+                [history[i], history_rest[i]] = pair(next);
+            }
+            if !noise.is_empty() {
+                new = sigma.mul_add(f64::from(noise[i]), new);
+            }
+            [x[i], x_rest[i]] = pair(new);
+        }
+    }
+}
+
+#[inline(always)]
+fn sum(high: f32, low: f32) -> f64 {
+    f64::from(high) + f64::from(low)
 }

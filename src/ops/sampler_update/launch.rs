@@ -11,15 +11,20 @@ kernels::params! {
     /// `SamplerUpdate` of kernels/diffusion.cu.
     struct Params for SAMPLER_UPDATE_FWD_NHWC_F32 {
         output: u64, table: u64, state: u64, seeds: u64, given: u64, x: u64, history: u64,
+        x_rest: u64, history_rest: u64,
         batch: i32, pixels: i32, channels: i32, rows: i32, purpose: u32, unused: i32,
     }
 }
 
 impl SamplerUpdate {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let ([output, table, state, noise @ ..], [x, history @ ..]) = (args.inputs, args.outputs)
+        let ([output, table, state, noise @ ..], [x, others @ ..]) = (args.inputs, args.outputs)
         else {
             unreachable!("inputs are checked")
+        };
+        let (x_rest, history) = match self.pairs {
+            true => (others.first(), others.get(1)),
+            false => (None, others.first()),
         };
         let extent = Extent::of(&x.ty.shape);
         let int = |size| dimension("sampler_update", size);
@@ -37,6 +42,8 @@ impl SamplerUpdate {
             given: UNSET,
             x: UNSET,
             history: UNSET,
+            x_rest: UNSET,
+            history_rest: UNSET,
             batch: int(extent.batch)?,
             pixels: int(extent.pixels)?,
             channels: int(extent.channels)?,
@@ -48,7 +55,7 @@ impl SamplerUpdate {
             x.ty.elements(),
             &params,
             &[Some(output), Some(table), Some(state), seeds, given],
-            &[Some(x), history.first()],
+            &[Some(x), history, x_rest, others.get(2)],
         )])
     }
 }

@@ -10,7 +10,10 @@
 //! DDPM (Ho et al. 2020, eq. 7): x̂₀, x, sigma. DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12): x̂₀,
 //! ε, sigma. DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, algorithm 2): h is the last x̂₀
 //! (next_x0 = 1). Heun (Karras et al. 2022, arXiv:2206.00364, algorithm 1): h keeps x + half the
-//! step along the first slope (next_x, next_eps), from which the second row goes on.
+//! step along the first slope (next_x, next_x0), from which the second row goes on.
+//!
+//! States that lose too much in float32 are *pairs*: x and h are each two float32 whose sum is the
+//! value, coefficients are too, and a row is computed in float64. A pair keeps 48 bits of float64's 53.
 
 mod cpu;
 mod launch;
@@ -44,7 +47,7 @@ pub struct Row {
     pub reserved: [f32; 2],
 }
 
-/// Columns of the table.
+/// Numbers of a row.
 pub const COLUMNS: usize = size_of::<Row>() / size_of::<f32>();
 
 /// Where fresh noise comes from.
@@ -61,11 +64,28 @@ pub enum Noise {
 
 /// In place on `x` `[B, …, C]` and, if there is one, `history` of the same shape, from (`output`
 /// `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, `state`, and what `noise` asks for). The row is `ROW`
-/// of the state, which this doesn't advance.
+/// of the state, which this doesn't advance. With `pairs` each row of the table is followed by what
+/// float32 left of it (`[N, 32]`), and what is updated is `x`, `x_rest`, and then `history` and
+/// `history_rest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerUpdate {
     pub history: bool,
     pub noise: Noise,
+    pub pairs: bool,
+}
+
+/// A value as the nearest float32 and what that leaves.
+#[inline(always)]
+pub fn pair(value: f64) -> [f32; 2] {
+    let high = value as f32;
+    [high, (value - f64::from(high)) as f32]
+}
+
+impl SamplerUpdate {
+    /// Columns of its table.
+    pub fn columns(&self) -> usize {
+        if self.pairs { 2 * COLUMNS } else { COLUMNS }
+    }
 }
 
 impl Op for SamplerUpdate {
@@ -79,10 +99,11 @@ impl Op for SamplerUpdate {
         let (x, table) = (inputs[0], inputs[1]);
         shape::float(self.name(), x)?;
         shape::float(self.name(), table)?;
-        if table.shape.len() != 2 || table.shape[1] != COLUMNS {
+        let columns = self.columns();
+        if table.shape.len() != 2 || table.shape[1] != columns {
             return Err(Error::operation(
                 self.name(),
-                format!("the table must be [N, {COLUMNS}], not {table:?}"),
+                format!("the table must be [N, {columns}], not {table:?}"),
             ));
         }
         shape::expect(self.name(), "state", inputs[2], &state::ty())?;
@@ -97,7 +118,7 @@ impl Op for SamplerUpdate {
                 shape::expect(self.name(), "noise", inputs[3], &TensorType::f32(shape))?;
             }
         }
-        Ok(vec![x.clone(); if self.history { 2 } else { 1 }])
+        Ok(vec![x.clone(); (1 + usize::from(self.history)) * (1 + usize::from(self.pairs))])
     }
 
     fn in_place(&self) -> bool {

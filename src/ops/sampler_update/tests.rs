@@ -32,7 +32,7 @@ fn follows_its_row() {
     let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
     let rows = [row(4), row(5)];
     let noise = Host::random(&[2, 2, 3, 5, 4], 6);
-    let op = SamplerUpdate { history: true, noise: Noise::Given };
+    let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: false };
     let inputs = [&o, &table(&rows), &at_row(1), &noise];
     let got = update(2, op, &inputs, &[x.clone(), h.clone()]);
     let r = rows[1];
@@ -46,12 +46,55 @@ fn follows_its_row() {
     }
 }
 
+/// Each value and coefficient with a second float32 behind it, a millionth of the first.
+#[test]
+fn pairs_follow_their_row_in_float64() {
+    let shape = [2, 3, 5, 4];
+    let with_rest = |seed| {
+        let high = Host::random(&shape, seed);
+        let rest = high.data.iter().rev().map(|v| 1e-8 * v).collect();
+        [Host::new(&shape, rest), high]
+    };
+    let ([x_rest, x], [h_rest, h]) = (with_rest(1), with_rest(2));
+    let (o, noise) = (Host::random(&shape, 3), Host::random(&[1, 2, 3, 5, 4], 6));
+    let high = row(4);
+    let mut low = row(5);
+    bytemuck::cast_slice_mut(std::slice::from_mut(&mut low))
+        .iter_mut()
+        .for_each(|v: &mut f32| *v *= 1e-8);
+    let rows = Host::new(&[1, 32], bytemuck::cast_slice(&[high, low]).to_vec());
+    let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: true };
+    let state = [x.clone(), x_rest.clone(), h.clone(), h_rest.clone()];
+    let got = update(2, op, &[&o, &rows, &at_row(0), &noise], &state);
+    let sum = |a: f32, b: f32| f64::from(a) + f64::from(b);
+    for i in 0..x.data.len() {
+        let (old, last) = (sum(x.data[i], x_rest.data[i]), sum(h.data[i], h_rest.data[i]));
+        let (o, z) = (f64::from(o.data[i]), f64::from(noise.data[i]));
+        let c = |column: fn(&Row) -> f32| sum(column(&high), column(&low));
+        let x0 = (c(|r| r.x0_from_x) * old + c(|r| r.x0_from_output) * o).clamp(-0.5, 0.5);
+        let eps = c(|r| r.eps_from_x) * old + c(|r| r.eps_from_output) * o;
+        let new = c(|r| r.x) * old
+            + c(|r| r.x0) * x0
+            + c(|r| r.eps) * eps
+            + c(|r| r.history) * last
+            + c(|r| r.sigma) * z;
+        let next = c(|r| r.next_x) * old
+            + c(|r| r.next_x0) * x0
+            + c(|r| r.next_eps) * eps
+            + c(|r| r.next_history) * last;
+        for (high, want) in [(0, new), (2, next)] {
+            let error = (sum(got[high].data[i], got[high + 1].data[i]) - want).abs();
+            assert!(error <= 1e-13, "{error}");
+        }
+    }
+}
+
 #[test]
 fn noise_has_one_stream_an_image() {
     let x = Host::random(&[2, 4, 4, 3], 1);
     // x′ = z alone.
     let only_noise = Row { sigma: 1.0, clip: f32::INFINITY, ..Row::default() };
-    let op = SamplerUpdate { history: false, noise: PHILOX };
+    let op = SamplerUpdate { history: false, noise: PHILOX, pairs: false };
     let rows = table(&[only_noise; 8]);
     let seeds = Host::bits(&[2, 2], &[11, 12, 13, 14]);
     let got = update(2, op, &[&x, &rows, &at_row(7), &seeds], std::slice::from_ref(&x));
@@ -67,7 +110,7 @@ fn neither_threads_nor_batch_matter() {
     let shape = [3, 90, 80, 3];
     let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
     let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 3, 0]);
-    let op = SamplerUpdate { history: true, noise: PHILOX };
+    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
     let (rows, state) = (table(&[row(1)]), at_row(0));
     let run = |threads, range: std::ops::Range<usize>| {
         let part = |host: &Host| host.samples(range.clone());
@@ -89,7 +132,7 @@ fn neither_threads_nor_batch_matter() {
 #[test]
 fn nan_is_not_clipped_away() {
     let x = Host::new(&[1, 1, 1], vec![f32::NAN]);
-    let op = SamplerUpdate { history: false, noise: Noise::None };
+    let op = SamplerUpdate { history: false, noise: Noise::None, pairs: false };
     let take_x0 = Row { x0_from_x: 1.0, clip: 1.0, x0: 1.0, ..Row::default() };
     let o = Host::new(&[1, 1, 1], vec![0.0]);
     let got = update(1, op, &[&o, &table(&[take_x0]), &at_row(0)], &[x]);
@@ -99,7 +142,7 @@ fn nan_is_not_clipped_away() {
 #[test]
 fn bad_shapes_are_refused() {
     let (x, t) = (TensorType::f32([2, 4]), TensorType::f32([3, 16]));
-    let op = SamplerUpdate { history: true, noise: PHILOX };
+    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
     let seeds = TensorType::u32([2, 2]);
     assert_eq!(op.infer(&[&x, &t, &state::ty(), &seeds]).unwrap().len(), 2);
     assert!(op.infer(&[&x, &t, &state::ty()]).is_err());

@@ -10,7 +10,7 @@ pub(super) const SECTIONS: [(&str, &str); 5] = [
 ];
 
 /// Section, key and explanation, in the order they are printed.
-pub(super) const KEYS: [(&str, &str, &str); 49] = [
+pub(super) const KEYS: [(&str, &str, &str); 66] = [
     ("data", "path", "folder of images, searched recursively; --data replaces it"),
     ("data", "size", "height and width in pixels: one number, or [height, width]"),
     ("data", "channels", "channels of an image: 3; latents of an autoencoder have others"),
@@ -49,7 +49,22 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ),
     ("model", "flip_sin_to_cos", "whether the timestep embedding has the cosines first"),
     ("model", "freq_shift", "subtracted from the number of embedding frequencies; 1 in DDPM"),
-    ("diffusion", "timesteps", "number of timesteps, T"),
+    (
+        "model",
+        "dropout",
+        "share of activations that training drops in front of a block's second convolution",
+    ),
+    (
+        "model",
+        "classes",
+        "edm2 alone: the folders in data.path, in alphabetical order, are so many classes; 0: none",
+    ),
+    (
+        "diffusion",
+        "process",
+        "\"ddpm\" (timesteps) or \"edm\" (noise levels, for the model \"edm2\", with its own loss)",
+    ),
+    ("diffusion", "timesteps", "number of timesteps, T; this and what follows is for ddpm"),
     (
         "diffusion",
         "beta_schedule",
@@ -66,6 +81,8 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
         "prediction",
         "what the network predicts: \"epsilon\" (noise), \"sample\" (image) or \"v_prediction\"",
     ),
+    ("diffusion", "p_mean", "edm alone: mean of the logarithm of training's noise levels"),
+    ("diffusion", "p_std", "edm alone: its standard deviation"),
     ("training", "steps", "optimizer steps"),
     (
         "training",
@@ -75,7 +92,16 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ("training", "batch_size", "images a forward and backward pass"),
     ("training", "accumulate", "passes whose gradients make one optimizer step"),
     ("training", "learning_rate", "peak learning rate of AdamW"),
-    ("training", "lr_schedule", "\"cosine\", \"linear\" or \"constant\", after the warm-up"),
+    (
+        "training",
+        "lr_schedule",
+        "\"cosine\", \"linear\" or \"constant\", after the warm-up, or EDM2's \"inverse_sqrt\"",
+    ),
+    (
+        "training",
+        "decay_after",
+        "inverse_sqrt alone: steps t after which the rate falls, as the root of t/step",
+    ),
     ("training", "warmup_steps", "steps over which the learning rate rises to its peak"),
     ("training", "final_learning_rate", "learning rate at the last step"),
     ("training", "betas", "AdamW's decay of the first and second moment"),
@@ -88,16 +114,31 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ),
     (
         "training",
+        "non_finite",
+        "gradients that are NaN or infinite: \"stop\" (a step is skipped in float16), or become \"zero\"",
+    ),
+    (
+        "training",
         "ema_decay",
         "decay of the averaged weights that are sampled and exported; 0: none",
+    ),
+    (
+        "training",
+        "ema_widths",
+        "widths of power-function averages, as shares of the training, instead of ema_decay: [0.05, 0.1]",
     ),
     ("training", "seed", "of weights, order of images, timesteps and noise"),
     ("training", "log_every", "steps between lines in the metrics"),
     ("training", "sample_every", "steps between sample grids; 0: only at the end"),
     ("training", "checkpoint_every", "steps between checkpoints; 0: only at the end"),
     ("training", "keep_checkpoints", "how many of the last checkpoints are kept"),
-    ("sampling", "sampler", "\"ddpm\", \"ddim\" or \"dpmpp-2m\""),
-    ("sampling", "steps", "network evaluations an image"),
+    (
+        "training",
+        "average_every",
+        "steps between snapshots of the ema_widths, from which `cyanea ema` makes others; 0: none",
+    ),
+    ("sampling", "sampler", "\"ddpm\", \"ddim\" or \"dpmpp-2m\"; of the process edm, \"heun\""),
+    ("sampling", "steps", "steps an image: as many network evaluations, or with heun 2·steps − 1"),
     (
         "sampling",
         "spacing",
@@ -107,7 +148,19 @@ pub(super) const KEYS: [(&str, &str, &str); 49] = [
     ("sampling", "variance", "of ddpm's noise: \"fixed_small\" or \"fixed_large\""),
     ("sampling", "clip", "whether predicted images are clipped to the range of pixels"),
     ("sampling", "seeds", "one image each: numbers and ranges such as \"0-15\" or \"1,5,9-12\""),
+    (
+        "sampling",
+        "labels",
+        "the images' classes, written like the seeds; empty: one class after another",
+    ),
     ("sampling", "batch", "images sampled at once; shows in last bits on kernels"),
+    ("sampling", "sigma_min", "heun: the lowest noise level; this and what follows is for heun"),
+    ("sampling", "sigma_max", "the noise level that a run starts from"),
+    ("sampling", "rho", "how much the levels crowd together at the low end"),
+    ("sampling", "churn", "noise added on the way (S_churn); 0: none"),
+    ("sampling", "churn_min", "the lowest level at which it is added"),
+    ("sampling", "churn_max", "the highest"),
+    ("sampling", "churn_noise", "its standard deviation, 1: as much as keeps the level"),
 ];
 
 /// What `key` of `section` means.

@@ -1,6 +1,7 @@
 //! Everything that a run is made from, in five sections of a TOML file. Each key has a default and
 //! a one-line explanation; nothing that is written there is ignored.
 
+mod defaults;
 mod keys;
 mod load;
 mod presets;
@@ -11,9 +12,10 @@ pub use presets::PRESETS;
 
 use super::lr_schedule::{Decay, LrSchedule};
 use crate::data::transforms::Crop;
+use crate::diffusion::edm::{self, Churn, Levels};
 use crate::diffusion::samplers::{self, Sampler, SamplerTable};
 use crate::diffusion::scheduler_config::{BetaSchedule, Prediction, Spacing, VarianceType};
-use crate::diffusion::{NoiseSchedule, SchedulerConfig};
+use crate::diffusion::{EdmProcess, Process, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
 use crate::models::{Edm2Config, Network, NetworkConfig, UnetConfig};
@@ -77,17 +79,33 @@ pub struct Model {
     pub downsample_padding: usize,
     pub flip_sin_to_cos: bool,
     pub freq_shift: f64,
+    pub dropout: f64,
+    pub classes: usize,
+}
+
+/// Which process turns images into noise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProcessKind {
+    /// Timesteps (Ho et al. 2020).
+    #[default]
+    Ddpm,
+    /// Noise levels (Karras et al. 2022).
+    Edm,
 }
 
 /// The process from image to noise, and what the network predicts about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Diffusion {
+    pub process: ProcessKind,
     pub timesteps: usize,
     pub beta_schedule: BetaSchedule,
     pub beta_start: f64,
     pub beta_end: f64,
     pub prediction: Prediction,
+    pub p_mean: f64,
+    pub p_std: f64,
 }
 
 /// The optimizer, and what is written down while it runs.
@@ -100,18 +118,33 @@ pub struct Training {
     pub accumulate: usize,
     pub learning_rate: f64,
     pub lr_schedule: Decay,
+    pub decay_after: u64,
     pub warmup_steps: u64,
     pub final_learning_rate: f64,
     pub betas: [f64; 2],
     pub eps: f64,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
+    pub non_finite: NonFinite,
     pub ema_decay: f64,
+    pub ema_widths: Vec<f64>,
     pub seed: u64,
     pub log_every: u64,
     pub sample_every: u64,
     pub checkpoint_every: u64,
     pub keep_checkpoints: usize,
+    pub average_every: u64,
+}
+
+/// What becomes of gradients that are NaN or infinite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    /// Training stops with an error; in float16 the step is skipped and the loss scale halved.
+    #[default]
+    Stop,
+    /// They become 0, and the step is taken, as in EDM2.
+    Zero,
 }
 
 /// How images are sampled, during training and after it.
@@ -125,7 +158,15 @@ pub struct Sampling {
     pub variance: VarianceType,
     pub clip: bool,
     pub seeds: String,
+    pub labels: String,
     pub batch: usize,
+    pub sigma_min: f64,
+    pub sigma_max: f64,
+    pub rho: f64,
+    pub churn: f64,
+    pub churn_min: f64,
+    pub churn_max: f64,
+    pub churn_noise: f64,
 }
 
 /// A spacing of timesteps, or the sampler's own.
@@ -137,90 +178,6 @@ pub enum SpacingChoice {
     Leading,
     Linspace,
     Trailing,
-}
-
-impl Default for Data {
-    fn default() -> Self {
-        Self {
-            path: PathBuf::new(),
-            size: Size { height: 32, width: 32 },
-            channels: 3,
-            crop: Crop::Centre,
-            flip: true,
-            held_out: 64,
-        }
-    }
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Self {
-            kind: Kind::Ddpm,
-            channels: vec![32, 64, 64],
-            layers_per_block: 2,
-            attention: vec![false, false, true],
-            mid_attention: true,
-            attention_head_dim: 8,
-            norm_groups: 32,
-            norm_eps: 1e-5,
-            time_scale_shift: TimeScaleShift::Default,
-            downsample_padding: 1,
-            flip_sin_to_cos: true,
-            freq_shift: 0.0,
-        }
-    }
-}
-
-impl Default for Diffusion {
-    fn default() -> Self {
-        Self {
-            timesteps: 1000,
-            beta_schedule: BetaSchedule::Linear,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            prediction: Prediction::Epsilon,
-        }
-    }
-}
-
-impl Default for Training {
-    fn default() -> Self {
-        Self {
-            steps: 20_000,
-            minutes: 0.0,
-            batch_size: 16,
-            accumulate: 1,
-            learning_rate: 1e-4,
-            lr_schedule: Decay::Cosine,
-            warmup_steps: 0,
-            final_learning_rate: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.01,
-            max_grad_norm: 1.0,
-            ema_decay: 0.9999,
-            seed: 0,
-            log_every: 10,
-            sample_every: 1000,
-            checkpoint_every: 1000,
-            keep_checkpoints: 2,
-        }
-    }
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            sampler: Sampler::Ddim,
-            steps: 50,
-            spacing: SpacingChoice::Auto,
-            eta: 0.0,
-            variance: VarianceType::FixedSmall,
-            clip: true,
-            seeds: "0-15".into(),
-            batch: 16,
-        }
-    }
 }
 
 impl Config {
@@ -237,7 +194,16 @@ impl Config {
     /// # Errors
     /// Settings out of range; validated configurations have none.
     pub fn build_network(&self) -> Result<Box<dyn Network>> {
-        self.network().network(NoiseSchedule::new(&self.scheduler())?.alpha_bar())
+        self.process().network(&self.network())
+    }
+
+    /// The process that `[diffusion]` describes.
+    pub fn process(&self) -> Process {
+        let Diffusion { process, p_mean, p_std, .. } = self.diffusion;
+        match process {
+            ProcessKind::Ddpm => Process::Ddpm(self.scheduler()),
+            ProcessKind::Edm => Process::Edm(EdmProcess { p_mean, p_std }),
+        }
     }
 
     /// Levels are named by the longer side of the images.
@@ -261,6 +227,8 @@ impl Config {
             num_blocks: model.layers_per_block,
             attn_resolutions: attends.map(|(level, _)| resolution >> level).collect(),
             channels_per_head: model.attention_head_dim,
+            dropout: model.dropout,
+            label_dim: model.classes,
             ..Edm2Config::default()
         }
     }
@@ -292,6 +260,7 @@ impl Config {
             downsample_padding: model.downsample_padding,
             flip_sin_to_cos: model.flip_sin_to_cos,
             freq_shift: model.freq_shift,
+            dropout: model.dropout,
             ..UnetConfig::default()
         }
     }
@@ -310,7 +279,7 @@ impl Config {
         }
     }
 
-    /// The process that `[diffusion]` describes, sampled as `[sampling]` says.
+    /// The process of timesteps that `[diffusion]` describes, sampled as `[sampling]` says.
     pub fn scheduler(&self) -> SchedulerConfig {
         SchedulerConfig {
             num_train_timesteps: self.diffusion.timesteps,
@@ -335,8 +304,7 @@ impl Config {
     /// # Errors
     /// Settings out of range; validated configurations have none.
     pub fn sampler_table(&self) -> Result<SamplerTable> {
-        let (scheduler, Sampling { sampler, steps, eta, .. }) = (self.scheduler(), &self.sampling);
-        samplers::table(&scheduler, *sampler, *steps, *eta, sampler.clip(&scheduler))
+        self.sampling.table(&self.process())
     }
 
     /// The learning rate of each optimizer step.
@@ -347,6 +315,7 @@ impl Config {
             end: self.training.final_learning_rate,
             warmup: self.training.warmup_steps,
             steps: self.training.steps,
+            flat: self.training.decay_after,
         }
     }
 
@@ -356,6 +325,41 @@ impl Config {
     /// A list that can't be read; validated configurations have none.
     pub fn seeds(&self) -> Result<Vec<u64>> {
         crate::diffusion::seeds::parse_seeds(&self.sampling.seeds)
+    }
+}
+
+impl Sampling {
+    /// The table of a sampling run of a process.
+    ///
+    /// # Errors
+    /// Settings out of range, and a sampler that the process does not have.
+    pub fn table(&self, process: &Process) -> Result<SamplerTable> {
+        match (process, self.sampler) {
+            (Process::Edm(_), Sampler::Heun) => {
+                let &Sampling { steps, sigma_min, sigma_max, rho, churn, .. } = self;
+                let levels = Levels { steps, sigma_min, sigma_max, rho };
+                let churn = Churn {
+                    amount: churn,
+                    sigma_min: self.churn_min,
+                    sigma_max: self.churn_max,
+                    noise: self.churn_noise,
+                };
+                edm::heun(&levels, &churn)
+            }
+            (Process::Ddpm(scheduler), Sampler::Ddpm | Sampler::Ddim | Sampler::DpmSolverPp2m) => {
+                let clip = self.sampler.clip(scheduler);
+                samplers::table(scheduler, self.sampler, self.steps, self.eta, clip)
+            }
+            (Process::Edm(_), other) => Err(Error::invalid(format!(
+                "the sampler {} goes by timesteps, but the model was trained for noise levels; take \
+                 heun",
+                other.name()
+            ))),
+            (Process::Ddpm(_), Sampler::Heun) => Err(Error::invalid(
+                "the sampler heun goes by noise levels, but the model was trained for timesteps; take \
+                 ddpm, ddim or dpmpp-2m",
+            )),
+        }
     }
 }
 
