@@ -1,6 +1,8 @@
 // What moves, combines or converts elements of NHWC tensors without reducing over pixels. One thread
 // an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
+#include "common/noise.cuh"
+#include "common/state.cuh"
 
 // y = scale_a * a + scale_b * b, or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
 // which each sample of `sample` elements uses one for all of its pixels. Rows are float32.
@@ -57,6 +59,32 @@ template <class E>
 __global__ void __launch_bounds__(256) scale_add(ScaleAdd<E> p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < p.elements) put(p.y + i, get(p.x + i) * p.scale + p.offset);
+}
+
+// y = x * scale, or 0 where the element's word of Philox is below the threshold; src/ops/dropout.
+template <class E>
+struct Dropout {
+    const E* x;
+    const unsigned* state;
+    E* y;
+    int batch, pixels, channels;
+    unsigned purpose, threshold;
+    float scale;
+};
+
+template <class E>
+__global__ void __launch_bounds__(256) dropout(Dropout<E> p) {
+    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+    int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
+    if (sample >= p.batch) return;
+    int at = static_cast<int>(i % size);
+    unsigned element = static_cast<unsigned>(at % p.channels) * p.pixels + at / p.channels;
+    uint4 counter = make_uint4(element / 4, p.state[STATE_SAMPLE] + static_cast<unsigned>(sample),
+                               p.state[STATE_STEP], p.purpose);
+    uint4 words = philox4x32(counter, p.state[STATE_SEED_LOW], p.state[STATE_SEED_HIGH]);
+    unsigned low = element & 1 ? words.y : words.x, high = element & 1 ? words.w : words.z;
+    bool stays = (element & 2 ? high : low) >= p.threshold;
+    put(p.y + i, stays ? get(p.x + i) * p.scale : 0.0f);
 }
 
 // Bit patterns from one place to another: float32 or integers.

@@ -16,7 +16,9 @@ use cyanea::diffusion::samplers::{self, Sampler};
 use cyanea::diffusion::{NoiseSchedule, SchedulerConfig};
 use cyanea::formats::tensors::Tensors;
 use cyanea::graph::{Build, Engine, Graph, Region, autodiff, fuse};
-use cyanea::models::{Edm2Config, Network, NetworkConfig, Weights, write_tables};
+use cyanea::models::{
+    Edm2Config, Given, Network, NetworkConfig, NoiseInput, Weights, write_tables,
+};
 use cyanea::ops::adamw::AdamW;
 use cyanea::training::init::initial;
 use cyanea::training::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
@@ -40,7 +42,8 @@ fn small() -> (Box<dyn Network>, NoiseSchedule, Weights) {
         ..Edm2Config::default()
     };
     let schedule = NoiseSchedule::new(&SchedulerConfig::default()).unwrap();
-    let network = NetworkConfig::Edm2(config).network(schedule.alpha_bar()).unwrap();
+    let network =
+        NetworkConfig::Edm2(config).network(NoiseInput::Timesteps(schedule.alpha_bar())).unwrap();
     let mut weights = initial(network.as_ref(), SIZE, 1).unwrap();
     for (name, _, values) in &mut weights.tensors {
         if name.ends_with("gain") {
@@ -82,7 +85,7 @@ fn evaluate(device: &dyn Device, fused: bool, gradients: bool) -> (usize, Vec<Ve
     let mut g = Graph::new();
     let x = g.input("x", image.clone()).unwrap();
     let timesteps = g.input("timesteps", TensorType::f32([2])).unwrap();
-    let y = network.build(&mut g, x, timesteps).unwrap();
+    let y = network.build(&mut g, x, Given::times(timesteps)).unwrap();
     let mut results = vec![y];
     if gradients {
         let upstream = g.input("upstream", image).unwrap();

@@ -5,6 +5,7 @@ use cyanea::device::kernels::{Kernel, KernelRow, table};
 use cyanea::device::{CodePath, Precision, Program, Target, Work};
 use cyanea::diffusion::denoiser::{self, Shape};
 use cyanea::training::config::Config;
+use cyanea::training::objective::Task;
 use cyanea::training::run::recipe;
 use cyanea::training::trainer::{self, Recipe};
 use std::collections::BTreeSet;
@@ -89,7 +90,8 @@ fn programs(target: &Target, batch: usize) -> Vec<Arc<Program>> {
     let table = config.sampler_table().unwrap();
     let sampling = denoiser::plan(network.as_ref(), &table, Shape { batch, size }, target).unwrap();
     let recipe = Recipe { batch, ..recipe(&config) };
-    let training = trainer::plan(network.as_ref(), 1000, &recipe, target).unwrap();
+    let task = Task::new(&config.network(), &config.process()).unwrap();
+    let training = trainer::plan(task.objective().as_ref(), &recipe, target).unwrap();
     [sampling.programs, training.programs].concat()
 }
 

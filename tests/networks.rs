@@ -7,7 +7,7 @@ use cyanea::device::cpu::CpuDevice;
 use cyanea::device::{Device, TensorType, open_by_name};
 use cyanea::graph::{Build, Engine, Graph, Rate, Region, autodiff, fuse};
 use cyanea::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
-use cyanea::models::{DdpmUnet, Network, UnetConfig, Weights, parameters};
+use cyanea::models::{DdpmUnet, Given, Network, UnetConfig, Weights, parameters};
 use cyanea::ops::combine::Combine;
 use cyanea::ops::conv2d::Conv2d;
 use cyanea::training::init::initial_weights;
@@ -54,7 +54,7 @@ fn run(
     let mut g = Graph::new();
     let x = g.input("x", image.clone())?;
     let timesteps = g.input("timesteps", TensorType::f32([BATCH]))?;
-    let y = network.build(&mut g, x, timesteps)?;
+    let y = network.build(&mut g, x, Given::times(timesteps))?;
     let upstream = g.input("upstream", image)?;
     let mut wrt = vec![x];
     for slot in g.slots.clone() {

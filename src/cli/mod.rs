@@ -8,6 +8,7 @@ mod compare;
 mod completions;
 mod config;
 mod doctor;
+mod ema;
 mod export;
 mod figures;
 mod fresh_folder;
@@ -79,6 +80,7 @@ enum Command {
     Doctor(doctor::Args),
     Import(import::Args),
     Export(export::Args),
+    Ema(ema::Args),
     Completions(completions::Args),
 }
 
@@ -133,6 +135,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Doctor(args) => doctor::run(args),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
+        Command::Ema(args) => ema::run(args, &listen()),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -64,7 +64,6 @@ pub fn run(
     let out = args.out.as_deref().unwrap_or(Path::new(""));
     let mut config = args.settings.load()?;
     set_data(&mut config, args.data.as_deref())?;
-    config.network().validate_for_training()?;
     config.require_images()?;
     RunFolder::check_free(out)?;
     let device = device()?;

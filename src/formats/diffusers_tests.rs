@@ -1,7 +1,12 @@
 use super::*;
 use crate::diffusion::Prediction;
+use crate::diffusion::SchedulerConfig;
 use crate::formats::tensors::Tensor;
 use crate::models::Edm2Config;
+
+fn ddpm() -> Process {
+    Process::Ddpm(SchedulerConfig::default())
+}
 
 fn config() -> NetworkConfig {
     let text = r#"{"block_out_channels": [8, 16], "norm_num_groups": 4, "sample_size": [8, 12],
@@ -21,7 +26,7 @@ fn written() -> (tempfile::TempDir, PathBuf) {
     let scheduler =
         SchedulerConfig { prediction_type: Prediction::Velocity, ..SchedulerConfig::default() };
     let weights = weights(&["conv_in.weight", "mid_block.attentions.0.to_out.0.bias"]);
-    write(&folder, &config(), &scheduler, &weights).unwrap();
+    write(&folder, &config(), &Process::Ddpm(scheduler.clone()), &weights).unwrap();
     (place, folder)
 }
 
@@ -34,13 +39,15 @@ fn what_is_written_is_read_back() {
     let (_place, folder) = written();
     let model = read(&folder).unwrap();
     assert_eq!(model.unet, config());
-    assert_eq!(model.scheduler.prediction_type, Prediction::Velocity);
+    assert!(
+        matches!(&model.process, Process::Ddpm(s) if s.prediction_type == Prediction::Velocity)
+    );
     assert_eq!(model.weights.len(), 2);
     assert_eq!(model.weights.metadata["format"], "pt");
     assert_eq!(model.weights_path, folder.join("unet").join(WEIGHTS));
     // Again into the same folder: replaced; nothing temporary stays beside it.
-    write(&folder, &config(), &SchedulerConfig::default(), &model.weights).unwrap();
-    assert_eq!(read(&folder).unwrap().scheduler, SchedulerConfig::default());
+    write(&folder, &config(), &ddpm(), &model.weights).unwrap();
+    assert_eq!(read(&folder).unwrap().process, ddpm());
     assert_eq!(fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1);
 }
 
@@ -50,7 +57,7 @@ fn the_edm2_network_is_kept_in_the_same_layout() {
     let config = NetworkConfig::Edm2(config);
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("model");
-    write(&folder, &config, &SchedulerConfig::default(), &weights(&["unet.out_gain"])).unwrap();
+    write(&folder, &config, &ddpm(), &weights(&["unet.out_gain"])).unwrap();
     let model = read(&folder).unwrap();
     assert_eq!(model.unet, config);
     assert_eq!(model.unet.sample_size(), Some([40, 64]));
@@ -162,10 +169,12 @@ fn weights_that_are_not_numbers_are_neither_written_nor_read() {
     let mut bad = weights(&["conv_in.bias"]);
     bad.insert("conv_out.bias", Tensor::f32([1], vec![f32::NAN]));
     let scheduler = SchedulerConfig::default();
-    let said = write(&folder, &config(), &scheduler, &bad).unwrap_err().to_string();
+    let said =
+        write(&folder, &config(), &Process::Ddpm(scheduler.clone()), &bad).unwrap_err().to_string();
     assert!(said.contains("conv_out.bias"), "{said}");
     assert!(!folder.exists());
-    write(&folder, &config(), &scheduler, &weights(&["conv_in.bias"])).unwrap();
+    write(&folder, &config(), &Process::Ddpm(scheduler.clone()), &weights(&["conv_in.bias"]))
+        .unwrap();
     bad.write(folder.join("unet").join(WEIGHTS)).unwrap();
     assert!(refused(&folder).contains("conv_out.bias"));
 }
@@ -175,7 +184,8 @@ fn other_peoples_folders_are_left_alone() {
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("thesis.txt"), "draft").unwrap();
     let scheduler = SchedulerConfig::default();
-    let said = write(place.path(), &config(), &scheduler, &weights(&["a"])).unwrap_err();
+    let said =
+        write(place.path(), &config(), &Process::Ddpm(scheduler), &weights(&["a"])).unwrap_err();
     assert!(said.to_string().contains("something other than a model"));
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
 }

@@ -4,6 +4,7 @@
 //! config.toml          the resolved configuration
 //! metrics.jsonl  metrics.csv  tensorboard/
 //! checkpoints/step-00001000.safetensors
+//! averages/step-00001000.safetensors     where a run keeps snapshots of them
 //! samples/step-00001000.png
 //! model/               diffusers' layout
 //! held_out.safetensors samples.png denoising.png denoising.gif
@@ -157,21 +158,28 @@ impl RunFolder {
     /// # Errors
     /// A folder that can't be listed.
     pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let folder = self.checkpoints_folder();
-        let refuse = |error| Error::io(&folder, error);
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(refuse)? {
-            let path = entry.map_err(refuse)?.path();
-            let step = path.file_name().and_then(|name| name.to_str()).and_then(|name| {
-                name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-            });
-            // The name must be the one that this step is given, or two files could claim it.
-            if let Some(step) = step.filter(|&step| path == self.checkpoint(step)) {
-                found.push((step, path));
-            }
+        numbered(&self.checkpoints_folder(), |step| self.checkpoint(step))
+    }
+
+    fn averages_folder(&self) -> PathBuf {
+        self.root.join("averages")
+    }
+
+    /// Averages of the weights after `step` steps.
+    pub fn averages(&self, step: u64) -> PathBuf {
+        self.averages_folder().join(format!("step-{step:08}.safetensors"))
+    }
+
+    /// The averages that are there, oldest first; none where a run keeps none.
+    ///
+    /// # Errors
+    /// A folder that can't be listed.
+    pub fn all_averages(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let folder = self.averages_folder();
+        if !folder.exists() {
+            return Ok(Vec::new());
         }
-        found.sort_unstable();
-        Ok(found)
+        numbered(&folder, |step| self.averages(step))
     }
 
     /// The newest checkpoint that `read` accepts.
@@ -192,13 +200,15 @@ impl RunFolder {
         }))
     }
 
-    /// Removes the checkpoints of steps beyond `step`: a run that goes on from there replaces them,
-    /// and a damaged one must not count as the newest.
+    /// Removes checkpoints and averages of steps beyond `step`: a run that goes on from there replaces
+    /// them, and a damaged one must not count as the newest.
     ///
     /// # Errors
     /// A file that can't be removed.
-    pub fn discard_checkpoints_after(&self, step: u64) -> Result<()> {
-        for (_, path) in self.checkpoints()?.iter().filter(|(later, _)| *later > step) {
+    pub fn discard_after(&self, step: u64) -> Result<()> {
+        let all = self.checkpoints()?.into_iter().chain(self.all_averages()?);
+        for (_, path) in all.filter(|(later, _)| *later > step) {
+            let path = &path;
             fs::remove_file(path).map_err(|error| Error::io(path, error))?;
         }
         Ok(())
@@ -215,6 +225,24 @@ impl RunFolder {
         }
         Ok(())
     }
+}
+
+/// The files of a folder that have a step's name, by their steps.
+fn numbered(folder: &Path, name: impl Fn(u64) -> PathBuf) -> Result<Vec<(u64, PathBuf)>> {
+    let refuse = |error| Error::io(folder, error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(refuse)? {
+        let path = entry.map_err(refuse)?.path();
+        let step = path.file_name().and_then(|name| name.to_str()).and_then(|name| {
+            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+        });
+        // The name must be the one that this step is given, or two files could claim it.
+        if let Some(step) = step.filter(|&step| path == name(step)) {
+            found.push((step, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -280,7 +308,7 @@ mod tests {
         assert!(said.contains("step-123456789") && said.contains("damaged"), "{said}");
         run.prune_checkpoints(10).unwrap();
         assert_eq!(run.checkpoints().unwrap().len(), 2);
-        run.discard_checkpoints_after(1000).unwrap();
+        run.discard_after(1000).unwrap();
         assert_eq!(run.checkpoints().unwrap(), [(1000, run.checkpoint(1000))]);
     }
 }

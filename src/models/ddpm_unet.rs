@@ -1,7 +1,9 @@
 //! The DDPM U-Net (Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239) in
 //! all the configurations of diffusers' `UNet2DModel`, under its parameter names.
 
-use super::layers::{Padding, conv2d, conv2d_same, group_norm, linear, norm_parameters};
+use super::layers::{
+    Conditions, Padding, conv2d, conv2d_same, dropout, group_norm, linear, norm_parameters,
+};
 use super::unet_config::{DownBlock, TimeScaleShift, UnetConfig, UpBlock};
 use super::{Given, Network};
 use crate::error::{Error, Result};
@@ -59,7 +61,7 @@ impl DdpmUnet {
         g: &mut Graph,
         name: &str,
         x: TensorId,
-        time: TensorId,
+        told: Conditions,
         channels: usize,
         scale: f64,
     ) -> Result<TensorId> {
@@ -71,16 +73,17 @@ impl DdpmUnet {
             let h = conv2d_same(g, "conv1", h, channels, 3)?;
             let h = match self.config.resnet_time_scale_shift {
                 TimeScaleShift::Default => {
-                    let shift = linear(g, "time_emb_proj", time, channels)?;
+                    let shift = linear(g, "time_emb_proj", told.embedding, channels)?;
                     let h = g.one(Combine::ADD, &[h, shift])?;
                     group_norm(g, "norm2", h, groups, eps)?
                 }
                 TimeScaleShift::ScaleShift => {
-                    let both = linear(g, "time_emb_proj", time, 2 * channels)?;
+                    let both = linear(g, "time_emb_proj", told.embedding, 2 * channels)?;
                     self.modulated_norm(g, "norm2", h, both, channels)?
                 }
             };
             let h = g.one(Activation::SILU, &[h])?;
+            let h = dropout(g, h, self.config.dropout, told)?;
             let h = conv2d_same(g, "conv2", h, channels, 3)?;
             let skip =
                 if c_in == channels { x } else { conv2d_same(g, "conv_shortcut", x, channels, 1)? };
@@ -148,16 +151,16 @@ impl DdpmUnet {
         })
     }
 
-    fn middle(&self, g: &mut Graph, x: TensorId, time: TensorId) -> Result<TensorId> {
+    fn middle(&self, g: &mut Graph, x: TensorId, told: Conditions) -> Result<TensorId> {
         let channels = self.config.block_out_channels[self.config.levels() - 1];
         let scale = self.config.mid_block_scale_factor;
         g.module("mid_block", |g| {
-            let mut h = self.resnet(g, "resnets.0", x, time, channels, scale)?;
+            let mut h = self.resnet(g, "resnets.0", x, told, channels, scale)?;
             if self.config.add_attention {
                 let groups = self.config.mid_attention_groups();
                 h = self.attention(g, "attentions.0", h, groups, scale)?;
             }
-            self.resnet(g, "resnets.1", h, time, channels, scale)
+            self.resnet(g, "resnets.1", h, told, channels, scale)
         })
     }
 }
@@ -194,7 +197,8 @@ impl Network for DdpmUnet {
         } else {
             x
         };
-        let time = self.time_embedding(g, given.times)?;
+        let embedding = self.time_embedding(g, given.times)?;
+        let told = Conditions { embedding, training: given.training };
 
         let mut h = conv2d_same(g, "conv_in", x, config.block_out_channels[0], 3)?;
         let mut skips = vec![h];
@@ -202,7 +206,7 @@ impl Network for DdpmUnet {
             let channels = config.block_out_channels[level];
             g.scoped(&format!("down_blocks.{level}"), |g| {
                 for layer in 0..config.layers_per_block {
-                    h = self.resnet(g, &format!("resnets.{layer}"), h, time, channels, 1.0)?;
+                    h = self.resnet(g, &format!("resnets.{layer}"), h, told, channels, 1.0)?;
                     if config.down_block_types[level] == DownBlock::Attention {
                         h = self.attention(g, &format!("attentions.{layer}"), h, groups, 1.0)?;
                     }
@@ -222,7 +226,7 @@ impl Network for DdpmUnet {
             })?;
         }
 
-        h = self.middle(g, h, time)?;
+        h = self.middle(g, h, told)?;
 
         for level in 0..levels {
             let channels = config.block_out_channels[levels - 1 - level];
@@ -232,7 +236,7 @@ impl Network for DdpmUnet {
                         Error::operation("unet2d", "there are fewer skips than residual blocks")
                     })?;
                     h = g.one(Concat::PLAIN, &[h, skip])?;
-                    h = self.resnet(g, &format!("resnets.{layer}"), h, time, channels, 1.0)?;
+                    h = self.resnet(g, &format!("resnets.{layer}"), h, told, channels, 1.0)?;
                     if config.up_block_types[level] == UpBlock::Attention {
                         h = self.attention(g, &format!("attentions.{layer}"), h, groups, 1.0)?;
                     }

@@ -267,7 +267,6 @@ pub(super) fn refuse(key: &str, value: impl std::fmt::Display, remedy: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::NetworkConfig;
 
     /// Images of 64×64×3 unless the text says otherwise.
     fn parse(text: &str) -> Result<Edm2Config> {
@@ -324,12 +323,5 @@ mod tests {
                 assert!(said.contains(part), "{text}: {said}");
             }
         }
-    }
-
-    #[test]
-    fn dropout_is_refused_in_training_only() {
-        let config = parse(r#"{"dropout": 0.1}"#).unwrap();
-        let said = NetworkConfig::Edm2(config).validate_for_training().unwrap_err().to_string();
-        assert!(said.contains("dropout is 0.1"), "{said}");
     }
 }

@@ -4,6 +4,7 @@
 //! log-variance of the loss. Parameter names are those of the reference implementation.
 
 use super::edm2_config::Edm2Config;
+use super::layers::{Conditions, dropout};
 use super::{Given, Network};
 use crate::device::TensorType;
 use crate::error::{Error, Result};
@@ -113,8 +114,9 @@ impl Edm2Unet {
         }
         g.module("unet", |g| {
             let embedding = self.embedding(g, given.times, given.labels)?;
-            let (mut x, mut skips) = self.encoder(g, x, embedding)?;
-            x = self.decoder(g, x, &mut skips, embedding)?;
+            let told = Conditions { embedding, training: given.training };
+            let (mut x, mut skips) = self.encoder(g, x, told)?;
+            x = self.decoder(g, x, &mut skips, told)?;
             let gain = learned_gain(g, "out_gain")?;
             let norm = WeightNorm { learned: true, ..WeightNorm::PLAIN };
             layer(g, "out_conv", x, &[self.config.img_channels, 3, 3], norm, Some(gain))
@@ -164,7 +166,7 @@ impl Edm2Unet {
         &self,
         g: &mut Graph,
         x: TensorId,
-        embedding: TensorId,
+        told: Conditions,
     ) -> Result<(TensorId, Vec<TensorId>)> {
         let config = &self.config;
         // A constant channel stands for the biases that the convolutions don't have.
@@ -181,13 +183,13 @@ impl Edm2Unet {
                     _ => {
                         let channels = config.channels(level - 1);
                         let block = Block { kind: Kind::Down, channels, attends: false };
-                        self.block(g, &name("down"), x, embedding, block)?
+                        self.block(g, &name("down"), x, told, block)?
                     }
                 };
                 skips.push(x);
                 for index in 0..config.num_blocks {
                     let block = Block { kind: Kind::Encoder, channels, attends };
-                    x = self.block(g, &name(&format!("block{index}")), x, embedding, block)?;
+                    x = self.block(g, &name(&format!("block{index}")), x, told, block)?;
                     skips.push(x);
                 }
             }
@@ -201,7 +203,7 @@ impl Edm2Unet {
         g: &mut Graph,
         mut x: TensorId,
         skips: &mut Vec<TensorId>,
-        embedding: TensorId,
+        told: Conditions,
     ) -> Result<TensorId> {
         let config = &self.config;
         g.scoped("dec", |g| {
@@ -212,12 +214,12 @@ impl Edm2Unet {
                 if level + 1 == config.levels() {
                     for (module, attends) in [("in0", true), ("in1", false)] {
                         let block = Block { kind: Kind::Decoder, channels, attends };
-                        x = self.block(g, &name(module), x, embedding, block)?;
+                        x = self.block(g, &name(module), x, told, block)?;
                     }
                 } else {
                     let channels = config.channels(level + 1);
                     let block = Block { kind: Kind::Up, channels, attends: false };
-                    x = self.block(g, &name("up"), x, embedding, block)?;
+                    x = self.block(g, &name("up"), x, told, block)?;
                 }
                 for index in 0..=config.num_blocks {
                     let skip = skips.pop().ok_or_else(|| {
@@ -226,7 +228,7 @@ impl Edm2Unet {
                     let widths = [x, skip].map(|tensor| channels_of(g, tensor));
                     x = g.one(Concat::mp_cat(widths, config.concat_balance), &[x, skip])?;
                     let block = Block { kind: Kind::Decoder, channels, attends };
-                    x = self.block(g, &name(&format!("block{index}")), x, embedding, block)?;
+                    x = self.block(g, &name(&format!("block{index}")), x, told, block)?;
                 }
             }
             Ok(x)
@@ -239,7 +241,7 @@ impl Edm2Unet {
         g: &mut Graph,
         name: &str,
         x: TensorId,
-        embedding: TensorId,
+        told: Conditions,
         Block { kind, channels, attends }: Block,
     ) -> Result<TensorId> {
         let config = &self.config;
@@ -262,10 +264,11 @@ impl Edm2Unet {
             let kernel = [channels, 3, 3];
             let y = layer(g, "conv_res0", y, &kernel, WeightNorm::PLAIN, None)?;
             let norm = WeightNorm { learned: true, ..WeightNorm::PLAIN };
-            let c = layer(g, "emb_linear", embedding, &[channels], norm, Some(gain))?;
+            let c = layer(g, "emb_linear", told.embedding, &[channels], norm, Some(gain))?;
             let c = g.one(ScaleAdd { scale: 1.0, offset: 1.0 }, &[c])?;
             let y = g.one(Combine::Product, &[y, c])?;
             let y = g.one(Activation::MP_SILU, &[y])?;
+            let y = dropout(g, y, config.dropout, told)?;
             let y = layer(g, "conv_res1", y, &kernel, WeightNorm::PLAIN, None)?;
             if !kind.normalises() {
                 x = skip(g, x)?;

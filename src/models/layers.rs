@@ -3,10 +3,14 @@
 //! work.
 
 use crate::error::Result;
+use crate::graph::hoist::STATE;
 use crate::graph::{Build, Graph, TensorId};
 use crate::ops::conv2d::{Conv2d, Operands};
+use crate::ops::dropout::Dropout;
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear;
+use crate::ops::noise::philox;
+use crate::ops::state;
 
 /// Zero padding around a map, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,25 @@ impl Padding {
 
     /// One row below and one column on the right: how the DDPM's downsampling pads.
     pub const RIGHT_BOTTOM: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+}
+
+/// What all blocks of a network are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// Of time and label: [B, D], or [1, D] for all samples alike.
+    pub embedding: TensorId,
+    /// Whether activations are dropped.
+    pub training: bool,
+}
+
+/// Drops a share of `x`'s elements in training; else `x` itself.
+pub fn dropout(g: &mut Graph, x: TensorId, share: f64, told: Conditions) -> Result<TensorId> {
+    if share == 0.0 || !told.training {
+        return Ok(x);
+    }
+    let state = g.input(STATE, state::ty())?;
+    let purpose = philox::purpose(&g.path("dropout"));
+    g.one(Dropout { share, purpose }, &[x, state])
 }
 
 /// Convolution of [B, H, W, C] to `channels`, square `kernel`, with bias; parameters `weight`

@@ -1,8 +1,7 @@
 //! The settings of a network, whichever it is: what configurations describe and model folders hold.
 
 use super::{
-    DdpmUnet, Edm2Config, Edm2Unet, Network, UnetConfig, edm2_config, edm2_ddpm::Edm2Ddpm,
-    json_config, unet_config,
+    DdpmUnet, Edm2Config, Edm2Unet, Network, UnetConfig, edm2_ddpm::Edm2Ddpm, json_config,
 };
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -78,25 +77,6 @@ impl NetworkConfig {
         match self {
             NetworkConfig::Ddpm(config) => config.validate(),
             NetworkConfig::Edm2(config) => config.validate(),
-        }
-    }
-
-    /// [`NetworkConfig::validate`], and nothing that only matters in training is out of reach.
-    ///
-    /// # Errors
-    /// As [`NetworkConfig::validate`]; and dropout, without which a run would not be the one asked
-    /// for.
-    pub fn validate_for_training(&self) -> Result<()> {
-        self.validate()?;
-        let remedy = "training supports 0 only; set it to 0";
-        match self {
-            NetworkConfig::Ddpm(UnetConfig { dropout, .. }) if *dropout != 0.0 => {
-                Err(unet_config::refuse("dropout", dropout, remedy))
-            }
-            NetworkConfig::Edm2(Edm2Config { dropout, .. }) if *dropout != 0.0 => {
-                Err(edm2_config::refuse("dropout", dropout, remedy))
-            }
-            _ => Ok(()),
         }
     }
 

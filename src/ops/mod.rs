@@ -14,6 +14,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod conv_transpose2d;
 pub mod copy;
+pub mod dropout;
 pub mod edm_loss;
 pub mod fill;
 pub mod fourier_features;

@@ -1,5 +1,6 @@
 //! Training: settings, learning rates, initial weights, optimizer, checkpoints and the loop.
 
+pub mod averages;
 pub mod checkpoint;
 pub mod config;
 pub mod held_out;

@@ -39,6 +39,66 @@ pub fn decay(gamma: f64, batch: f64, seen: f64) -> f64 {
     (1.0 - batch / seen).powf(gamma + 1.0)
 }
 
+/// The weight that an average gives to what was seen: (γ + 1)/T·(t/T)^γ up to the T-th image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Profile {
+    pub gamma: f64,
+    /// Images seen at its end, T.
+    pub images: f64,
+}
+
+impl Profile {
+    /// ∫ of the product of two profiles (the same paper, eq. 151), which is what a sum of squares of
+    /// differences is made of.
+    fn overlap(self, other: Profile) -> f64 {
+        let (a, b) = (self.gamma, other.gamma);
+        let ratio = self.images / other.images;
+        let power = if ratio < 1.0 { b } else { -a };
+        (a + 1.0) * (b + 1.0) * ratio.powf(power) / ((a + b + 1.0) * self.images.max(other.images))
+    }
+}
+
+/// Shares of the profiles whose sum comes closest to `wanted` by least squares, scaled so that they add
+/// up to 1 (the same paper, algorithm 3).
+///
+/// # Errors
+/// No profiles, and those of which one is a sum of others, such as the same one twice.
+pub fn reconstruction(profiles: &[Profile], wanted: Profile) -> Result<Vec<f64>> {
+    let count = profiles.len();
+    let mut rows: Vec<Vec<f64>> = profiles
+        .iter()
+        .map(|a| profiles.iter().chain([&wanted]).map(|b| a.overlap(*b)).collect())
+        .collect();
+    // Gaussian elimination with partial pivoting; the last column is the right-hand side.
+    for column in 0..count {
+        let size = |row: &usize| rows[*row][column].abs();
+        let pivot = (column..count).max_by(|a, b| size(a).total_cmp(&size(b))).unwrap_or(column);
+        rows.swap(column, pivot);
+        let (above, below) = rows.split_at_mut(column + 1);
+        let first = &above[column];
+        for row in below {
+            let factor = row[column] / first[column];
+            for (value, of_first) in row.iter_mut().zip(first).skip(column) {
+                *value -= factor * of_first;
+            }
+        }
+    }
+    let mut shares = vec![0.0; count];
+    for row in (0..count).rev() {
+        let known: f64 = (row + 1..count).map(|k| rows[row][k] * shares[k]).sum();
+        shares[row] = (rows[row][count] - known) / rows[row][row];
+    }
+    let sum: f64 = shares.iter().sum();
+    if !(sum.is_finite() && sum != 0.0) {
+        return Err(Error::invalid(
+            "the snapshots can't be told apart, so no average can be made from them; are some of them \
+             copies of others?",
+        ));
+    }
+    shares.iter_mut().for_each(|share| *share /= sum);
+    Ok(shares)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +121,34 @@ mod tests {
             let said = exponent(std).unwrap_err().to_string();
             assert!(said.contains("0.2887"), "{said}");
         }
+    }
+
+    /// What is tracked is among what can be made, and a width between two tracked ones is nearly so.
+    #[test]
+    fn reconstructions_come_from_what_was_tracked() {
+        let snapshots: Vec<Profile> = (1..=20)
+            .flat_map(|t| [0.05, 0.10].map(|std| (exponent(std).unwrap(), f64::from(t) * 500.0)))
+            .map(|(gamma, images)| Profile { gamma, images })
+            .collect();
+        let shares = reconstruction(&snapshots, snapshots[39]).unwrap();
+        for (index, share) in shares.iter().enumerate() {
+            let want = if index == 39 { 1.0 } else { 0.0 };
+            assert!((share - want).abs() <= 1e-6, "{index}: {share}");
+        }
+        let between = Profile { gamma: exponent(0.075).unwrap(), images: 1e4 };
+        let shares = reconstruction(&snapshots, between).unwrap();
+        // The squared difference of the profiles, as a share of the wanted one's square.
+        let all = || snapshots.iter().zip(&shares);
+        let crossed: f64 = all().map(|(p, s)| s * p.overlap(between)).sum();
+        let squared: f64 =
+            all().flat_map(|(a, s)| all().map(move |(b, t)| s * t * a.overlap(*b))).sum();
+        let whole = between.overlap(between);
+        let error = (squared - 2.0 * crossed + whole) / whole;
+        assert!(error.abs() <= 1e-4, "{error}");
+        let twice = [between, between];
+        let said = reconstruction(&twice, between).unwrap_err().to_string();
+        assert!(said.contains("copies"), "{said}");
+        assert!(reconstruction(&[], between).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A training run from its first step to its pictures.
 
+use super::averages;
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::config::{Config, NonFinite};
 use super::held_out::{Evaluator, HeldOut};
@@ -114,7 +115,6 @@ impl<'a> Run<'a> {
         device: &'a dyn Device,
         resume: bool,
     ) -> Result<Run<'a>> {
-        config.network().validate_for_training()?;
         config.require_images()?;
         let task = Task::new(&config.network(), &config.process())?;
         let (recipe, seed) = (recipe(config), config.training.seed);
@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
                 }
             }
             trainer.restore(&parts, done.skipped)?;
-            folder.discard_checkpoints_after(done.step)?;
+            folder.discard_after(done.step)?;
         }
         let metrics = Metrics::open(folder, &COLUMNS, done.step)?;
         Ok(Run {
@@ -252,6 +252,9 @@ impl<'a> Run<'a> {
                 self.sample_grid(observe)?;
             }
             self.checkpoint_due |= due(training.checkpoint_every);
+            if training.average_every > 0 && step.is_multiple_of(training.average_every) {
+                self.save_averages()?;
+            }
         }
         Ok(())
     }
@@ -379,6 +382,17 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A snapshot of the averages, from which others can be reconstructed.
+    fn save_averages(&mut self) -> Result<()> {
+        let (training, step) = (&self.config.training, self.done.step);
+        let images = step * (training.batch_size * training.accumulate) as u64;
+        let widths = &training.ema_widths;
+        let averages = (0..widths.len() as u8)
+            .map(|number| self.trainer.get(Region::Ema(number)))
+            .collect::<Result<Vec<_>>>()?;
+        averages::write(&self.folder.averages(step), images, widths, &averages)
+    }
+
     fn held_out(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<f64> {
         let step = self.done.step;
         if let Some((at, loss)) = self.last_held_out
@@ -417,6 +431,9 @@ impl<'a> Run<'a> {
     fn finish(&mut self, observe: &mut dyn FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let held_out_loss = self.held_out(observe)?;
         self.save(observe)?;
+        if self.config.training.average_every > 0 {
+            self.save_averages()?;
+        }
         let weights = to_tensors(&self.best_weights()?);
         let (network, process) = (self.config.network(), self.config.process());
         diffusers::write(self.folder.model(), &network, &process, &weights)?;

@@ -6,7 +6,7 @@ use crate::ops::advance_state::AdvanceState;
 use crate::ops::fourier_features::{FourierFeatures, FourierFeaturesGrad};
 use crate::ops::noise::Normal;
 use crate::ops::preconditioning::{Preconditioning, PreconditioningGrad};
-use crate::ops::sampler_update::{COLUMNS, Noise, Row, SamplerUpdate};
+use crate::ops::sampler_update::{Noise, Row, SamplerUpdate};
 use crate::ops::select_row::SelectRow;
 use crate::ops::state::{ROW, SAMPLE, STEP, StepState};
 use crate::ops::testing::Host;

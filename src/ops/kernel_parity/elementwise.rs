@@ -6,11 +6,13 @@ use crate::ops::cast::Cast;
 use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
 use crate::ops::copy::Copy;
+use crate::ops::dropout::Dropout;
 use crate::ops::place_columns::PlaceColumns;
 use crate::ops::preconditioned::Preconditioned;
 use crate::ops::resample::{Pool2d, UpsampleNearest2d};
 use crate::ops::row_linear::RowLinear;
 use crate::ops::scale_add::ScaleAdd;
+use crate::ops::state::{SAMPLE, STEP, StepState};
 use crate::ops::sum_pixels::{Rows, SumPixels};
 use crate::ops::testing::{Host, run};
 
@@ -55,6 +57,15 @@ pub(super) fn casts() {
 pub(super) fn scale_add() {
     let x = Host::random(&[3, 5, 7], 1);
     check(&ScaleAdd { scale: 0.7, offset: -0.3 }, &[&x], 1e-6);
+}
+
+#[test]
+pub(super) fn dropout() {
+    let x = Host::random(&[3, 5, 7, 6], 1);
+    let mut state = StepState::new(9 << 32 | 4);
+    (state.words[STEP], state.words[SAMPLE]) = (3, 12);
+    let state = Host::bits(&[16], &state.words);
+    check(&Dropout { share: 0.4, purpose: 5 }, &[&x, &state], 0.0);
 }
 
 #[test]

@@ -17,8 +17,55 @@ attention_head_dim = 64
     };
 }
 
+/// EDM2 of so many channels: its learning rate and dropout go with its size (Karras et al. 2024,
+/// arXiv:2312.02696, table 6, for ImageNet at 512×512 and a batch of 2,048; the ramp is 10 million
+/// images).
+macro_rules! edm2 {
+    ($channels:literal, $rate:literal, $dropout:literal) => {
+        concat!(
+            r#"
+[data]
+size = 64
+channels = 4
+[model]
+kind = "edm2"
+channels = ["#,
+            $channels,
+            r#"]
+layers_per_block = 3
+attention = [false, false, true, true]
+attention_head_dim = 64
+dropout = "#,
+            $dropout,
+            r#"
+[diffusion]
+process = "edm"
+[training]
+steps = 1048576
+batch_size = 32
+accumulate = 64
+learning_rate = "#,
+            $rate,
+            r#"
+lr_schedule = "inverse_sqrt"
+decay_after = 70000
+warmup_steps = 4883
+betas = [0.9, 0.99]
+weight_decay = 0.0
+max_grad_norm = 0.0
+non_finite = "zero"
+ema_widths = [0.05, 0.1]
+average_every = 4096
+[sampling]
+sampler = "heun"
+steps = 32
+"#
+        )
+    };
+}
+
 /// Name, one line about it, and what it sets.
-pub const PRESETS: [(&str, &str, &str); 7] = [
+pub const PRESETS: [(&str, &str, &str); 12] = [
     (
         "ddpm-32",
         "32×32 pixels, channels 32-64-64: small enough to train on a CPU overnight",
@@ -95,17 +142,33 @@ seeds = "0-63"
     ),
     (
         "edm2-xs",
-        "the network of EDM2-XS without labels, on latents 4×64×64; 124.2 million parameters",
-        r#"
-[data]
-size = 64
-channels = 4
-[model]
-kind = "edm2"
-channels = [128, 256, 384, 512]
-layers_per_block = 3
-attention = [false, false, true, true]
-attention_head_dim = 64
-"#,
+        "EDM2-XS without labels, on latents 4×64×64, with its training and sampling; 124.2 million \
+         parameters",
+        edm2!("128, 256, 384, 512", 0.0120, 0.0),
+    ),
+    (
+        "edm2-s",
+        "the same with 192 channels; 279 million parameters",
+        edm2!("192, 384, 576, 768", 0.0100, 0.0),
+    ),
+    (
+        "edm2-m",
+        "the same with 256 channels; 497 million parameters",
+        edm2!("256, 512, 768, 1024", 0.0090, 0.1),
+    ),
+    (
+        "edm2-l",
+        "the same with 320 channels; 776 million parameters",
+        edm2!("320, 640, 960, 1280", 0.0080, 0.1),
+    ),
+    (
+        "edm2-xl",
+        "the same with 384 channels; 1.12 billion parameters",
+        edm2!("384, 768, 1152, 1536", 0.0070, 0.1),
+    ),
+    (
+        "edm2-xxl",
+        "the same with 448 channels; 1.52 billion parameters",
+        edm2!("448, 896, 1344, 1792", 0.0065, 0.1),
     ),
 ];

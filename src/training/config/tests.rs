@@ -179,6 +179,19 @@ fn values_that_can_not_be_used_name_key_value_and_remedy() {
         ("[sampling]\neta = 2", ["sampling.eta is 2", "0 to 1"]),
         ("[sampling]\nseeds = \"3-1\"", ["sampling.seeds", "backwards"]),
         ("[sampling]\nbatch = 0", ["sampling.batch is 0", "1 to"]),
+        ("[diffusion]\nprocess = \"edm\"", ["diffusion.process", "\"edm2\""]),
+        ("[diffusion]\np_mean = 1.0", ["diffusion.p_mean is for", "\"edm\""]),
+        ("[model]\nclasses = 3", ["model.classes is for", "\"edm2\""]),
+        ("[model]\ndropout = 1.0", ["model.dropout is 1", "below 1"]),
+        ("[training]\nema_widths = [0.05, 0.3]", ["training.ema_widths", "0.2887"]),
+        ("[training]\nema_widths = [0.1, 0.1]", ["training.ema_widths", "twice"]),
+        ("[training]\nema_widths = [0.1]\nema_decay = 0.5", ["training.ema_decay", "leave it out"]),
+        ("[training]\naverage_every = 5", ["training.average_every", "ema_widths"]),
+        ("[training]\nnon_finite = \"zero\"", ["training.max_grad_norm is 1", "set it to 0"]),
+        ("[training]\ndecay_after = 5", ["training.decay_after", "inverse_sqrt"]),
+        ("[sampling]\nsampler = \"heun\"", ["heun goes by noise levels", "ddpm, ddim"]),
+        ("[sampling]\nrho = 3.0", ["sampling.rho is for", "heun"]),
+        ("[sampling]\nlabels = \"0\"", ["sampling.labels", "without labels"]),
     ] {
         let said = message(text);
         for part in parts {

@@ -1,0 +1,117 @@
+//! Snapshots of the averages of a run, and any other average from them (Karras et al. 2024,
+//! arXiv:2312.02696, section 3.2).
+
+use super::power_ema::{Profile, exponent, reconstruction};
+use crate::error::{Error, Result};
+use crate::formats::tensors::{Tensor, Tensors};
+use crate::models::Weights;
+use std::path::{Path, PathBuf};
+
+const FORMAT: &str = "cyanea-averages/1";
+
+fn prefix(number: usize) -> String {
+    format!("average{number}.")
+}
+
+/// Writes a snapshot: the averages of `widths` after so many images. It appears whole or not at all.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write(path: &Path, images: u64, widths: &[f64], averages: &[Weights]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        crate::formats::atomic::create_folder(folder)?;
+    }
+    let mut tensors = Tensors::new();
+    for (number, average) in averages.iter().enumerate() {
+        for (name, shape, values) in &average.tensors {
+            let name = format!("{}{name}", prefix(number));
+            tensors.insert(name, Tensor::f32(shape.clone(), values.clone()));
+        }
+    }
+    let widths: Vec<String> = widths.iter().map(f64::to_string).collect();
+    for (key, value) in
+        [("format", FORMAT.into()), ("images", images.to_string()), ("widths", widths.join(","))]
+    {
+        tensors.metadata.insert(key.to_string(), value);
+    }
+    tensors.write(path)
+}
+
+/// A snapshot that was read.
+struct Snapshot {
+    images: u64,
+    widths: Vec<f64>,
+    tensors: Tensors,
+}
+
+impl Snapshot {
+    fn read(path: &Path) -> Result<Snapshot> {
+        let tensors = Tensors::read(path)?;
+        let note = |key: &str| tensors.metadata.get(key).map_or("", String::as_str);
+        if note("format") != FORMAT {
+            return Err(Error::file(path, format!("holds no averages of the format {FORMAT}")));
+        }
+        let bad = |key: &str| {
+            let shown: String = note(key).chars().take(40).collect();
+            Error::file(path, format!("its metadata has `{key}` = \"{shown}\", which can't be"))
+        };
+        let images = note("images").parse().ok().filter(|&images| images > 0);
+        let images = images.ok_or_else(|| bad("images"))?;
+        let widths: Option<Vec<f64>> =
+            note("widths").split(',').map(|width| width.parse().ok()).collect();
+        let widths = widths.ok_or_else(|| bad("widths"))?;
+        for &width in &widths {
+            exponent(width).map_err(|error| Error::file(path, error.to_string()))?;
+        }
+        tensors.require_finite(path)?;
+        Ok(Snapshot { images, widths, tensors })
+    }
+}
+
+/// The average of width `std` at the end of the last of the snapshots, as the best sum of all that they
+/// hold; `parameters` are those of the network. `observe` is told how many snapshots of all are done.
+/// Sums are in float64.
+///
+/// # Errors
+/// Snapshots that can't be read or are of another network, a width out of reach, and what `observe`
+/// returns.
+pub fn reconstruct(
+    snapshots: &[PathBuf],
+    std: f64,
+    parameters: &[(String, Vec<usize>)],
+    observe: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Weights> {
+    let gamma = exponent(std)?;
+    let mut profiles = Vec::new();
+    for path in snapshots {
+        let snapshot = Snapshot::read(path)?;
+        for width in snapshot.widths {
+            profiles.push(Profile { gamma: exponent(width)?, images: snapshot.images as f64 });
+        }
+    }
+    let Some(images) = profiles.iter().map(|p| p.images).reduce(f64::max) else {
+        return Err(Error::invalid("there are no snapshots to make an average from"));
+    };
+    let shares = reconstruction(&profiles, Profile { gamma, images })?;
+    let mut shares = shares.into_iter();
+    let mut sums: Vec<Vec<f64>> =
+        parameters.iter().map(|(_, shape)| vec![0.0; shape.iter().product()]).collect();
+    for (done, path) in snapshots.iter().enumerate() {
+        let mut snapshot = Snapshot::read(path)?;
+        for number in 0..snapshot.widths.len() {
+            let share = shares.next().ok_or_else(|| Error::file(path, "changed meanwhile"))?;
+            for (sum, (name, shape)) in sums.iter_mut().zip(parameters) {
+                let name = format!("{}{name}", prefix(number));
+                let values = snapshot.tensors.take_f32(&name, shape, path)?;
+                for (sum, value) in sum.iter_mut().zip(values) {
+                    *sum += share * f64::from(value);
+                }
+            }
+        }
+        observe(done + 1, snapshots.len())?;
+    }
+    let tensors = parameters.iter().zip(sums).map(|((name, shape), sum)| {
+        (name.clone(), shape.clone(), sum.into_iter().map(|value| value as f32).collect())
+    });
+    Ok(Weights { tensors: tensors.collect() })
+}
