@@ -184,6 +184,39 @@ fn images_depend_on_seed_and_label_alone() {
     }
 }
 
+/// At 1 the guide has no say, and what a guide gives is what it gives alone at 0.
+#[test]
+fn guidance_leads_from_the_guide_to_the_model_and_beyond() {
+    let place = Place::new();
+    place.train("run", &[]).assert().success();
+    place.train("weak", &["training.steps=3", "model.channels=[8, 8]"]).assert().success();
+    let plain = ["--seeds", "5-6", "--labels", "1"];
+    let sample = |model, more: &[&str]| place.sample(model, &[&plain[..], more].concat());
+    let close = |a: &[f32], b: &[f32]| {
+        let largest = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest <= 1e-4, "{largest}");
+    };
+    let weak = place.path("weak");
+    let guide = ["--guide", weak.to_str().unwrap()];
+    let (strong, of_guide) = (sample("run", &[]), sample("weak", &[]));
+    close(&sample("run", &["--guidance", "1"]), &strong);
+    close(&sample("run", &[&guide[..], &["--guidance", "1"]].concat()), &strong);
+    close(&sample("run", &[&guide[..], &["--guidance", "0"]].concat()), &of_guide);
+    let free = sample("run", &["--guidance", "3"]);
+    let beyond = sample("run", &[&guide[..], &["--guidance", "3"]].concat());
+    assert!(free != strong && beyond != strong && free != beyond);
+    let emulated =
+        sample("run", &[&guide[..], &["--guidance", "3", "--device", "emulated:h100"]].concat());
+    for (got, want) in emulated.iter().zip(&beyond) {
+        assert!((got - want).abs() <= 2e-3, "{got} is not {want}");
+    }
+    place.train("unlabelled", &["model.classes=0", "training.steps=1"]).assert().success();
+    let mut command = cyanea();
+    command.args(["sample", "--guidance", "2", "--model"]).arg(place.path("unlabelled"));
+    let said = error(command.arg("--out").arg(place.path("none")));
+    assert!(said.contains("trained with labels"), "{said}");
+}
+
 #[test]
 fn what_can_not_be_is_refused() {
     let place = Place::new();

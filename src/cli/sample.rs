@@ -15,6 +15,7 @@ use crate::formats::image_grid::write_grid;
 use crate::formats::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::formats::picture::Pictures;
 use crate::formats::tensors::{Tensor, Tensors};
+use crate::models::{Guided, Network, Weights};
 use crate::training::config::Config;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ Examples:
   cyanea sample --model runs/quickstart --out samples
   cyanea sample --model ddpm-cifar10-32 --seeds 0-63 --sampler dpmpp-2m --steps 20 --out samples
   cyanea sample --model model --noise start.safetensors --raw --out samples
+  cyanea sample --model model --labels 3 --guidance 2 --out threes
 
 What comes out: OUT/samples.png, a grid of the images (the first 256), and each image as a PNG of
 its own, named by its seed (with --noise by its number in the file). With --raw also
@@ -69,6 +71,12 @@ pub struct Args {
     /// labels [default: one class after another]
     #[arg(long, value_name = "LABELS")]
     labels: Option<String>,
+    /// How far to follow the label, or the difference to --guide: 1 not at all, 2 twice as far
+    #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true)]
+    guidance: Option<f64>,
+    /// A weaker model to be led away from, instead of the same one without its label
+    #[arg(long, value_name = "DIR", requires = "guidance")]
+    guide: Option<PathBuf>,
     /// Share of fresh noise in ddim, from 0 (none) to 1 (as much as ddpm)
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
@@ -108,23 +116,23 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
     let checked = model_folder::load(&args.model)?;
     let settings = settings(args, &checked)?;
     let table = settings.sampling.table(&checked.model.process)?;
-    let channels = checked.network.channels()[0];
+    let size = size(args, &checked)?;
+    let (network, weights) = guided(args, checked)?;
+    let channels = network.channels()[0];
     if channels != 1 && channels != 3 {
         return Err(Error::file(
             &args.model,
             format!("makes images of {channels} channels; 1 (grey) or 3 (RGB) can be shown"),
         ));
     }
-    let size = size(args, &checked)?;
-    checked.network.check_size(size[0], size[1])?;
-    let classes = checked.network.classes();
+    network.check_size(size[0], size[1])?;
+    let classes = network.classes();
     let starts = starts(args, &settings, classes, [channels, size[0], size[1]])?;
     let count = starts.seeds.len();
     let wanted = args.batch.map_or(settings.sampling.batch, |batch| batch as usize);
     let batch = wanted.min(count);
     let shape = Shape { batch, size };
-    let mut denoiser =
-        Denoiser::new(checked.network.as_ref(), &checked.weights, &table, shape, device)?;
+    let mut denoiser = Denoiser::new(network.as_ref(), &weights, &table, shape, device)?;
 
     let folder = FreshFolder::create(&args.out)?;
     let evaluations = (count.div_ceil(batch) * table.len()) as u64;
@@ -185,6 +193,24 @@ fn settings(args: &Args, checked: &Checked) -> Result<Config> {
         sampling.labels.clone_from(labels);
     }
     Ok(settings)
+}
+
+/// The network, or where guidance is asked for the network with its guide.
+fn guided(args: &Args, checked: Checked) -> Result<(Box<dyn Network>, Weights)> {
+    let Some(amount) = args.guidance else { return Ok((checked.network, checked.weights)) };
+    let (guide, of_guide) = match &args.guide {
+        None => (None, None),
+        Some(folder) => {
+            let guide = model_folder::load(folder)?;
+            if guide.model.process.class() != checked.model.process.class() {
+                let what = "was trained for another process than the model that it is to guide";
+                return Err(Error::file(folder, what));
+            }
+            (Some(guide.network), Some(guide.weights))
+        }
+    };
+    let network = Guided::new(checked.network, guide, amount)?;
+    Ok((Box::new(network), Guided::weights(checked.weights, of_guide)))
 }
 
 fn size(args: &Args, checked: &Checked) -> Result<[usize; 2]> {

@@ -4,6 +4,7 @@ pub mod ddpm_unet;
 pub mod edm2_config;
 mod edm2_ddpm;
 pub mod edm2_unet;
+mod guided;
 pub mod json_config;
 pub mod layers;
 mod network_config;
@@ -12,6 +13,7 @@ pub mod unet_config;
 pub use ddpm_unet::DdpmUnet;
 pub use edm2_config::Edm2Config;
 pub use edm2_unet::Edm2Unet;
+pub use guided::Guided;
 pub use network_config::{NetworkConfig, NoiseInput};
 pub use unet_config::UnetConfig;
 
