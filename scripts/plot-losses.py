@@ -3,8 +3,11 @@
 
     scripts/plot-losses.py --out docs/losses.svg 'float32, cpu=runs/a' 'float16, emulated=runs/b'
 
+    scripts/plot-losses.py --out docs/large.svg --activations a.jsonl --activations b.jsonl 'float32=…' 'float16=…'
+
 Each run is a folder with `metrics.jsonl`. Thin lines are single steps, thick ones the mean of the last
---window steps. Below the first run's losses lies the difference of the others from it.
+--window steps. Below the first run's losses lies the difference of the others from it, and below that, where
+they are given, each run's largest activations by level (benches/activations.rs), dashed for the second run.
 """
 
 import argparse
@@ -59,7 +62,34 @@ class Panel:
         return out
 
 
-def picture(runs, window):
+def largest(file):
+    """Of each level (step, magnitude)."""
+    levels = {}
+    with open(file) as lines:
+        for line in map(json.loads, lines):
+            for level, value in line["largest"].items():
+                levels.setdefault(level, []).append((line["step"], value))
+    return levels
+
+
+def activations(files, steps, top):
+    """A panel of the largest magnitudes."""
+    runs = [largest(file) for file in files]
+    values = [value for run in runs for points in run.values() for _, value in points]
+    panel = Panel(top + 30, LOWER + 40, steps, min(values) * 0.8, max(values) * 1.2, True)
+    ticks = [m * 10.0**e for e in range(-2, 5) for m in (1, 2, 5)]
+    out = panel.grid([t for t in ticks if min(values) * 0.8 <= t <= max(values) * 1.2])
+    for at, level in enumerate(runs[0]):
+        colour = COLOURS[at % len(COLOURS)]
+        for number, run in enumerate(runs):
+            line = panel.line(run[level], colour, 2 - number, 1)
+            out.append(line.replace("/>", ' stroke-dasharray="4 3"/>') if number else line)
+        out.append(f'<text x="{LEFT + 330 + 100 * at}" y="{top + 20}" fill="{colour}">{escape(level)}</text>')
+    out.append(f'<text x="{LEFT}" y="{top + 20}">largest activation of a level, on held-out images</text>')
+    return out
+
+
+def picture(runs, window, files):
     steps = max(max(run) for _, run in runs)
     values = [value for _, run in runs for value in run.values()]
     first = runs[0][1]
@@ -68,7 +98,8 @@ def picture(runs, window):
     high = max(values) * 1.1
     upper = Panel(TOP, HEIGHT - TOP - LOWER - GAP - 30, steps, min(values) * 0.9, high, True)
     lower = Panel(HEIGHT - LOWER - 30, LOWER, steps, -most, most, False)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
+    whole = HEIGHT + (LOWER + 90 if files else 0)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{whole}" '
            'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']  # fmt: skip
     ticks = [m * 10.0**e for e in range(-6, 3) for m in (1, 2, 5)]
     out += upper.grid([t for t in ticks if min(values) * 0.9 <= t <= high])
@@ -83,6 +114,8 @@ def picture(runs, window):
     for step in range(0, steps + 1, max(1, steps // 6)):
         x, _ = lower.place(step, 0.0)
         out.append(f'<text x="{x:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{step}</text>')
+    if files:
+        out += activations(files, steps, HEIGHT)
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
@@ -91,6 +124,7 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--out", required=True, help="SVG file to write")
     parser.add_argument("--window", type=int, default=20, help="steps of the thick lines' mean (default 20)")
+    parser.add_argument("--activations", action="append", default=[], metavar="FILE", help="one for each run")
     options = parser.parse_args()
     runs = []
     for run in options.runs:
@@ -99,7 +133,7 @@ def main():
             parser.error(f"{run}: a run is given as NAME=FOLDER")
         runs.append((name, losses(folder)))
     with open(options.out, "w") as file:
-        file.write(picture(runs, options.window))
+        file.write(picture(runs, options.window, options.activations))
 
 
 if __name__ == "__main__":

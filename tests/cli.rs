@@ -30,6 +30,7 @@ const SUBCOMMANDS: &[&str] = &[
     "compare",
     "kernels",
     "doctor",
+    "ema",
     "import",
     "export",
     "completions",

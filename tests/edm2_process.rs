@@ -210,7 +210,7 @@ fn guidance_leads_from_the_guide_to_the_model_and_beyond() {
     for (got, want) in emulated.iter().zip(&beyond) {
         assert!((got - want).abs() <= 2e-3, "{got} is not {want}");
     }
-    place.train("unlabelled", &["model.classes=0", "training.steps=1"]).assert().success();
+    place.train("unlabelled", &["model.classes=0", "training.steps=2"]).assert().success();
     let mut command = cyanea();
     command.args(["sample", "--guidance", "2", "--model"]).arg(place.path("unlabelled"));
     let said = error(command.arg("--out").arg(place.path("none")));

@@ -18,6 +18,7 @@ Examples:
   cyanea quickstart
   cyanea quickstart --minutes 15 --seed 7 --out runs/longer
   cyanea quickstart --data photos --out runs/photos
+  cyanea quickstart --model edm2 --out runs/edm2
 
 What comes out: a run folder as of `cyanea train`. Look at samples.png (64 images from noise),
 denoising.png and denoising.gif (how they came out of it). The last lines on standard output have
@@ -27,11 +28,14 @@ model: cyanea sample --model runs/quickstart --seeds 64-127 --out more.";
 
 /// Train a small model on synthetic jellyfish and sample it, in about five minutes
 ///
-/// Draws 512 pictures of 32×32 pixels, trains a U-Net of channels 32-48-64 for a given time, the
-/// learning rate annealed by then, and samples 64 images.
+/// Draws 512 pictures of 32×32 pixels, trains a U-Net of channels 32-48-64 (or an EDM2 U-Net of as many
+/// FLOPs) for a given time, the learning rate annealed by then, and samples 64 images.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// Network: ddpm (Ho et al. 2020) or edm2 (Karras et al. 2024), under the same DDPM process
+    #[arg(long, value_name = "NAME", value_enum, default_value = "ddpm")]
+    model: Model,
     /// Minutes of training; drawing and sampling take less than one more on two cores
     #[arg(long, value_name = "MINUTES", default_value_t = 4.25, allow_negative_numbers = true)]
     minutes: f64,
@@ -45,6 +49,21 @@ pub struct Args {
     /// Train on the images of this folder instead, scaled and cropped to 32×32 pixels
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Model {
+    Ddpm,
+    Edm2,
+}
+
+impl Model {
+    fn preset(self) -> &'static str {
+        match self {
+            Model::Ddpm => "quickstart",
+            Model::Edm2 => "quickstart-edm2",
+        }
+    }
 }
 
 pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Result<()> {
@@ -61,7 +80,7 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
         // One grid on the way is enough: each takes the time of a hundred steps of training.
         "training.sample_every=500".to_string(),
     ];
-    let mut config = Config::load(Some("quickstart"), None, &settings)?;
+    let mut config = Config::load(Some(args.model.preset()), None, &settings)?;
     RunFolder::check_free(&args.out)?;
     let own = args.out.join("data");
     config.data.path = absolute(args.data.as_deref().unwrap_or(&own))?;

@@ -200,6 +200,31 @@ mod tests {
         x
     }
 
+    /// How far the default run ends from one in float64 whose state is kept as `kept` says.
+    fn distance(kept: impl Fn(f64) -> f64) -> f64 {
+        let table = heun(&Levels::default(), &Churn::default()).unwrap();
+        let s = 0.5;
+        let (mut x, mut history) = (kept(table.start * 0.7), 0.0);
+        for ((row, rest), &sigma) in table.rows.iter().zip(&table.rests).zip(&table.times) {
+            let c = |of: fn(&Row) -> f32| kept(f64::from(of(row)) + f64::from(of(rest)));
+            let d = s * s / (s * s + f64::from(sigma).powi(2)) * x;
+            let next = kept(c(|r| r.next_x) * x + c(|r| r.next_x0) * d);
+            x = kept(c(|r| r.x) * x + c(|r| r.x0) * d + c(|r| r.history) * history);
+            history = next;
+        }
+        (x - 0.7 * run(&table, s, |_| 0.0)).abs()
+    }
+
+    /// Docs/edm2.md says how far apart states of different precision end.
+    #[test]
+    fn a_pair_is_nearly_as_good_as_float64() {
+        let in_pairs = distance(|value| pair(value).map(f64::from).iter().sum());
+        let in_float32 = distance(|value| f64::from(value as f32));
+        println!("{in_pairs:e} {in_float32:e}");
+        assert!(in_pairs <= 1e-13, "{in_pairs:e}");
+        assert!(in_float32 > 1e3 * in_pairs, "{in_float32:e}");
+    }
+
     /// The exact path of such data is x₀·√(s² + σ²)/√(s² + σ₀²); Heun's error falls with the square of
     /// the step.
     #[test]
