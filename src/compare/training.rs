@@ -19,6 +19,7 @@ use crate::models::{DdpmUnet, UnetConfig, Weights, parameters};
 use crate::ops::adamw::AdamW;
 use crate::ops::grad_norm::GradNorm;
 use crate::ops::state::{self, StepState};
+use crate::training::lr_schedule::{Decay, LrSchedule};
 use crate::training::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
 use std::collections::{BTreeMap, HashMap};
 use std::f64::consts::PI;
@@ -236,17 +237,24 @@ fn rates(attributes: &Attributes, peak: f64, steps: usize, batch: usize) -> Resu
             let share = |step: usize| (1.0 + (PI * step as f64 / length).cos()) / 2.0;
             Ok((0..steps).map(|step| end + (peak - end) * share(step)).collect())
         }
-        // Karras et al. 2024 (arXiv:2312.02696, eq. 67) behind a linear warm-up over images.
+        // Under the names of NVlabs' function; the warm-up is counted in images there.
         "edm2" => {
-            let reference = schedule.number_or("ref_batches", 70e3)?;
-            let warmup = 1e6 * schedule.number_or("rampup_Mimg", 10.0)?;
-            let rate = |step: usize| {
-                let fall = if reference > 0.0 { (step as f64 / reference).max(1.0) } else { 1.0 };
-                let images = (step * batch) as f64;
-                let rise = if warmup > 0.0 { (images / warmup).min(1.0) } else { 1.0 };
-                peak / fall.sqrt() * rise
+            let flat = schedule.number_or("ref_batches", 70e3)?;
+            let warmup = schedule.number_or("rampup_Mimg", 10.0)? * 1e6 / batch as f64;
+            let whole = |key: &str, value: f64| {
+                let near = value.round();
+                if near >= 0.0 && (value - near).abs() <= 1e-9 * near.max(1.0) {
+                    return Ok(near as u64);
+                }
+                Err(Error::invalid(format!(
+                    "the lr_schedule's `{key}` is {value} batches of {batch}; a whole number can be \
+                     replayed"
+                )))
             };
-            Ok((0..steps).map(rate).collect())
+            let (flat, warmup) = (whole("ref_batches", flat)?, whole("rampup_Mimg", warmup)?);
+            let decay = Decay::InverseSqrt;
+            let schedule = LrSchedule { decay, peak, end: 0.0, warmup, steps: 0, flat };
+            Ok((0..steps as u64).map(|step| schedule.rate(step)).collect())
         }
         other => Err(Error::invalid(format!("the lr_schedule \"{other}\" is not known"))),
     }
