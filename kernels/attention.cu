@@ -41,8 +41,9 @@ struct Queries {
     Sums<E, DEPTH> sums;
     float top[2], base[2], total[2];
 
+    template <bool NORMALISE>
     __device__ __forceinline__ void start(E* room, const Tokens<E>& q, int first, unsigned flip) {
-        rows.fetch(room, q, first, flip);
+        rows.template fetch<NORMALISE>(room, q, first, flip);
         sums.clear();
         top[0] = top[1] = -infinity();
         total[0] = total[1] = 0.0f;
@@ -101,7 +102,8 @@ struct Queries {
     }
 };
 
-template <class E, int DEPTH, int WARPS>
+// PACKED: q, k and v are parts of one tensor, and normalised (attention_packed.cuh).
+template <class E, int DEPTH, int WARPS, bool PACKED>
 __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident(false)))
     attention_fwd(Attention<E> p) {
     typedef Layout<E, DEPTH, WARPS> L;
@@ -111,7 +113,8 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     E* tiles = reinterpret_cast<E*>(shared);
     int warp = static_cast<int>(threadIdx.x) / 32;
     E* own = tiles + (2 * L::BUFFERS * L::MATRIX + warp * L::OWN);
-    Tokens<E> q = tokens(p, p.q, p.queries), k = tokens(p, p.k, p.keys), v = tokens(p, p.v, p.keys);
+    Tokens<E> q = rows_of<PACKED>(p, p.q, p.queries);
+    Tokens<E> k = rows_of<PACKED>(p, p.k, p.keys), v = rows_of<PACKED>(p, p.v, p.keys);
     int tile_count = (p.keys + L::TILE - 1) / L::TILE;
 
     // Where the log-sum-exp of the first query lies.
@@ -131,14 +134,19 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
         if (pass > 0 && !resident) __syncthreads();
         if (!resident) begin(0);
         Queries<E, DEPTH, N> rows;
-        rows.start(own, q, first, signs);
+        rows.template start<PACKED>(own, q, first, signs);
         for (int tile = 0; tile < tile_count; ++tile) {
+            E* keys = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
             if (!resident) {
                 fill_wait();
                 __syncthreads();
                 if (L::BUFFERS == 2 && tile + 1 < tile_count) begin(tile + 1);
+                if (PACKED) {
+                    normalise_rows<L::TILE, DEPTH, L::THREADS>(keys, p.depth);
+                    normalise_rows<L::TILE, DEPTH, L::THREADS>(keys + L::MATRIX, p.depth);
+                    __syncthreads();
+                }
             }
-            const E* keys = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
             int live = min(L::TILE, p.keys - tile * L::TILE);
             for (int at = 0; at < live; at += 16 * N) {
                 const E* from = keys + at * SIZE;
@@ -159,7 +167,7 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
         for (int side = 0; side < 2; ++side) {
             int query = first + P::row(side);
             live[side] = query < p.queries;
-            to[side] = p.y + (head_start(p, p.queries) + query * q.stride);
+            to[side] = p.y + (head_start(p, p.queries) + query * (p.heads * p.depth));
             float total = row_sum<E>(rows.total[side]);
             inverse[side] = reciprocal_approx(total);
             if (live[side] && row_member<E>() == 0)
@@ -216,8 +224,8 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
         if (pass > 0 && !resident) __syncthreads();
         if (!resident) begin(0);
         Own<E, DEPTH> rows0, rows1;
-        rows0.fetch(own, own0, first, 0u);
-        rows1.fetch(own + (L::rooms(true) - 1) * L::OWN, own1, first, 0u);
+        rows0.template fetch<false>(own, own0, first, 0u);
+        rows1.template fetch<false>(own + (L::rooms(true) - 1) * L::OWN, own1, first, 0u);
         // Of own queries: -log2 of the sum of exp, lifted, and delta.
         float base[2], delta[2];
 #pragma unroll

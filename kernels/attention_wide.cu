@@ -5,107 +5,7 @@
 // gradients of scores, go through shared memory as operands. Sums: each warp has all the block's rows
 // and an eighth of the channels in registers, and adds slices of rows of the other side. All slices
 // form one stream through a buffer, or two where asynchronous copies fill them.
-#include "common/attention_tile.cuh"
-
-// ROW_TILES: of 16 own rows of a block; COLUMN_TILES: of rows of the other side worked on together.
-template <class E, int DEPTH, int ROW_TILES, int COLUMN_TILES>
-struct Wide {
-    static const int THREADS = 256, ROWS = 16 * ROW_TILES, COLUMNS = 16 * COLUMN_TILES;
-    static const int BUFFERS = CYANEA_CODE_PATH >= 80 ? 2 : 1;
-    // Channels of a slice for scores, rows of one for sums.
-    static const int CHANNELS = sizeof(E) == 2 ? 64 : 32, SLICE = sizeof(E) == 2 ? 16 : 8;
-    static const int CHUNKS = DEPTH / CHANNELS, SLICES = COLUMNS / SLICE;
-    static const int SLICE_AREA = area<E>(SLICE, DEPTH), WEIGHTS = area<E>(ROWS, COLUMNS);
-    static const int TILES = DEPTH / 128;
-
-    // sums += weights [ROWS x SLICE] . slice [SLICE x DEPTH], the warp's channels.
-    static __device__ __forceinline__ void add(float (&sums)[ROW_TILES][TILES][8], const E* weights,
-                                               const E* slice) {
-        typedef Product<E> P;
-        const E* own = slice + static_cast<int>(threadIdx.x) / 32 * (DEPTH / 8 / unit<E>()) * plane<E>(SLICE);
-#pragma unroll
-        for (int step = 0; step < SLICE / P::STEP; ++step) {
-            typename P::Left a[ROW_TILES];
-#pragma unroll
-            for (int m = 0; m < ROW_TILES; ++m)
-                P::left(a[m], weights + (step * (P::STEP / unit<E>()) * plane<E>(ROWS) + m * 16 * unit<E>()),
-                        plane<E>(ROWS));
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                typename P::Right b;
-                P::right_rows(b, own + (n * (16 / unit<E>()) * plane<E>(SLICE) + step * P::STEP * unit<E>()),
-                              plane<E>(SLICE));
-#pragma unroll
-                for (int m = 0; m < ROW_TILES; ++m) P::add_rows(sums[m][n], a[m], b);
-            }
-        }
-    }
-    // scores [16 x 16] += rows . columns, a slice of channels of both.
-    static __device__ __forceinline__ void dot(float* scores, const E* rows, int row_plane,
-                                               const E* columns, int column_plane) {
-        typedef Product<E> P;
-#pragma unroll
-        for (int at = 0; at < CHANNELS / P::STEP; ++at) {
-            typename P::Left a;
-            typename P::Right b;
-            P::left(a, rows + at * (P::STEP / unit<E>()) * row_plane, row_plane);
-            P::right(b, columns + at * (P::STEP / unit<E>()) * column_plane, column_plane);
-            P::add(scores, a, b);
-        }
-    }
-    // Where weight `i` of the calling lane lies, of the product at (row_tile, column_tile).
-    static __device__ __forceinline__ int weight_at(int row_tile, int column_tile, int i) {
-        int row = row_tile * 16 + Product<E>::row(Product<E>::side(i));
-        int column = column_tile * 16 + Product<E>::score_column(i);
-        return column / unit<E>() * plane<E>(ROWS) + row * unit<E>() + column % unit<E>();
-    }
-    static __device__ __forceinline__ void scale(float (&sums)[ROW_TILES][TILES][8], int m, float first,
-                                                 float second) {
-#pragma unroll
-        for (int i = 0; i < 8 * TILES; ++i)
-            sums[m][i / 8][i % 8] *= Product<E>::side(i % 8) ? second : first;
-    }
-    // f(row, channel, low, high) for all sums of the lane.
-    template <class F>
-    static __device__ __forceinline__ void each(const float (&sums)[ROW_TILES][TILES][8], F f) {
-        int channel = static_cast<int>(threadIdx.x) / 32 * (DEPTH / 8);
-#pragma unroll
-        for (int m = 0; m < ROW_TILES; ++m)
-#pragma unroll
-            for (int i = 0; i < 8 * TILES; i += 2)
-                f(m * 16 + Product<E>::row(Product<E>::side(i % 8)),
-                  channel + i / 8 * 16 + Product<E>::column(i % 8), sums[m][i / 8][i % 8],
-                  sums[m][i / 8][i % 8 + 1]);
-    }
-};
-
-// The stream of slices of a kernel W; `begin` asks for one by its number.
-template <class W, class E, class Begin>
-struct SliceStream {
-    E* stages;
-    const Begin& begin;
-    int at;
-
-    // The next slice, when all warps have left the one before.
-    __device__ __forceinline__ const E* arrive() {
-        fill_wait();
-        __syncthreads();
-        if (W::BUFFERS == 2) begin(at + 1);
-        return stages + at % W::BUFFERS * W::STAGE;
-    }
-    // When a warp is done with it.
-    __device__ __forceinline__ void leave() {
-        if (W::BUFFERS == 1) {
-            __syncthreads();
-            begin(at + 1);
-        }
-        ++at;
-    }
-};
-template <class W, class E, class Begin>
-__device__ __forceinline__ SliceStream<W, E, Begin> stream_of(E* stages, const Begin& begin) {
-    return {stages, begin, 0};
-}
+#include "common/attention_slices.cuh"
 
 template <class E, int DEPTH>
 struct WideForward : Wide<E, DEPTH, sizeof(E) == 2 ? 4 : 2, sizeof(E) == 2 ? 2 : 4> {
@@ -117,8 +17,10 @@ struct WideForward : Wide<E, DEPTH, sizeof(E) == 2 ? 4 : 2, sizeof(E) == 2 ? 2 :
 };
 
 // Dynamic shared memory: own rows, weights, stages, and for each own row a largest score of each
-// column tile, the factor that sums shrink by, and the sums of each column tile.
-template <class E, int DEPTH>
+// column tile, the factor that sums shrink by, and the sums of each column tile. PACKED: q, k and v are
+// parts of one tensor, and normalised (attention_packed.cuh); then also what scores of each key are
+// multiplied by.
+template <class E, int DEPTH, bool PACKED>
 __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
     typedef WideForward<E, DEPTH> W;
     typedef Product<E> P;
@@ -128,13 +30,19 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
     E* stages = weights + W::WEIGHTS;
     float* peaks = reinterpret_cast<float*>(stages + W::BUFFERS * W::STAGE);
     float* shrinks = peaks + W::COLUMN_TILES * ROWS;
-    Tokens<E> q = tokens(p, p.q, p.queries), k = tokens(p, p.k, p.keys), v = tokens(p, p.v, p.keys);
+    float* key_scales = shrinks + ROWS;
+    Tokens<E> q = rows_of<PACKED>(p, p.q, p.queries);
+    Tokens<E> k = rows_of<PACKED>(p, p.k, p.keys), v = rows_of<PACKED>(p, p.v, p.keys);
     int first = blockIdx.x * ROWS, warp = threadIdx.x / 32;
     int row_tile = warp / W::COLUMN_TILES, column_tile = warp % W::COLUMN_TILES;
     int stage_count = (p.keys + COLUMNS - 1) / COLUMNS * PER_TILE;
 
     unsigned signs = sizeof(E) == 2 ? 0x80008000u : 0x80000000u;
     fill<ROWS, DEPTH, W::THREADS, false>(own, q, first, 0, p.scale < 0.0f ? signs : 0u);
+    if (PACKED) {
+        __syncthreads();
+        normalise_rows<ROWS, DEPTH, W::THREADS>(own, p.depth);
+    }
     float factor = fmaxf(fabsf(p.scale), 1e-30f) * LOG2E;
 
     auto begin = [&](int stage) {
@@ -154,11 +62,20 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
     begin(0);
     for (int tile = 0; stream.at < stage_count; ++tile) {
         float scores[8] = {};
+        Squares<E, COLUMNS, W::CHANNELS> squares;
+        squares.clear();
         for (int chunk = 0; chunk < W::CHUNKS; ++chunk) {
             const E* keys = stream.arrive();
+            if (PACKED) squares.add(keys);
             W::dot(scores, own + (chunk * (W::CHANNELS / unit<E>()) * plane<E>(ROWS) + row_tile * 16 * unit<E>()),
                    plane<E>(ROWS), keys + column_tile * 16 * unit<E>(), plane<E>(COLUMNS));
             stream.leave();
+        }
+        if (PACKED) {
+            squares.finish(key_scales, p.depth);
+            __syncthreads();
+#pragma unroll
+            for (int i = 0; i < 8; ++i) scores[i] *= key_scales[column_tile * 16 + P::score_column(i)];
         }
         float high[2] = {top[0], top[1]}, base[2];
 #pragma unroll
@@ -190,7 +107,11 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
             put(weights + W::weight_at(row_tile, column_tile, i), weight);
         }
         for (int slice = 0; slice < W::SLICES; ++slice) {
-            const E* values = stream.arrive();
+            E* values = stream.arrive();
+            if (PACKED) {
+                normalise_rows<W::SLICE, DEPTH, W::THREADS>(values, p.depth);
+                __syncthreads();
+            }
             if (slice == 0) {
 #pragma unroll
                 for (int m = 0; m < ROWS / 16; ++m)
@@ -226,7 +147,7 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
     E* y = p.y + head_start(p, p.queries);
     W::each(sums, [&](int row, int channel, float low, float high) {
         if (first + row >= p.queries || channel >= p.depth) return;
-        put_pair(y + ((first + row) * q.stride + channel), low * shrinks[row], high * shrinks[row]);
+        put_pair(y + ((first + row) * (p.heads * p.depth) + channel), low * shrinks[row], high * shrinks[row]);
     });
 }
 

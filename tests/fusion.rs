@@ -6,12 +6,14 @@ use cyanea::device::TensorType;
 use cyanea::device::cpu::CpuDevice;
 use cyanea::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
 use cyanea::ops::activation::Activation;
+use cyanea::ops::attention::Attention;
 use cyanea::ops::combine::Combine;
-use cyanea::ops::concat::Concat;
+use cyanea::ops::concat::{Concat, SliceChannels};
 use cyanea::ops::conv2d::Conv2d;
 use cyanea::ops::group_norm::GroupNorm;
 use cyanea::ops::linear::linear;
 use cyanea::ops::mp_layer::mp_layer;
+use cyanea::ops::pixel_norm::PixelNorm;
 use cyanea::ops::resample::UpsampleNearest2d;
 use cyanea::ops::weight_norm::WeightNorm;
 
@@ -191,6 +193,35 @@ fn magnitude_preserving_operands() {
     assert_eq!(names.iter().filter(|name| **name == "concat").count(), 1, "{names:?}");
     assert_eq!(names.iter().filter(|name| **name == "conv2d").count(), 3, "{names:?}");
     check(&inputs, build, true);
+}
+
+/// Attention of the parts of one normalised tensor, and something else made of its values.
+fn cosine_attention(g: &mut Graph, x: TensorId, other: bool) -> Result<TensorId> {
+    let normed = g.one(PixelNorm { groups: 6 }, &[x])?;
+    let tokens = g.reshape(normed, &[2, 35, 24])?;
+    let [q, k, v] = [0, 1, 2].map(|part| g.one(SliceChannels::plain(8 * part, 8), &[tokens]));
+    let (q, k, v) = (q?, k?, v?);
+    let y = g.one(Attention { heads: 2, scale: 0.5 }, &[q, k, v])?;
+    if other { g.one(Combine::Product, &[y, v]) } else { Ok(y) }
+}
+
+#[test]
+fn attention_takes_in_normalisation_and_the_whole_of_its_parts() {
+    let inputs: [(&str, &[usize]); 1] = [("x", &[2, 5, 7, 24])];
+    let names = check(&inputs, |g, t| cosine_attention(g, t[0], false), false);
+    assert_eq!(names, ["attention"]);
+    // Where something else reads a part, as gradients do, parts are written.
+    let names = check(&inputs, |g, t| cosine_attention(g, t[0], true), false);
+    assert!(names.contains(&"pixel_norm") && names.contains(&"slice_channels"), "{names:?}");
+    check(&inputs, |g, t| cosine_attention(g, t[0], false), true);
+    // Parts in another order are other queries, keys and values.
+    let turned = |g: &mut Graph, t: &[TensorId]| {
+        let normed = g.one(PixelNorm { groups: 3 }, &[t[0]])?;
+        let tokens = g.reshape(normed, &[2, 35, 24])?;
+        let [k, q, v] = [0, 1, 2].map(|part| g.one(SliceChannels::plain(8 * part, 8), &[tokens]));
+        g.one(Attention { heads: 1, scale: 0.5 }, &[q?, k?, v?])
+    };
+    assert!(check(&inputs, turned, false).contains(&"slice_channels"));
 }
 
 /// Where something else reads the activation, it is written.

@@ -1,18 +1,29 @@
 // The 16 rows that a warp of attention.cu has to itself: as left operands of products, and as sums over
 // weighted rows of the other side.
 #pragma once
-#include "common/attention_tile.cuh"
+#include "common/attention_packed.cuh"
+
+// 16 rows for the calling warp alone.
+template <int DEPTH, bool NORMALISE, class E>
+__device__ __forceinline__ void fetch_rows(E* room, const Tokens<E>& from, int first, unsigned flip) {
+    __syncwarp(0xffffffffu);
+    fill<16, DEPTH, 32, false>(room, from, first, 0, flip);
+    __syncwarp(0xffffffffu);
+    if (!NORMALISE) return;
+    normalise_rows<16, DEPTH, 32>(room, from.depth);
+    __syncwarp(0xffffffffu);
+}
 
 // 16 rows of a warp as left operands: in float16 they stay in registers. `fetch` takes them from row
-// `first` of a head, by way of `room` for 16 x DEPTH in shared memory; `flip` as in `fill`.
+// `first` of a head, by way of `room` for 16 x DEPTH in shared memory; `flip` as in `fill`; NORMALISE: as in
+// attention_packed.cuh.
 template <class E, int DEPTH>
 struct Own {
     const E* rows;
 
+    template <bool NORMALISE>
     __device__ __forceinline__ void fetch(E* room, const Tokens<E>& from, int first, unsigned flip) {
-        __syncwarp(0xffffffffu);
-        fill<16, DEPTH, 32, false>(room, from, first, 0, flip);
-        __syncwarp(0xffffffffu);
+        fetch_rows<DEPTH, NORMALISE>(room, from, first, flip);
         rows = room;
     }
     // sums[n] += these rows . rows 16 n .. 16 n + 15 of `others`
@@ -36,10 +47,9 @@ template <int DEPTH>
 struct Own<__half, DEPTH> {
     unsigned r[DEPTH / 16][FRAGMENT(16)];
 
+    template <bool NORMALISE>
     __device__ __forceinline__ void fetch(__half* room, const Tokens<__half>& from, int first, unsigned flip) {
-        __syncwarp(0xffffffffu);
-        fill<16, DEPTH, 32, false>(room, from, first, 0, flip);
-        __syncwarp(0xffffffffu);
+        fetch_rows<DEPTH, NORMALISE>(room, from, first, flip);
 #pragma unroll
         for (int at = 0; at < DEPTH / 16; ++at)
             Product<__half>::left(r[at], room + at * 2 * plane<__half>(16), plane<__half>(16));
@@ -64,6 +74,7 @@ struct Own<__half, 8> {
     unsigned r[FRAGMENT(8)];
     int column;
 
+    template <bool NORMALISE>
     __device__ __forceinline__ void fetch(__half*, const Tokens<__half>& from, int first, unsigned flip) {
         column = b_column<8>() * 8;
         keep(column);
@@ -74,11 +85,16 @@ struct Own<__half, 8> {
             const __half* at = from.at + ((row + 8 * i) * from.stride + channel);
             bool live = row + 8 * i < from.count && channel < from.depth;
             r[i] = live ? *reinterpret_cast<const unsigned*>(at) ^ flip : 0u;
+            if (!NORMALISE) continue;
+            float squares = row_sum<__half>(dot_pair(r[i], r[i], 0.0f));
+            r[i] = scale_pair(r[i], row_scale(squares, from.depth));
         }
 #else
         int row = first + a_row();
         uint4 value = make_uint4(0, 0, 0, 0);
         if (row < from.count) value = read_unit(from.at + row * from.stride, from.depth, from.depth == 8);
+        if (NORMALISE)
+            value = scale_unit(from.at, value, row_scale(dot_unit(from.at, value, value), from.depth));
         r[0] = value.x ^ flip;
         r[1] = value.y ^ flip;
         r[2] = value.z ^ flip;

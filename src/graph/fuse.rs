@@ -4,6 +4,7 @@
 //! A tensor that is bound to a slot is read from outside, so no rule makes it disappear: asking
 //! for an intermediate result turns off the fusions that would hide it.
 
+mod attention;
 mod convolution;
 mod gradient;
 mod magnitude;
@@ -24,7 +25,8 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 5] = [
+    let rules: [fn(&mut Graph) -> Result<bool>; 6] = [
+        attention::rules,
         normalisation::rules,
         gradient::rules,
         row_linear::rules,

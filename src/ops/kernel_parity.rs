@@ -270,6 +270,7 @@ fn assert_launched(kernels: &[&str]) {
 fn every_kernel_is_compared() {
     attention::narrow_heads();
     attention::wide_heads();
+    attention::of_one_tensor();
     convolution::plain_convolutions_and_gradients();
     convolution::many_tiles();
     convolution::weight_gradients();

@@ -2,12 +2,13 @@
 //! tiles of 64 keys that rescales what it has when the maximum rises.
 
 use super::tiles::{Lane, ROWS, Tokens, accumulate, count, load, products};
-use super::{Attention, Sizes};
+use super::{Attention, PackedAttention, Sizes};
 use crate::device::cpu::simd::{self, LANES};
 use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
+use crate::ops::pixel_norm::normalise;
 
 /// Elements that one task needs: queries and sums, `[D, 16]` each.
-pub fn task_scratch(depth: usize) -> usize {
+fn task_scratch(depth: usize) -> usize {
     2 * depth * LANES
 }
 
@@ -15,28 +16,52 @@ impl CpuKernel for Attention {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let [q, k, v] = io.inputs else { unreachable!("three inputs") };
         let sizes = Sizes::of(q.shape, k.shape, self.heads);
-        let (channels, tiles) = (sizes.channels(), count(sizes.queries));
         let [y, lse] = io.outputs else { unreachable!("two outputs") };
-        let cuts = [
-            Cut { data: &mut *y.data, sample: sizes.queries * channels, slice: LANES * channels },
-            Cut {
-                data: &mut *lse.data,
-                sample: sizes.queries * sizes.heads,
-                slice: LANES * sizes.heads,
-            },
-            Cut {
-                data: &mut *io.scratch,
-                sample: tiles * task_scratch(sizes.depth),
-                slice: task_scratch(sizes.depth),
-            },
-        ];
-        cpu.cut_mut(sizes.batch, tiles, cuts, &|sample, tile, [y, lse, scratch]| {
-            let q = &q.data[(sample * sizes.queries + tile * LANES) * channels..];
-            let keys = sample * sizes.keys * channels..(sample + 1) * sizes.keys * channels;
-            let (k, v) = (&k.data[keys.clone()], &v.data[keys]);
-            attend(cpu.simd(), sizes, self.scale, [q, k, v], y, lse, scratch);
-        });
+        let tokens = [q.data, k.data, v.data];
+        let results = [&mut *y.data, &mut *lse.data];
+        all(cpu, sizes, self.scale, (tokens, sizes.channels()), results, io.scratch);
     }
+}
+
+impl CpuKernel for PackedAttention {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let packed = io.inputs[0];
+        let sizes = self.sizes(packed.shape);
+        let [y, lse] = io.outputs else { unreachable!("two outputs") };
+        let (normed, scratch) = io.scratch.split_at_mut(packed.data.len());
+        normalise(cpu, packed.data, normed, sizes.depth);
+        let tokens = [0, 1, 2].map(|part| &normed[part * sizes.channels()..]);
+        let results = [&mut *y.data, &mut *lse.data];
+        all(cpu, sizes, self.scale, (tokens, 3 * sizes.channels()), results, scratch);
+    }
+}
+
+/// Elements of all tasks.
+pub fn scratch(sizes: &Sizes) -> usize {
+    sizes.batch * count(sizes.queries) * task_scratch(sizes.depth)
+}
+
+/// All samples, of queries, keys and values whose tokens lie so many elements apart.
+fn all(
+    cpu: &Cpu,
+    sizes: Sizes,
+    scale: f32,
+    ([q, k, v], stride): ([&[f32]; 3], usize),
+    [y, lse]: [&mut [f32]; 2],
+    scratch: &mut [f32],
+) {
+    let (channels, tiles) = (sizes.channels(), count(sizes.queries));
+    let task = task_scratch(sizes.depth);
+    let cuts = [
+        Cut { data: y, sample: sizes.queries * channels, slice: LANES * channels },
+        Cut { data: lse, sample: sizes.queries * sizes.heads, slice: LANES * sizes.heads },
+        Cut { data: scratch, sample: tiles * task, slice: task },
+    ];
+    cpu.cut_mut(sizes.batch, tiles, cuts, &|sample, tile, [y, lse, scratch]| {
+        let q = &q[(sample * sizes.queries + tile * LANES) * stride..];
+        let [k, v] = [k, v].map(|data| &data[sample * sizes.keys * stride..]);
+        attend(cpu.simd(), sizes, scale, [q, k, v], stride, y, lse, scratch);
+    });
 }
 
 crate::vectorised! {
@@ -45,12 +70,13 @@ crate::vectorised! {
         sizes: Sizes,
         scale: f32,
         inputs: [&'a [f32]; 3],
+        stride: usize,
         y: &'a mut [f32],
         lse: &'a mut [f32],
         scratch: &'a mut [f32],
     ) {
-        let (stride, depth) = (sizes.channels(), sizes.depth);
-        let live = y.len() / stride;
+        let (channels, depth) = (sizes.channels(), sizes.depth);
+        let live = y.len() / channels;
         let (lanes, _) = scratch.as_chunks_mut::<LANES>();
         let (queries, sums) = lanes.split_at_mut(depth);
         for head in 0..sizes.heads {
@@ -59,7 +85,7 @@ crate::vectorised! {
             let (maximum, total) = softmax(queries, [k, v], sizes.keys, sums);
             for lane in 0..live {
                 let inverse = 1.0 / total[lane];
-                let y = &mut y[lane * stride + head * depth..][..depth];
+                let y = &mut y[lane * channels + head * depth..][..depth];
                 for (y, sum) in y.iter_mut().zip(&*sums) {
                     *y = sum[lane] * inverse;
                 }

@@ -1,9 +1,9 @@
 //! Kernel launches of attention; kernels/attention.cu and kernels/attention_wide.cu say how work is
 //! split.
 
-use super::{Attention, AttentionGrad, Sizes};
+use super::{Attention, AttentionGrad, PackedAttention, Sizes};
 use crate::device::kernels::{self, Kernel, UNSET, dimension};
-use crate::device::{CodePath, DType, KernelWork, Target, View};
+use crate::device::{CodePath, DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
@@ -17,7 +17,7 @@ const BLOCKS_EACH: usize = 8;
 macro_rules! sets {
     ($($set:ident = [$($kernel:ident),+ $(,)?];)+) => {
         kernels::params! {
-            /// `Attention`. Forward knows nothing of gradients, and each kernel of gradients
+            /// `Attention`, of which `PackedAttention` is given parts of one tensor. Forward knows nothing of gradients, and each kernel of gradients
             /// nothing of what others write.
             struct Params for $($($kernel),+),+ {
                 q: u64, k: u64, v: u64, dy: u64, y: u64, lse: u64, delta: u64,
@@ -45,6 +45,22 @@ sets! {
         ATTENTION_D128_FWD_NHWC_F16,
         ATTENTION_D256_FWD_NHWC_F16,
         ATTENTION_D512_FWD_NHWC_F16,
+    ];
+    PACKED_F32 = [
+        ATTENTION_PACKED_D8_FWD_NHWC_F32,
+        ATTENTION_PACKED_D32_FWD_NHWC_F32,
+        ATTENTION_PACKED_D64_FWD_NHWC_F32,
+        ATTENTION_PACKED_D128_FWD_NHWC_F32,
+        ATTENTION_PACKED_D256_FWD_NHWC_F32,
+        ATTENTION_PACKED_D512_FWD_NHWC_F32,
+    ];
+    PACKED_F16 = [
+        ATTENTION_PACKED_D8_FWD_NHWC_F16,
+        ATTENTION_PACKED_D32_FWD_NHWC_F16,
+        ATTENTION_PACKED_D64_FWD_NHWC_F16,
+        ATTENTION_PACKED_D128_FWD_NHWC_F16,
+        ATTENTION_PACKED_D256_FWD_NHWC_F16,
+        ATTENTION_PACKED_D512_FWD_NHWC_F16,
     ];
     QUERIES_F32 = [
         ATTENTION_Q_D8_DGRAD_NHWC_F32,
@@ -87,6 +103,8 @@ struct Job<'a> {
     sizes: Sizes,
     params: Params,
     half: bool,
+    /// Of one tensor of queries, keys and values.
+    packed: bool,
     /// Index into a set of kernels.
     index: usize,
 }
@@ -140,7 +158,8 @@ impl Job<'_> {
             passes: 1,
         };
         let half = args.outputs[0].ty.dtype == DType::F16;
-        Ok(Job { name, target: args.target, sizes, params, half, index })
+        let packed = args.inputs.len() == 1;
+        Ok(Job { name, target: args.target, sizes, params, half, packed, index })
     }
 
     /// A launch over `rows` rows of each head and sample, against `others` of the other side.
@@ -200,7 +219,8 @@ impl Job<'_> {
         let chunk = if forward { area(others, channels) } else { 4 * area(own, channels) };
         let stages = buffers * chunk.max(area(slice, depth));
         let shared = if forward {
-            area(own, depth) + weights + stages + 4 * own * (others / 16 + 1)
+            let key_scales = if self.packed { 4 * others } else { 0 };
+            area(own, depth) + weights + stages + 4 * own * (others / 16 + 1) + key_scales
         } else {
             2 * weights + stages + 4 * 1024 + 8 * others + 4 * 4
         };
@@ -223,6 +243,27 @@ impl Attention {
             &read,
             &written,
         )?])
+    }
+}
+
+impl PackedAttention {
+    pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
+        let ([packed], [y, lse]) = (args.inputs, args.outputs) else {
+            unreachable!("inputs are checked")
+        };
+        let sizes = self.sizes(&packed.ty.shape);
+        let job = Job::new("attention", args, sizes, self.scale)?;
+        // From its first element to its last.
+        let (rows, channels) = (sizes.batch * sizes.queries, sizes.channels());
+        let [q, k, v] = [0, 1, 2].map(|part| View {
+            offset: packed.offset + part * channels * packed.ty.dtype.size(),
+            ty: TensorType { shape: vec![(3 * rows - 2) * channels], dtype: packed.ty.dtype },
+            ..packed.clone()
+        });
+        let read = [Some(&q), Some(&k), Some(&v)];
+        let written = [None, Some(y), Some(lse)];
+        let tokens = [sizes.queries, sizes.keys];
+        Ok(vec![job.launch([&PACKED_F32, &PACKED_F16], tokens, &read, &written)?])
     }
 }
 

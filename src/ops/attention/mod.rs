@@ -6,7 +6,10 @@
 mod backward;
 mod cpu;
 mod launch;
+mod packed;
 mod tiles;
+
+pub use packed::PackedAttention;
 
 use super::shape;
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
@@ -114,7 +117,7 @@ impl Op for Attention {
             return 0;
         }
         let sizes = Sizes::of(&inputs[0].shape, &inputs[1].shape, self.heads);
-        sizes.batch * tiles::count(sizes.queries) * cpu::task_scratch(sizes.depth)
+        cpu::scratch(&sizes)
     }
 
     fn half(&self, _: &[&TensorType]) -> Vec<bool> {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::ops::concat::SliceChannels;
+use crate::ops::pixel_norm::PixelNorm;
 use crate::ops::testing::{Host, assert_close, check_batch, check_gradient, check_threads, run};
 
 /// The definition in float64: y and lse.
@@ -44,6 +46,32 @@ fn matches_the_definition_in_float64() {
             assert_close(&got[0].data, &y, bound);
             assert_close(&got[1].data, &lse, bound);
         }
+    }
+}
+
+/// Queries, keys and values in one tensor are those that normalisation and slices would give.
+#[test]
+fn of_one_tensor() {
+    for (heads, depth, tokens) in [(3, 8, 21), (1, 5, 3), (2, 20, 70)] {
+        let channels = heads * depth;
+        let x = Host::random(&[2, tokens, 3 * channels], 1);
+        let normed = run(&PixelNorm { groups: 3 * heads }, &[&x]).remove(0);
+        let [q, k, v] = [0, 1, 2].map(|part| {
+            run(&SliceChannels::plain(part * channels, channels), &[&normed]).remove(0)
+        });
+        let scale = 0.7;
+        let want = run(&Attention { heads, scale }, &[&q, &k, &v]);
+        let packed = PackedAttention { heads, scale };
+        for (got, want) in run(&packed, &[&x]).iter().zip(&want) {
+            assert_eq!(got.data, want.data);
+        }
+        check_threads(&packed, &[&x]);
+        check_batch(&packed, &[&x], &[true], &[0, 1]);
+    }
+    let op = PackedAttention { heads: 2, scale: 1.0 };
+    for shape in [vec![2, 3, 8], vec![2, 24], vec![0, 3, 24]] {
+        let said = op.infer(&[&TensorType::f32(shape)]).unwrap_err().to_string();
+        assert!(said.contains("attention"), "{said}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{check, compare_on, emulate, rounded};
 use crate::device::{Space, Target, TensorType, View};
-use crate::ops::attention::{Attention, AttentionGrad};
+use crate::ops::attention::{Attention, AttentionGrad, PackedAttention};
 use crate::ops::testing::{Host, run};
 use crate::ops::{LaunchArgs, Op};
 
@@ -45,6 +45,8 @@ pub(super) fn narrow_heads() {
 #[test]
 fn several_parts_a_block() {
     let (heads, scale) = (6, 0.5);
+    let packed = Host::random(&[1, 130, 3 * 4 * heads], 5);
+    super::check_on_chips_of(1, &PackedAttention { heads, scale }, &[&packed], 1e-5);
     let given = inputs([1, 130, 20, 4 * heads]);
     let forward = Attention { heads, scale };
     let backward = AttentionGrad { heads, scale };
@@ -73,6 +75,36 @@ pub(super) fn wide_heads() {
         [1, 1, 33, 2, 256],
         [1, 34, 33, 1, 512],
     ]);
+}
+
+/// Queries, keys and values in one tensor, normalised while they are loaded: samples, tokens, heads,
+/// channels a head. Row 1 is zero, and others are far smaller and larger than 1.
+#[test]
+pub(super) fn of_one_tensor() {
+    let shapes = [
+        [2, 33, 3, 8],
+        [1, 300, 1, 4],
+        [1, 77, 2, 12],
+        [1, 130, 1, 32],
+        [1, 33, 2, 64],
+        [1, 67, 1, 60],
+        [2, 35, 1, 72],
+        [1, 66, 1, 128],
+        [1, 33, 1, 256],
+        [1, 34, 1, 512],
+    ];
+    for [b, n, heads, depth] in shapes {
+        let mut x = Host::random(&[b, n, 3 * heads * depth], 1);
+        for (row, channels) in x.data.chunks_mut(depth).enumerate() {
+            let factor = [1.0, 0.0, 0.02, 50.0, 1.0][row % 5];
+            channels.iter_mut().for_each(|x| *x *= factor);
+        }
+        let scale = 3.0 / (depth as f32).sqrt();
+        check(&PackedAttention { heads, scale }, &[&x], 1e-5);
+        if depth == 8 || depth == 72 {
+            check(&PackedAttention { heads, scale: -scale }, &[&x], 1e-5);
+        }
+    }
 }
 
 /// Scores beyond the range of exp must not overflow; nor need the scale be positive.

@@ -6,26 +6,32 @@ use crate::device::cpu::{Cpu, CpuKernel, Io, simd};
 /// Elements of one task, about; whole runs.
 const CHUNK: usize = 16 << 10;
 
-/// Elements of a run, and of the runs of one task.
-fn lengths(shape: &[usize], groups: usize) -> (usize, usize) {
-    let run = shape[shape.len() - 1] / groups;
-    (run, (CHUNK / run).max(1) * run)
+/// Elements of the runs of one task.
+fn chunk(run: usize) -> usize {
+    (CHUNK / run).max(1) * run
 }
 
 impl CpuKernel for PixelNorm {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let x = io.inputs[0];
-        let (run, chunk) = lengths(x.shape, self.groups);
-        cpu.chunks_mut(io.outputs[0].data, chunk, &|index, y| {
-            forward(cpu.simd(), &x.data[index * chunk..][..y.len()], y, run);
-        });
+        let run = x.shape[x.shape.len() - 1] / self.groups;
+        normalise(cpu, x.data, io.outputs[0].data, run);
     }
+}
+
+/// Each run of so many elements of `x` as [`PixelNorm`] leaves it.
+pub fn normalise(cpu: &Cpu, x: &[f32], y: &mut [f32], run: usize) {
+    let chunk = chunk(run);
+    cpu.chunks_mut(y, chunk, &|index, y| {
+        forward(cpu.simd(), &x[index * chunk..][..y.len()], y, run);
+    });
 }
 
 impl CpuKernel for PixelNormGrad {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let (dy, x) = (io.inputs[0].data, io.inputs[1]);
-        let (run, chunk) = lengths(x.shape, self.groups);
+        let run = x.shape[x.shape.len() - 1] / self.groups;
+        let chunk = chunk(run);
         cpu.chunks_mut(io.outputs[0].data, chunk, &|index, dx| {
             let part = index * chunk..index * chunk + dx.len();
             backward(cpu.simd(), &dy[part.clone()], &x.data[part], dx, run);

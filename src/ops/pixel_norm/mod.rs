@@ -4,6 +4,8 @@
 mod cpu;
 mod launch;
 
+pub(in crate::ops) use cpu::normalise;
+
 use super::shape::Extent;
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};
 use crate::device::{KernelWork, TensorType};
