@@ -43,3 +43,14 @@ fn the_emulator_executes_as_many_launches_as_are_planned() {
         assert_eq!(bench("train"), plan["launches_per_training_step"], "{target}");
     }
 }
+
+/// The magnitude-preserving network in as few launches as fusion makes of it. The bound may only shrink.
+#[test]
+fn a_sampling_step_of_the_edm2_network_has_few_launches() {
+    for (target, precision) in [("v100", "fp16"), ("h100", "fp16"), ("h100", "fp32")] {
+        let arguments = ["--preset", "lobster-64", "--target", target, "--precision", precision];
+        let plan = json(&[&["plan"], &arguments]);
+        let launches = plan["launches_per_sampling_step"].as_u64().unwrap();
+        assert!(launches <= 206, "{launches} on {target} in {precision}");
+    }
+}

@@ -81,7 +81,7 @@ fn concatenation(graph: &mut Graph) -> Result<bool> {
         let node = &graph.nodes[index];
         let Some(&Concat { scales }) = op(node) else { continue };
         let ([first, second], joined) = ([node.inputs[0], node.inputs[1]], node.outputs[0]);
-        if scales == [1.0, 1.0] || graph.ty(joined).shape.len() != 4 {
+        if graph.ty(joined).shape.len() != 4 {
             continue;
         }
         let Some(nodes) = uses.readers(graph, joined) else { continue };
@@ -91,16 +91,20 @@ fn concatenation(graph: &mut Graph) -> Result<bool> {
             continue;
         }
         let (label, end) = (node.label.clone(), graph.nodes.len());
-        let mut rows = Vec::new();
-        for (source, value) in [first, second].into_iter().zip(scales) {
-            let shape = vec![1, graph.ty(source).shape[3]];
-            rows.push(graph.push_labelled(Arc::new(Fill { value, shape }), &[], &label)?[0]);
+        let mut affine = None;
+        // Of sources of equally many channels the scales are 1.
+        if scales != [1.0, 1.0] {
+            let mut rows = Vec::new();
+            for (source, value) in [first, second].into_iter().zip(scales) {
+                let shape = vec![1, graph.ty(source).shape[3]];
+                rows.push(graph.push_labelled(Arc::new(Fill { value, shape }), &[], &label)?[0]);
+            }
+            let row = graph.push_labelled(Arc::new(Concat::PLAIN), &rows, &label)?[0];
+            affine = Some(without_shift(graph, row, &label)?);
         }
-        let row = graph.push_labelled(Arc::new(Concat::PLAIN), &rows, &label)?[0];
-        let affine = without_shift(graph, row, &label)?;
         let mut removed = vec![index];
         for reader in &readers {
-            reader.take_in(graph, &[first, second], Some(affine));
+            reader.take_in(graph, &[first, second], affine);
             removed.extend(reader.silu);
         }
         splice(graph, index, end, &removed);
