@@ -60,21 +60,22 @@ fn all(
     cpu.cut_mut(sizes.batch, tiles, cuts, &|sample, tile, [y, lse, scratch]| {
         let q = &q[(sample * sizes.queries + tile * LANES) * stride..];
         let [k, v] = [k, v].map(|data| &data[sample * sizes.keys * stride..]);
-        attend(cpu.simd(), sizes, scale, [q, k, v], stride, y, lse, scratch);
+        attend(cpu.simd(), sizes, scale, ([q, k, v], stride), y, lse, scratch);
     });
 }
 
 crate::vectorised! {
-    /// All heads of up to 16 queries of one sample: as many as `y` has rows.
+    /// All heads of up to 16 queries of one sample, as many as `y` has rows; of queries, keys and
+    /// values whose tokens lie so many elements apart.
     fn attend<'a>(
         sizes: Sizes,
         scale: f32,
-        inputs: [&'a [f32]; 3],
-        stride: usize,
+        tokens: ([&'a [f32]; 3], usize),
         y: &'a mut [f32],
         lse: &'a mut [f32],
         scratch: &'a mut [f32],
     ) {
+        let (inputs, stride) = tokens;
         let (channels, depth) = (sizes.channels(), sizes.depth);
         let live = y.len() / channels;
         let (lanes, _) = scratch.as_chunks_mut::<LANES>();
