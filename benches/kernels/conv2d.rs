@@ -82,7 +82,6 @@ fn gradients(bench: &mut Bench, (batch, size, c_in, c_out, kernel, stride): Case
     let dgrad = Conv2dDgrad { stride: strides, padding, input: [size; 2] };
     let inputs = [dy(), weight([c_out, c_in, kernel, kernel])];
     bench.time("conv2d", &format!("dgrad {name}"), dgrad, &inputs, &[]);
-    let operands = Operands::default();
-    let wgrad = Conv2dWgrad { stride: strides, padding, kernel: [kernel; 2], operands, bias: true };
+    let wgrad = Conv2dWgrad::new(strides, padding, [kernel; 2], true);
     bench.time("conv2d", &format!("wgrad {name}"), wgrad, &[x, dy()], &[]);
 }

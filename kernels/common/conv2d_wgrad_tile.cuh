@@ -10,6 +10,7 @@
 //   TAPS 9   3x3 kernels: all taps read (b) at shifted places. with a stride, columns of pixels of (b) are
 //            sorted by their place modulo the stride, so that neighbouring outputs read neighbours.
 //            PLAIN: no stride in rows; x and dy are read 16 bytes at a time and stored as they are.
+//            NORMALISED: the same, but x is scaled, shifted and goes through SiLU on its way.
 //   TAPS 1   others: a column is an input channel and a tap, and (b) has a pixel for every output pixel.
 //
 // Slices are joined by tickets. The blocks of the first columns also sum dy for the bias.
@@ -23,9 +24,10 @@ struct Conv2dWeights {
     const E* x;           // [B, height, width, c1]
     const E* x2;          // [B, height, width, c2], or null
     const float* affine;  // scale [C], shift [C], a sample each `affine_stride`; or null
-    const E* dy;          // [B, out_height, out_width, c_out]
-    float* dw;            // [c_out, C, kh, kw]
-    float* dbias;         // [c_out], or null
+    const E* dy[3];       // [B, out_height, out_width, c_out]; by columns of up to three convolutions of the
+                          // same sources
+    float* dw[3];         // [c_out, C, kh, kw]
+    float* dbias[3];      // [c_out], or null
     float* partials;      // [tile][part][sum][thread], where there are several slices
     unsigned* tickets;    // [tile][group of slices]
     int batch, height, width, c1, c2;
@@ -39,13 +41,17 @@ struct Conv2dWeights {
     int sub_width;        // region_width / stride_w
     int second_tap, third_tap;  // how much further in a row of (b) they read than the first
     int row_factor;       // 2^20 / region_width, rounded up
-    int column_tiles, slices, fan;    // of tiles of results; slices that are joined at once
+    int row_tiles;        // of one convolution's results
+    int slices, fan;      // of pixels, and how many are joined at once
     int parts, groups;    // of a tile of results: room for sums, and tickets
     int flags;            // WIDE, WIDE_DY
 };
 
 // dy can be read 16 bytes at a time.
 #define WIDE_DY 2
+
+// How a block brings x and dy.
+enum WgradWay { GENERAL, PLAIN, NORMALISED };
 
 // Puts `value` at place `i`, without an index that would move the piece to memory.
 __device__ __forceinline__ void set_element(uint4& piece, int i, float value) {
@@ -63,6 +69,16 @@ __device__ __forceinline__ void set_element(uint4& piece, int i, __half value) {
     if (i / 2 == 3) piece.w |= bits;
 }
 
+// Neighbours that lie at a multiple of 16 bytes.
+template <int SIZE>
+__device__ __forceinline__ void load_all(float (&to)[SIZE], const float* from) {
+#pragma unroll
+    for (int i = 0; i < SIZE; i += 4) {
+        float4 four = *reinterpret_cast<const float4*>(from + i);
+        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+    }
+}
+
 // A word of a piece.
 __device__ __forceinline__ void unpack(unsigned word, float (&value)[2]) {
     value[0] = low_half(word);
@@ -77,6 +93,19 @@ __device__ __forceinline__ float normalised(const Conv2dWeights<E>& p, float val
         value = fmaf(value, scale[0], scale[p.c1 + p.c2]);
     }
     return p.silu ? silu(value) : value;
+}
+
+// A whole piece of x from channel `c` on, normalised as the convolution does it.
+template <class E>
+__device__ __forceinline__ uint4 normalised(const Conv2dWeights<E>& p, const uint4& piece, int sample, int c) {
+    Normalisation<E> normalisation(nullptr, p.silu);
+    if (p.affine) {
+        normalisation.affine = true;
+        const float* scale = p.affine + (static_cast<long long>(sample) * p.affine_stride + c);
+        load_all(normalisation.scale, scale);
+        load_all(normalisation.shift, scale + (p.c1 + p.c2));
+    }
+    return normalisation.of(piece);
 }
 
 // Channel `c` of source place (iy, ix), 0 outside the image.
@@ -117,10 +146,8 @@ __device__ __forceinline__ void land_plain(const WgradPiece& piece, uint4* to, b
     if (wanted) *to = piece.value;
 #endif
 }
-template <bool PLAIN>
 __device__ __forceinline__ void await_plain() {
 #if CYANEA_CODE_PATH >= 80
-    if (!PLAIN) return;
     copy_commit();
     copy_wait<0>();
 #endif
@@ -128,14 +155,16 @@ __device__ __forceinline__ void await_plain() {
 
 // MT x NT products of 16 x 16 and each tap a warp, WM x WN warps a block; a thread has HX pieces of x and
 // HY of dy under way at a time.
-template <class E, int TAPS, bool PLAIN, int WM, int WN, int MT, int NT, int HX, int HY>
+template <class E, int TAPS, WgradWay WAY, int WM, int WN, int MT, int NT, int HX, int HY>
 __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, SIZE = Piece<E>::SIZE;
     const int UM = M / SIZE, UN = N / SIZE, SUMS = TAPS * MT * NT * 8;
     CYANEA_DYNAMIC_SHARED(uint4, shared);
     const E* type = nullptr;
     int thread = threadIdx.x, warp = thread / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * NT * 16;
-    int row_tile = blockIdx.x / p.column_tiles, column_tile = blockIdx.x % p.column_tiles;
+    int column_tile = blockIdx.x, row_tile = blockIdx.z, sibling = 0;
+    if (TAPS == 1) sibling = row_tile / p.row_tiles, row_tile -= sibling * p.row_tiles;
+    const E* dy = sibling == 0 ? p.dy[0] : sibling == 1 ? p.dy[1] : p.dy[2];
     int taps = p.kh * p.kw, columns = (p.c1 + p.c2) * (TAPS == 1 ? taps : 1);
 
     // Tiles of pixels; a place k in one is (sample, row, column) from the highest bits to the lowest.
@@ -176,7 +205,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
             row -= other * p.region_height;
             from.sample += other;
         }
-        if (!PLAIN && p.stride_w > 1) {
+        if (WAY == GENERAL && p.stride_w > 1) {
             int phase = place / p.sub_width;
             place = (place - phase * p.sub_width) * p.stride_w + phase;
         }
@@ -197,11 +226,17 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     auto fetch_x = [&](uint4* buffer, const WgradTile& of, int round, WgradPiece& piece) {
         int pixel = x_pixel(round);
         WgradTile from = source_of(of, pixel);
-        if (PLAIN) {
+        if (WAY != GENERAL) {
             bool inside = pixel < p.region && column < columns && in_source(from);
             const E* at = column < p.c1 ? p.x + (source_index(from) * p.c1 + column)
                                         : p.x2 + (source_index(from) * p.c2 + (column - p.c1));
-            fetch_plain(piece, x_place(buffer, round), at, inside, pixel < p.region);
+            if (WAY == PLAIN) {
+                fetch_plain(piece, x_place(buffer, round), at, inside, pixel < p.region);
+                return;
+            }
+            piece.value = make_uint4(0, 0, 0, 0);
+            if (inside) piece.value = *reinterpret_cast<const uint4*>(at);
+            piece.sample = inside ? from.sample : -1;
             return;
         }
         piece.value = make_uint4(0, 0, 0, 0);
@@ -222,16 +257,21 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         }
     };
     auto land_x = [&](uint4* buffer, int round, WgradPiece& piece) {
-        if (PLAIN) {
+        if (WAY == PLAIN) {
             land_plain(piece, x_place(buffer, round), x_pixel(round) < p.region);
             return;
         }
         if (piece.sample >= 0 && (p.affine || p.silu)) {
-            float value[SIZE];
-            unpack(piece.value, value);
+            // Registers are short where there are many taps.
+            if (WAY == NORMALISED || (TAPS == 1 && p.flags & WIDE && column < columns)) {
+                piece.value = normalised(p, piece.value, piece.sample, column);
+            } else {
+                float value[SIZE];
+                unpack(piece.value, value);
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) value[i] = normalised(p, value[i], piece.sample, column + i);
-            piece.value = pack(value);
+                for (int i = 0; i < SIZE; ++i) value[i] = normalised(p, value[i], piece.sample, column + i);
+                piece.value = pack(value);
+            }
         }
         if (x_pixel(round) < p.region) *x_place(buffer, round) = piece.value;
     };
@@ -240,16 +280,16 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         int sample = of.sample + sample_of(k), oy = of.oy + row_of(k), ox = of.ox + column_of(k);
         bool inside = k < p.pixels && sample < p.batch && oy < p.out_height && ox < p.out_width;
         long long row = sample * p.out_height + oy, pixel = row * p.out_width + ox;
-        if (PLAIN) {
+        if (WAY != GENERAL) {
             inside = inside && out < p.c_out;
-            fetch_plain(piece, y_place(buffer, round), p.dy + (pixel * p.c_out + out), inside, k < p.pixels);
+            fetch_plain(piece, y_place(buffer, round), dy + (pixel * p.c_out + out), inside, k < p.pixels);
             return;
         }
         piece.value = make_uint4(0, 0, 0, 0);
-        if (inside) piece.value = source_piece<E>(p.dy, nullptr, p.c_out, 0, p.flags & WIDE_DY, pixel, out);
+        if (inside) piece.value = source_piece<E>(dy, nullptr, p.c_out, 0, p.flags & WIDE_DY, pixel, out);
     };
     auto land_y = [&](uint4* buffer, int round, const WgradPiece& piece) {
-        if (PLAIN) land_plain(piece, y_place(buffer, round), y_pixel(round) < p.pixels);
+        if (WAY != GENERAL) land_plain(piece, y_place(buffer, round), y_pixel(round) < p.pixels);
         else if (y_pixel(round) < p.pixels) *y_place(buffer, round) = piece.value;
     };
     // The rounds from `x_round` and `y_round` on, with nothing else to do meanwhile.
@@ -266,16 +306,16 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
             fetch_y(buffer, of, y_round, piece);
             land_y(buffer, y_round, piece);
         }
-        await_plain<PLAIN>();
+        if (WAY != GENERAL) await_plain();
     };
 
     // For the bias a thread sums one word of each PARTS-th pixel of dy, which is one channel or two.
     const int WORDS = M * static_cast<int>(sizeof(E)) / 4, PARTS = THREADS / WORDS, EACH = M / WORDS;
-    bool has_bias = p.dbias && column_tile == 0;
+    bool has_bias = p.dbias[0] && column_tile == 0;
     float bias[EACH] = {};
-    auto add_bias = [&](const uint4* dy) {
+    auto add_bias = [&](const uint4* plane) {
         int again = thread_again(), word = again % WORDS;
-        const unsigned* words = reinterpret_cast<const unsigned*>(dy + word / 4 * dy_plane) + word % 4;
+        const unsigned* words = reinterpret_cast<const unsigned*>(plane + word / 4 * dy_plane) + word % 4;
 #pragma unroll 4
         for (int k = again / WORDS; k < p.pixels; k += PARTS) {
             float value[EACH];
@@ -292,7 +332,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     // How much further in a row a tap reads.
     auto shift = [&](int kx) {
         if (kx == 0) return 0;
-        if (PLAIN) return kx;
+        if (WAY != GENERAL) return kx;
         return kx == 1 ? p.second_tap : p.third_tap;
     };
 
@@ -346,15 +386,18 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         if (thread < M)
             for (int i = 0; i < PARTS; ++i) sums[SUMS] += of_parts[i * M + thread];
     }
-    float* partials = p.partials + static_cast<long long>(blockIdx.x) * p.parts * (SUMS + 1) * THREADS;
-    if (!join_groups<THREADS>(sums, partials, p.tickets + blockIdx.x * p.groups, slice, p.slices, p.fan)) return;
-    if (has_bias && thread < M && row_tile * M + thread < p.c_out) p.dbias[row_tile * M + thread] = sums[SUMS];
+    int block = blockIdx.z * gridDim.x + blockIdx.x;
+    float* partials = p.partials + static_cast<long long>(block) * p.parts * (SUMS + 1) * THREADS;
+    if (!join_groups<THREADS>(sums, partials, p.tickets + block * p.groups, slice, p.slices, p.fan)) return;
+    float* dw = sibling == 0 ? p.dw[0] : sibling == 1 ? p.dw[1] : p.dw[2];
+    float* dbias = sibling == 0 ? p.dbias[0] : sibling == 1 ? p.dbias[1] : p.dbias[2];
+    if (has_bias && thread < M && row_tile * M + thread < p.c_out) dbias[row_tile * M + thread] = sums[SUMS];
     int first_out = row_tile * M + warp / WN * MT * 16, first_column = column_tile * N + warp % WN * NT * 16;
 #pragma unroll
     for (int i = 0; i < SUMS; ++i) {
         WgradPlace place = wgrad_place<MT, NT>(type, i);
         int row = first_out + place.row, to = first_column + place.column;
         if (row >= p.c_out || to >= columns) continue;
-        p.dw[(static_cast<long long>(row) * columns + to) * TAPS + place.tap] = sums[i];
+        dw[(static_cast<long long>(row) * columns + to) * TAPS + place.tap] = sums[i];
     }
 }

@@ -274,6 +274,7 @@ fn every_kernel_is_compared() {
     convolution::plain_convolutions_and_gradients();
     convolution::many_tiles();
     convolution::weight_gradients();
+    convolution::rich_weight_gradients();
     diffusion::noise();
     diffusion::forward_process();
     diffusion::tables_and_counters();

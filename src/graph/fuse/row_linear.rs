@@ -5,7 +5,7 @@ use super::{maker, op};
 use crate::error::Result;
 use crate::graph::{Build, Graph, Node, Origin, TensorId};
 use crate::ops::combine::Combine;
-use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
+use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad};
 use crate::ops::row_linear::{MOST_LAYERS, RowLinear};
 use std::sync::Arc;
 
@@ -133,13 +133,7 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
 
 /// Gradients of weights are made where the last of them stands, unless one is read before.
 fn weights(graph: &mut Graph) -> Result<bool> {
-    let plain = Conv2dWgrad {
-        stride: [1, 1],
-        padding: [0; 4],
-        kernel: [1, 1],
-        operands: Operands::default(),
-        bias: true,
-    };
+    let plain = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true);
     let layer = |node: &Node| {
         let &[x, _] = &node.inputs[..] else { return None };
         rows(graph, x).filter(|_| op(node) == Some(&plain))

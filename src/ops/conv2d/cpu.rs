@@ -115,7 +115,8 @@ impl Conv2dWgrad {
 impl CpuKernel for Conv2dWgrad {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
         let form = self.form();
-        let dy = io.inputs[form.operands.weight_index()];
+        let (_, gradients) = io.inputs.split_at(form.operands.weight_index());
+        let dy = gradients[0];
         let [kh, kw] = self.kernel;
         let conv = describe(&form, io.inputs, [dy.shape[3], 0, kh, kw]);
         let conv = Conv { output: [dy.shape[1], dy.shape[2]], ..conv };
@@ -127,10 +128,13 @@ impl CpuKernel for Conv2dWgrad {
             conv::write_source(cpu, &conv, &source, written);
         }
         let x = if elements > 0 { written } else { source.x };
-        let args = Wgrad { x, dy: dy.data };
-        conv::wgrad(cpu, &plain, &args, io.outputs[0].data, scratch);
-        if self.bias {
-            conv::column_sums(cpu, 1, conv.c_out, dy.data, io.outputs[1].data);
+        let each = io.outputs.chunks_mut(1 + usize::from(self.bias));
+        for (dy, outputs) in gradients.iter().zip(each) {
+            let args = Wgrad { x, dy: dy.data };
+            conv::wgrad(cpu, &plain, &args, outputs[0].data, scratch);
+            if let Some(bias) = outputs.get_mut(1) {
+                conv::column_sums(cpu, 1, conv.c_out, dy.data, bias.data);
+            }
         }
     }
 }

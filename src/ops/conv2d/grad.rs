@@ -55,9 +55,12 @@ impl Op for Conv2dDgrad {
     }
 }
 
+/// Most convolutions of the same sources in one operation.
+pub(super) const MOST_SIBLINGS: usize = 3;
+
 /// Inputs x \[B, H, W, C_in\], those that `operands` adds as in [`Conv2d`](super::Conv2d), and dy
 /// \[B, H_out, W_out, C_out\]; outputs dw \[C_out, C_in, kh, kw\] and, with `bias`, the sums of dy over
-/// all pixels \[C_out\].
+/// all pixels \[C_out\]. Of each sibling, a 1×1 convolution of the same sources, dy and outputs follow.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2dWgrad {
     /// Stride and padding of the convolution.
@@ -67,9 +70,28 @@ pub struct Conv2dWgrad {
     /// How the convolution reads its sources; the flags of what it adds behind the sums stay unset.
     pub operands: Operands,
     pub bias: bool,
+    /// Convolutions beside the first.
+    pub siblings: usize,
 }
 
 impl Conv2dWgrad {
+    /// Of a convolution of one plain source.
+    pub fn new(
+        stride: [usize; 2],
+        padding: [usize; 4],
+        kernel: [usize; 2],
+        bias: bool,
+    ) -> Conv2dWgrad {
+        Conv2dWgrad { stride, padding, kernel, operands: Operands::default(), bias, siblings: 0 }
+    }
+
+    /// With the gradient of another convolution of the same sources; `None` where they differ.
+    pub(crate) fn with_sibling(&self, other: &Conv2dWgrad) -> Option<Conv2dWgrad> {
+        let alike = *other == Conv2dWgrad { siblings: 0, ..self.clone() };
+        let room = self.kernel == [1, 1] && self.siblings + 1 < MOST_SIBLINGS;
+        (alike && room).then(|| Conv2dWgrad { siblings: self.siblings + 1, ..self.clone() })
+    }
+
     /// The convolution whose weight's gradient this is, without its shapes.
     pub(super) fn form(&self) -> Form {
         Form {
@@ -90,18 +112,30 @@ impl Conv2dWgrad {
                 format!("what is added behind the sums has no part in it: {operands:?}"),
             ));
         };
-        let Some((&dy, sources)) = inputs.split_last().filter(|_| inputs.len() == operands.count())
-        else {
+        let count = operands.count() + self.siblings;
+        if inputs.len() != count {
             return Err(Error::operation(
                 self.name(),
                 format!(
-                    "takes {} inputs, {:?} with dy for the weight, not {}",
-                    operands.count(),
+                    "takes {count} inputs, {:?} with {} dy for the weight, not {}",
                     operands.list().collect::<Vec<_>>(),
+                    1 + self.siblings,
                     inputs.len()
                 ),
             ));
-        };
+        }
+        if self.siblings > 0 && (self.kernel != [1, 1] || self.siblings >= MOST_SIBLINGS) {
+            return Err(Error::operation(
+                self.name(),
+                format!(
+                    "takes {MOST_SIBLINGS} convolutions of 1×1 together, not {} of {:?}",
+                    1 + self.siblings,
+                    self.kernel
+                ),
+            ));
+        }
+        let (sources, gradients) = inputs.split_at(operands.weight_index());
+        let dy = gradients[0];
         let channels = |ty: &TensorType| ty.shape.last().copied().unwrap_or(0);
         let x = sources[0];
         let second = operands.index(Operand::X2).map_or(0, |index| channels(sources[index]));
@@ -110,14 +144,16 @@ impl Conv2dWgrad {
         let with_weight: Vec<&TensorType> = sources.iter().copied().chain([&weight]).collect();
         let conv = self.form().describe(&with_weight, dims)?;
         let want = super::form::output_type(&conv, x.dtype);
-        if *dy != want {
-            return Err(Error::operation(
-                self.name(),
-                format!(
-                    "dy is {dy:?}; for x {x:?} and kernel {:?} it must be {want:?}",
-                    self.kernel
-                ),
-            ));
+        for &dy in gradients {
+            if *dy != want {
+                return Err(Error::operation(
+                    self.name(),
+                    format!(
+                        "dy is {dy:?}; for x {x:?} and kernel {:?} it must be {want:?}",
+                        self.kernel
+                    ),
+                ));
+            }
         }
         Ok(conv)
     }
@@ -135,11 +171,12 @@ impl Op for Conv2dWgrad {
         if self.bias {
             outputs.push(TensorType::f32([conv.c_out]));
         }
-        Ok(outputs)
+        Ok(vec![outputs; 1 + self.siblings].concat())
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
-        self.conv(inputs).map_or(0, |conv| super::form::flops(&conv))
+        let each = 1 + self.siblings as u64;
+        self.conv(inputs).map_or(0, |conv| super::form::flops(&conv) * each)
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
@@ -161,7 +198,8 @@ impl Op for Conv2dWgrad {
             return Vec::new();
         }
         // Sources and dy; what normalises stays float32.
-        self.operands.list().map(|operand| operand != Operand::Affine).collect()
+        let first = self.operands.list().map(|operand| operand != Operand::Affine);
+        first.chain(std::iter::repeat_n(true, self.siblings)).collect()
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

@@ -3,15 +3,16 @@
 
 use super::form::Operand;
 use super::geometry::{Geometry, PIECE, in_pieces, piece, row_stride};
-use super::grad::Conv2dWgrad;
+use super::grad::{Conv2dWgrad, MOST_SIBLINGS};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
     self, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_COLUMNS_WGRAD_NHWC_F32,
     CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32,
-    CONV2D_TAPS_WGRAD_NHWC_F16, CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
+    CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
+    CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
 };
-use crate::device::{DType, KernelWork, Target, TensorType};
-use crate::error::Result;
+use crate::device::{DType, KernelWork, Target, TensorType, View};
+use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
 /// Threads of a block.
@@ -28,15 +29,17 @@ const LEAST_TILES: usize = 2;
 kernels::params! {
     /// `Conv2dWeights`.
     struct Params for CONV2D_TAPS_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
+        CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_NORM_WGRAD_NHWC_F16,
         CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16,
         CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16
     {
-        x: [u64; 2], affine: u64, dy: u64, dw: u64, dbias: u64, partials: u64, tickets: u64,
+        x: [u64; 2], affine: u64, dy: [u64; 3], dw: [u64; 3], dbias: [u64; 3],
+        partials: u64, tickets: u64,
         geometry: Geometry, sample_pixels: i32,
         pixels: i32, samples: i32, tile_width_log: i32, tile_height_log: i32,
         tiles: i32, tiles_y: i32, tiles_x: i32,
         region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32, row_factor: i32,
-        column_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32,
+        row_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32,
     }
 }
 
@@ -63,12 +66,15 @@ impl Body {
         Body { rows: 128, columns: 128, taps: 1, pixels: 64, least_width: 1 }
     }
 
-    /// `plain`: no stride in rows; x and dy are read 16 bytes at a time and used as they are.
-    fn kernel(&self, x: &TensorType, plain: bool) -> &'static Kernel {
-        let [f32, f16] = match self.taps {
-            1 => [&CONV2D_COLUMNS_WGRAD_NHWC_F32, &CONV2D_COLUMNS_WGRAD_NHWC_F16],
-            _ if plain => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
-            _ => [&CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, &CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16],
+    /// `wide`: no stride in rows; x and dy are read 16 bytes at a time. `normalised`: not used as they are.
+    fn kernel(&self, x: &TensorType, wide: bool, normalised: bool) -> &'static Kernel {
+        let [f32, f16] = match (self.taps, wide, normalised) {
+            (1, ..) => [&CONV2D_COLUMNS_WGRAD_NHWC_F32, &CONV2D_COLUMNS_WGRAD_NHWC_F16],
+            (_, true, false) => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
+            (_, true, true) => [&CONV2D_TAPS_NORM_WGRAD_NHWC_F32, &CONV2D_TAPS_NORM_WGRAD_NHWC_F16],
+            (_, false, _) => {
+                [&CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, &CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16]
+            }
         };
         of_type(x, f32, f16)
     }
@@ -94,13 +100,15 @@ struct Plan {
     conv: Conv,
     sample_pixels: usize,
     tile: Tile,
+    siblings: usize,
+    /// Of each of them.
     row_tiles: usize,
     column_tiles: usize,
     slices: usize,
 }
 
 impl Plan {
-    fn of(conv: &Conv, dtype: DType, target: &Target) -> Plan {
+    fn of(conv: &Conv, siblings: usize, dtype: DType, target: &Target) -> Plan {
         let (flat, sample_pixels) = match conv.in_a_row() {
             Some(row) => (row, conv.input[0] * conv.input[1]),
             None => (*conv, 0),
@@ -119,13 +127,13 @@ impl Plan {
         });
         let row_tiles = flat.c_out.div_ceil(body.rows);
         let column_tiles = columns.div_ceil(body.columns);
-        let slices = target.multiprocessors as usize / (row_tiles * column_tiles);
+        let slices = target.multiprocessors as usize / (siblings * row_tiles * column_tiles);
         let slices = slices.clamp(1, tile.count.div_ceil(LEAST_TILES));
-        Plan { body, conv: flat, sample_pixels, tile, row_tiles, column_tiles, slices }
+        Plan { body, conv: flat, sample_pixels, tile, siblings, row_tiles, column_tiles, slices }
     }
 
     fn blocks(&self) -> usize {
-        self.row_tiles * self.column_tiles
+        self.siblings * self.row_tiles * self.column_tiles
     }
 
     /// Slices that are joined at once: all, or as many as there are groups of them.
@@ -213,7 +221,7 @@ impl Body {
 
 impl Conv2dWgrad {
     fn plan(&self, target: &Target, inputs: &[&TensorType]) -> Option<Plan> {
-        Some(Plan::of(&self.conv(inputs).ok()?, inputs[0].dtype, target))
+        Some(Plan::of(&self.conv(inputs).ok()?, 1 + self.siblings, inputs[0].dtype, target))
     }
 
     pub(super) fn gpu_scratch(&self, target: &Target, inputs: &[&TensorType]) -> usize {
@@ -227,7 +235,7 @@ impl Conv2dWgrad {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
         let dtype = types[0].dtype;
-        let plan = Plan::of(&self.conv(&types)?, dtype, args.target);
+        let plan = Plan::of(&self.conv(&types)?, 1 + self.siblings, dtype, args.target);
         let Plan { body, conv, tile, .. } = &plan;
         let name = "conv2d_wgrad";
         let int = |size| dimension(name, size);
@@ -238,20 +246,21 @@ impl Conv2dWgrad {
         int(plan.blocks() * groups.max(1))?;
         let operand = |which| self.operands.index(which).map(|index| &args.inputs[index]);
         let (x, x2, affine) = (operand(Operand::X), operand(Operand::X2), operand(Operand::Affine));
-        let dy = operand(Operand::Weight);
+        let first = self.operands.weight_index();
+        let dy = |sibling: usize| args.inputs.get(first + sibling);
         let affine_stride = row_stride(name, affine, 2 * conv.c_in())?;
         let wide = |view, channels| in_pieces(view, channels, dtype);
         let x_wide = wide(x, conv.channels[0]) && wide(x2, conv.channels[1]);
-        let dy_wide = wide(dy, conv.c_out);
+        let dy_wide = (0..=self.siblings).all(|sibling| wide(dy(sibling), conv.c_out));
         // Columns of pixels of x are sorted by their place modulo the stride.
         let (stride, sub_width) = (conv.stride[1], tile.region[1] / conv.stride[1]);
         let tap = |kx: usize| kx % stride * sub_width + kx / stride;
         let params = Params {
             x: [UNSET; 2],
             affine: UNSET,
-            dy: UNSET,
-            dw: UNSET,
-            dbias: UNSET,
+            dy: [UNSET; 3],
+            dw: [UNSET; 3],
+            dbias: [UNSET; 3],
             partials: UNSET,
             tickets: UNSET,
             geometry: Geometry::of(name, conv, self.operands.silu, affine_stride)?,
@@ -270,20 +279,29 @@ impl Conv2dWgrad {
             second_tap: int(tap(1))?,
             third_tap: int(tap(2))?,
             row_factor: int((1usize << 20).div_ceil(tile.region[1]))?,
-            column_tiles: int(plan.column_tiles)?,
+            row_tiles: int(plan.row_tiles)?,
             slices: int(plan.slices)?,
             fan: int(plan.fan())?,
             parts: int(parts)?,
             groups: int(groups)?,
             flags: i32::from(x_wide) | (2 * i32::from(dy_wide)),
         };
-        let grid = [int(plan.blocks())? as u32, plan.slices as u32, 1];
-        let plain =
-            affine.is_none() && !self.operands.silu && conv.stride[1] == 1 && x_wide && dy_wide;
-        let kernel = body.kernel(types[0], plain);
+        let rows = plan.siblings * plan.row_tiles;
+        if rows > 65_535 {
+            return Err(Error::operation(name, format!("{} channels are too many", conv.c_out)));
+        }
+        let grid = [plan.column_tiles as u32, plan.slices as u32, rows as u32];
+        let wide = conv.stride[1] == 1 && x_wide && dy_wide;
+        let kernel = body.kernel(types[0], wide, affine.is_some() || self.operands.silu);
         let block = [kernel.threads, 1, 1];
-        let written = [args.outputs.first(), args.outputs.get(1), args.scratch, args.tickets];
-        let read = [x, x2, affine, dy];
+        // Of each convolution its weight's gradient, and its bias's.
+        let each = |which: usize| {
+            let stride = 1 + usize::from(self.bias);
+            (0..MOST_SIBLINGS).map(move |sibling| (which < stride).then_some(stride * sibling + which))
+        };
+        let outputs = each(0).chain(each(1)).map(|at| at.and_then(|at| args.outputs.get(at)));
+        let written: Vec<Option<&View>> = outputs.chain([args.scratch, args.tickets]).collect();
+        let read = [x, x2, affine, dy(0), dy(1), dy(2)];
         let shared = int(tile.shared)? as u32;
         Ok(vec![kernel.launch(grid, block, shared, &params, &read, &written)])
     }

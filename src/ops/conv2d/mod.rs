@@ -114,13 +114,8 @@ impl Op for Conv2d {
         let bias = self.index(Operand::Bias).filter(|&index| args.needs[index]);
         if args.needs[weight] {
             let shape = &graph.ty(w).shape;
-            let op = Conv2dWgrad {
-                stride: self.stride,
-                padding: self.padding,
-                kernel: [shape[2], shape[3]],
-                operands: Operands::default(),
-                bias: bias.is_some(),
-            };
+            let kernel = [shape[2], shape[3]];
+            let op = Conv2dWgrad::new(self.stride, self.padding, kernel, bias.is_some());
             let outputs = graph.push(Arc::new(op), &[x, dy])?;
             grads[weight] = Some(outputs[0]);
             if let Some(bias) = bias {

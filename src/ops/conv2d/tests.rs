@@ -324,8 +324,7 @@ fn gradients_are_adjoint_at_every_size() {
             a.data.iter().zip(&b.data).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let dgrad = Conv2dDgrad { stride, padding, input: [x[1], x[2]] };
-        let operands = Operands::default();
-        let wgrad = Conv2dWgrad { stride, padding, kernel, operands, bias: true };
+        let wgrad = Conv2dWgrad::new(stride, padding, kernel, true);
         let (source, weight) = (&case.inputs[0], &case.inputs[1]);
         let lowered = dgrad.lower(&Target::CPU, &[&dy.ty, &weight.ty]).unwrap();
         let operands = [dy.clone(), weight.clone()];
@@ -363,7 +362,7 @@ fn weight_gradients_read_what_the_convolution_reads() {
         let y = case.reference();
         let dy = Host::random(&case.op.infer(&case.types()).unwrap()[0].shape, 99);
         let weight = operands.weight_index();
-        let wgrad = Conv2dWgrad { stride, padding, kernel: [3, 3], operands, bias: false };
+        let wgrad = Conv2dWgrad { operands, ..Conv2dWgrad::new(stride, padding, [3, 3], false) };
         let inputs: Vec<&Host> = case.inputs[..weight].iter().chain([&dy]).collect();
         let dw = run_on(&Cpu::new(2), &wgrad, &inputs, &[]).unwrap().remove(0);
         let product = |a: &mut dyn Iterator<Item = f64>, b: &Host| -> f64 {

@@ -60,8 +60,7 @@ impl Op for ConvTranspose2d {
         if args.needs[1] {
             let shape = &graph.ty(weight).shape;
             let kernel = [shape[2], shape[3]];
-            let operands = Operands::default();
-            let op = Conv2dWgrad { stride, padding, kernel, operands, bias: false };
+            let op = Conv2dWgrad::new(stride, padding, kernel, false);
             grads[1] = Some(graph.push(Arc::new(op), &[dy, x])?[0]);
         }
         if self.bias && args.needs[2] {

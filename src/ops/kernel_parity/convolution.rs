@@ -35,8 +35,7 @@ pub(super) fn plain_convolutions_and_gradients() {
         let dy = Host::random(&y.ty.shape, 4);
         check(&Conv2dDgrad { stride, padding, input: [h, w] }, &[&dy, &weight], 1e-5);
         for bias in [false, true] {
-            let operands = Operands::default();
-            let wgrad = Conv2dWgrad { stride, padding, kernel: [kh, kw], operands, bias };
+            let wgrad = Conv2dWgrad::new(stride, padding, [kh, kw], bias);
             check(&wgrad, &[&x, &dy], 1e-5);
         }
     }
@@ -67,13 +66,7 @@ pub(super) fn weight_gradients() {
         ([2, 7, 9], [9, 6], [1, 1], [2, 2], [0, 1, 0, 0]),
     ] {
         let x = Host::random(&[b, h, w, c_in], 1);
-        let wgrad = Conv2dWgrad {
-            stride,
-            padding,
-            kernel: [kh, kw],
-            operands: Operands::default(),
-            bias: true,
-        };
+        let wgrad = Conv2dWgrad::new(stride, padding, [kh, kw], true);
         let size = |axis: usize, size: usize, kernel: usize| {
             (size + padding[2 * axis] + padding[2 * axis + 1] - kernel) / stride[axis] + 1
         };
@@ -93,20 +86,48 @@ pub(super) fn rich_weight_gradients() {
         let affine = Host::random(&[rows, 2, first + second], 3);
         let dy = Host::random(&[2, 10, 6, 8], 4);
         let padding = [kernel / 2; 4];
-        let wgrad =
-            Conv2dWgrad { stride: [1, 1], padding, kernel: [kernel; 2], operands, bias: false };
+        let plain = Conv2dWgrad::new([1, 1], padding, [kernel; 2], false);
+        let wgrad = Conv2dWgrad { operands, ..plain };
         check(&wgrad, &[&x, &x2, &affine, &dy], 1e-5);
     }
     let operands = Operands { second: true, upsample: true, ..Operands::default() };
-    let wgrad =
-        Conv2dWgrad { stride: [1, 1], padding: [1; 4], kernel: [3, 3], operands, bias: true };
+    let taps = Conv2dWgrad::new([1, 1], [1; 4], [3, 3], true);
+    let wgrad = Conv2dWgrad { operands, ..taps.clone() };
     let (x, x2) = (Host::random(&[2, 5, 3, 16], 1), Host::random(&[2, 5, 3, 8], 2));
     check(&wgrad, &[&x, &x2, &Host::random(&[2, 10, 6, 8], 3)], 1e-5);
     let operands = Operands { affine: true, silu: true, ..Operands::default() };
-    let wgrad =
-        Conv2dWgrad { stride: [1, 1], padding: [0; 4], kernel: [1, 1], operands, bias: true };
+    let wgrad = Conv2dWgrad { operands, ..Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true) };
     let (x, affine) = (Host::random(&[3, 4, 2, 16], 1), Host::random(&[3, 2, 16], 2));
     check(&wgrad, &[&x, &affine, &Host::random(&[3, 4, 2, 5], 3)], 1e-5);
+    // Several samples a tile, one that is no multiple of it, several blocks, a normalisation without SiLU.
+    for (size, [first, second], silu) in
+        [([5, 4, 4], [24, 16], true), ([2, 19, 13], [24, 8], true), ([1, 9, 6], [40, 8], false)]
+    {
+        let [b, h, w] = size;
+        let operands = Operands { second: true, affine: true, silu, ..Operands::default() };
+        let wgrad = Conv2dWgrad { operands, ..taps.clone() };
+        let source = |channels, seed| Host::random(&[b, h, w, channels], seed);
+        let affine = Host::random(&[b, 2, first + second], 3);
+        let inputs = [&source(first, 1), &source(second, 2), &affine, &source(72, 4)];
+        check(&wgrad, &inputs, 1e-5);
+    }
+}
+
+/// Gradients of up to three weights that multiplied the same sources, with and without biases.
+#[test]
+pub(super) fn sibling_weight_gradients() {
+    for (siblings, normalised, bias, channels) in
+        [(1, false, false, [10, 7]), (2, true, true, [24, 136]), (2, false, true, [40, 8])]
+    {
+        let [c_in, c_out] = channels;
+        let operands = Operands { affine: normalised, ..Operands::default() };
+        let plain = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], bias);
+        let wgrad = Conv2dWgrad { operands, siblings, ..plain };
+        let mut inputs = vec![Host::random(&[3, 5, 9, c_in], 1)];
+        inputs.extend(normalised.then(|| Host::random(&[3, 2, c_in], 2)));
+        inputs.extend((0..=siblings).map(|at| Host::random(&[3, 5, 9, c_out], 3 + at as u64)));
+        check(&wgrad, &inputs.iter().collect::<Vec<_>>(), 1e-5);
+    }
 }
 
 /// More input channels than a block holds at a time, on images of one tile: their sums are split.

@@ -38,15 +38,17 @@ fn large_tiles() {
 fn weight_gradients() {
     let x = Host::random(&[1, 4, 5, 16], 1);
     for (kernel, stride, dy) in [(3, 1, [4, 5]), (3, 2, [2, 3]), (1, 1, [4, 5])] {
-        let wgrad = Conv2dWgrad {
-            stride: [stride; 2],
-            padding: [kernel / 2; 4],
-            kernel: [kernel; 2],
-            operands: Operands::default(),
-            bias: true,
-        };
+        let wgrad =
+            Conv2dWgrad::new([stride; 2], [kernel / 2; 4], [kernel; 2], true);
         let dy = Host::random(&[1, dy[0], dy[1], 8], 2);
         check_on_chips_of(1, &wgrad, &[&x, &dy], 1e-5);
+        if stride == 1 {
+            let operands = Operands { affine: true, silu: true, ..Operands::default() };
+            let affine = Host::random(&[1, 2, 16], 3);
+            let wgrad = Conv2dWgrad { operands, ..wgrad };
+            check_on_chips_of(1, &wgrad, &[&x, &affine, &dy], 1e-5);
+        }
     }
-    assert_launched(&["conv2d_taps_wgrad", "conv2d_taps_general_wgrad", "conv2d_columns_wgrad"]);
+    assert_launched(&["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"]);
+    assert_launched(&["conv2d_columns_wgrad"]);
 }
