@@ -4,13 +4,14 @@
 
 template <class E>
 struct Conv2dPack {
-    const float* weight;  // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]
+    // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]. The second, where there is one, has half of c_in.
+    const float* weight[2];
     E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64][16 bytes], zeros beyond
     int c_out, c_in, taps, transposed;
 };
 
 // Weights that one launch packs: a network has hundreds, and all change together.
-#define MOST_PACKS 96
+#define MOST_PACKS 92
 
 template <class E>
 struct Conv2dPacks {
@@ -39,9 +40,12 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     out += static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
     float value = 0.0f;
     if (c < p.c_in && out < p.c_out) {
+        int each = p.weight[1] ? p.c_in / 2 : p.c_in;
+        const float* weight = c < each ? p.weight[0] : p.weight[1];
+        if (c >= each) c -= each;
         long long row = p.transposed ? static_cast<long long>(c) * p.c_out + out
-                                     : static_cast<long long>(out) * p.c_in + c;
-        value = p.weight[row * p.taps + tap];
+                                     : static_cast<long long>(out) * each + c;
+        value = weight[row * p.taps + tap];
     }
     put(p.packed + i, value);
 }

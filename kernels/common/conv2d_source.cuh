@@ -22,6 +22,8 @@ struct Conv2d {
     const E* residual;      // as y, or null
     E* y[3];
     float* own_moments;     // of y, or null
+    float* own_affine;      // what the normalisation by moments came to: scale [C], shift [C] a sample, or null
+    float* own_stats;       // with it: mean, 1 / sqrt(variance + eps) of [groups] a sample
     float* partials;        // [tile][slice][M N], where there are several slices
     unsigned* tickets;      // [tile], zero between launches
     int batch, height, width, c1, c2;
@@ -172,9 +174,9 @@ __device__ __forceinline__ float2 merged(GroupMoments& first, GroupMoments& seco
 }
 
 // Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from
-// moments.
+// moments; the block that `keeps` them leaves these in memory, too.
 template <class E>
-__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float2* affine, int padded) {
+__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float2* affine, int padded, bool keeps) {
     int channels = p.c1 + p.c2, thread = threadIdx.x, threads = blockDim.x;
     long long row = static_cast<long long>(sample) * p.affine_stride;
     for (int c = channels + thread; c < padded; c += threads) affine[c] = make_float2(0.0f, 0.0f);
@@ -200,9 +202,16 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
         float2 group_moments = merged(first, second, lane, lanes, sum);
         float mean = group_moments.x, rstd = 1.0f / sqrtf(group_moments.y + p.eps);
         if (base + thread / lanes >= p.groups) continue;
+        if (keeps && lane == 0) {
+            float* stats = p.own_stats + 2 * (sample * p.groups + group);
+            stats[0] = mean, stats[1] = rstd;
+        }
         for (int c = begin + lane; c < begin + width; c += lanes) {
-            float scale = rstd * p.gamma[row + c];
-            affine[c] = make_float2(scale, fmaf(-mean, scale, p.beta[row + c]));
+            float scale = rstd * p.gamma[row + c], shift = fmaf(-mean, scale, p.beta[row + c]);
+            affine[c] = make_float2(scale, shift);
+            if (!keeps) continue;
+            float* own = p.own_affine + (2ll * sample * channels + c);
+            own[0] = scale, own[channels] = shift;
         }
     }
 }

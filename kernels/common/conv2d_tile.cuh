@@ -271,7 +271,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     float2* affine = nullptr;
     if (p.affine || p.gamma) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
-        fill_affine(p, sample, affine, pieces * SIZE);
+        bool keeps = p.own_affine && first_x == 0 && first_y == 0 && column == 0 && slice == 0;
+        fill_affine(p, sample, affine, pieces * SIZE, keeps);
         __syncthreads();
     }
     auto fill = [&](int chunk) {

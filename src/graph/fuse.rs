@@ -11,6 +11,7 @@ mod magnitude;
 mod normalisation;
 mod row_linear;
 mod tiles;
+mod tiles_norm;
 
 use super::{Graph, Node, Origin, TensorId};
 use crate::error::Result;

@@ -1,23 +1,26 @@
 //! What convolutions as kernels run them take in beyond the plain operation: others of the same
-//! sources, a 1×1 shortcut, and normalisations, for which the producers of their sources leave
-//! moments. Each saves a launch, and a normalisation two and a pass over memory.
+//! sources, forward and for their weights' gradients, a 1×1 shortcut, and normalisations
+//! ([`super::tiles_norm`]). Each saves a launch.
 
 use super::convolution::run_at_sum;
-use super::{Uses, maker, op};
+use super::{Uses, maker, op, tiles_norm};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
-use crate::ops::Build;
 use crate::ops::combine::Combine;
-use crate::ops::conv2d::{Norm, Operand, TilePack, TilePacks, TiledConv2d};
-use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormOfMoments};
+use crate::ops::conv2d::{
+    Conv2dWgrad, ExtraOutput, Operand, TilePack, TilePacks, TiledConv2d,
+};
+use crate::ops::{Build, Op};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(packs(graph)?
-        || siblings(graph)?
+    // Weights last, when it is known in which forms they are read.
+    Ok(siblings(graph)
         || sum(graph)?
+        || pair(graph)?
         || shortcut(graph)?
-        || normalisation(graph)?)
+        || tiles_norm::rules(graph)?
+        || packs(graph))
 }
 
 /// What is added to a convolution's result alone becomes its residual; it then runs where the sum
@@ -50,23 +53,25 @@ fn sum(graph: &mut Graph) -> Result<bool> {
 }
 
 /// All weights that are there from the start are packed at once.
-fn packs(graph: &mut Graph) -> Result<bool> {
+fn packs(graph: &mut Graph) -> bool {
     let ready = |node: &Node| {
         let pack = op::<TilePack>(node)?;
-        let weight = graph.root(node.inputs[0]).0;
-        matches!(graph.tensors[weight.0].origin, Origin::Slot(_)).then_some(*pack)
+        let slot = |&weight: &TensorId| {
+            matches!(graph.tensors[graph.root(weight).0.0].origin, Origin::Slot(_))
+        };
+        node.inputs.iter().all(slot).then_some(*pack)
     };
     let found: Vec<(usize, TilePack)> =
         graph.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, ready(node)?))).collect();
     if found.is_empty() {
-        return Ok(false);
+        return false;
     }
-    let together = |part: fn(&Node) -> TensorId| -> Vec<TensorId> {
-        found.iter().map(|&(at, _)| part(&graph.nodes[at])).collect()
+    let together = |part: fn(&Node) -> &[TensorId]| -> Vec<TensorId> {
+        found.iter().flat_map(|&(at, _)| part(&graph.nodes[at]).iter().copied()).collect()
     };
     let node = Node {
-        inputs: together(|node| node.inputs[0]),
-        outputs: together(|node| node.outputs[0]),
+        inputs: together(|node| &node.inputs),
+        outputs: together(|node| &node.outputs),
         label: "weights".into(),
         op: Arc::new(TilePacks(found.iter().map(|&(_, pack)| pack).collect())),
     };
@@ -74,28 +79,42 @@ fn packs(graph: &mut Graph) -> Result<bool> {
     let others = rest.filter(|(at, _)| !found.iter().any(|(pack, _)| pack == at));
     let nodes = std::iter::once(node).chain(others.map(|(_, node)| node)).collect();
     graph.set_nodes(nodes);
-    Ok(true)
+    true
 }
 
-/// Replaces a node's operation and inputs, and adds the outputs that it has more than before.
-fn rewrite(graph: &mut Graph, at: usize, op: TiledConv2d, inputs: Vec<TensorId>) -> Result<()> {
+/// Replaces a convolution and its inputs, and adds the outputs that it has more than before.
+pub(super) fn rewrite(
+    graph: &mut Graph,
+    at: usize,
+    conv: TiledConv2d,
+    inputs: Vec<TensorId>,
+) -> Result<()> {
     let types: Vec<_> = inputs.iter().map(|&t| graph.ty(t)).collect();
-    let outputs = crate::ops::Op::infer(&op, &types)?;
-    for (output, ty) in outputs.into_iter().enumerate() {
-        match graph.nodes[at].outputs.get(output) {
-            None => {
-                let tensor = graph.add_tensor(ty, Origin::Node { node: at, output });
-                graph.nodes[at].outputs.push(tensor);
+    let mut types = Op::infer(&conv, &types)?.into_iter();
+    let node = &graph.nodes[at];
+    let before = op::<TiledConv2d>(node).map(TiledConv2d::extra_outputs).unwrap_or_default();
+    let known: Vec<(ExtraOutput, TensorId)> =
+        before.into_iter().zip(node.outputs[1..].iter().copied()).collect();
+    if types.next().as_ref() != Some(graph.ty(node.outputs[0])) {
+        return Err(Error::operation(&node.label, "changes its result"));
+    }
+    let mut outputs = vec![node.outputs[0]];
+    for (extra, ty) in conv.extra_outputs().into_iter().zip(types) {
+        let origin = Origin::Node { node: at, output: outputs.len() };
+        outputs.push(match known.iter().find(|(other, _)| *other == extra) {
+            None => graph.add_tensor(ty, origin),
+            Some(&(_, tensor)) => {
+                // Moments may be of narrower slices.
+                graph.tensors[tensor.0].ty = ty;
+                graph.tensors[tensor.0].origin = origin;
+                tensor
             }
-            // Moments of narrower slices.
-            Some(&moments) if output > op.extras.siblings => graph.tensors[moments.0].ty = ty,
-            Some(&known) if *graph.ty(known) == ty => {}
-            Some(_) => return Err(Error::operation(&graph.nodes[at].label, "changes its result")),
-        }
+        });
     }
     let node = &mut graph.nodes[at];
-    node.op = Arc::new(op);
+    node.op = Arc::new(conv);
     node.inputs = inputs;
+    node.outputs = outputs;
     Ok(())
 }
 
@@ -104,35 +123,93 @@ fn same(graph: &Graph, first: TensorId, second: TensorId) -> bool {
     graph.root(first) == graph.root(second) && graph.ty(first) == graph.ty(second)
 }
 
-/// Convolutions that differ in their weights alone become one launch, where the last of them stands.
-fn siblings(graph: &mut Graph) -> Result<bool> {
-    for first in 0..graph.nodes.len() {
-        let Some(conv) = op::<TiledConv2d>(&graph.nodes[first]) else { continue };
+/// Two convolutions, or their weights' gradients, as one operation, and which inputs of the second follow
+/// those of the first.
+fn joined(one: &Node, other: &Node) -> Option<(Arc<dyn Op>, Vec<usize>)> {
+    if let Some(conv) = op::<TiledConv2d>(one) {
         let operands = conv.operands();
-        let own = [operands.index(Operand::Weight), operands.index(Operand::Bias)];
+        let own = [Operand::Weight, Operand::Bias].into_iter();
+        let own = own.filter_map(|operand| operands.index(operand)).collect();
+        return Some((Arc::new(conv.with_sibling(op(other)?)?), own));
+    }
+    let wgrad: &Conv2dWgrad = op(one)?;
+    Some((Arc::new(wgrad.with_sibling(op(other)?)?), vec![wgrad.operands.weight_index()]))
+}
+
+/// Convolutions that differ in their weights alone become one launch, where the last of them stands, and
+/// so do those weights' gradients.
+fn siblings(graph: &mut Graph) -> bool {
+    for first in 0..graph.nodes.len() {
+        let one = &graph.nodes[first];
+        if op::<TiledConv2d>(one).is_none() && op::<Conv2dWgrad>(one).is_none() {
+            continue;
+        }
         for second in first + 1..graph.nodes.len() {
-            let (one, other) = (&graph.nodes[first], &graph.nodes[second]);
+            let other = &graph.nodes[second];
             // Whoever reads the first must stand behind the place of both.
             if other.inputs.iter().any(|&t| one.outputs.contains(&graph.root(t).0)) {
                 break;
             }
-            let Some(joined) = op(other).and_then(|other| conv.with_sibling(other)) else {
-                continue;
-            };
-            let alike = (0..operands.count()).all(|index| {
-                own.contains(&Some(index)) || same(graph, one.inputs[index], other.inputs[index])
+            let Some((op, own)) = joined(one, other) else { continue };
+            let alike = (0..other.inputs.len()).all(|index| {
+                own.contains(&index) || same(graph, one.inputs[index], other.inputs[index])
             });
             if !alike {
                 continue;
             }
             let mut inputs = one.inputs.clone();
-            inputs.extend(own.into_iter().flatten().map(|index| other.inputs[index]));
+            inputs.extend(own.into_iter().map(|index| other.inputs[index]));
             let outputs = [&one.outputs[..], &other.outputs].concat();
             let label = one.label.clone();
-            graph.nodes[second] = Node { op: Arc::new(joined), inputs, outputs, label };
+            graph.nodes[second] = Node { op, inputs, outputs, label };
             graph.remove_node(first);
-            return Ok(true);
+            return true;
         }
+    }
+    false
+}
+
+/// The convolution that made the residual of the one at `at`, if nothing else reads that.
+fn residual(graph: &Graph, uses: &Uses, at: usize) -> Option<usize> {
+    let conv = op::<TiledConv2d>(&graph.nodes[at])?;
+    let added = graph.nodes[at].inputs[conv.operands().index(Operand::Residual)?];
+    // It may be seen under another shape.
+    let (root, offset) = graph.root(added);
+    let whole = offset == 0 && graph.ty(root).elements() == graph.ty(added).elements();
+    let (made_at, output) = maker(graph, root)?;
+    (whole && output == 0 && uses.reads_alone(graph, root, at)).then_some(made_at)
+}
+
+/// The sum of two 1×1 convolutions without bias, as gradients of queries, keys and values are added, is one
+/// of both sources, whose weights are packed together.
+fn pair(graph: &mut Graph) -> Result<bool> {
+    let uses = Uses::of(graph);
+    for at in 0..graph.nodes.len() {
+        let Some(made_at) = residual(graph, &uses, at) else { continue };
+        let both = [made_at, at].map(|node| &graph.nodes[node]);
+        let [Some(made), Some(conv)] = both.map(op::<TiledConv2d>) else { continue };
+        let Some(conv) = conv.with_pair(made) else { continue };
+        let packed = [made, &conv].map(|_| made.operands().weight_index());
+        let packs = [0, 1].map(|which| maker(graph, both[which].inputs[packed[which]]));
+        let [Some((first, 0)), Some((second, 0))] = packs else { continue };
+        let weights = [first, second].map(|pack| graph.nodes[pack].inputs[0]);
+        let sources = both.map(|node| node.inputs[0]);
+        let label = both[0].label.clone();
+        let end = graph.nodes.len();
+        let packed = graph.push_labelled(Arc::new(conv.pack()), &weights, &label)?[0];
+        let mut nodes = std::mem::take(&mut graph.nodes);
+        nodes[made_at] = nodes.remove(end);
+        nodes[at].op = Arc::new(conv);
+        nodes[at].inputs = vec![sources[0], sources[1], packed];
+        graph.set_nodes(nodes);
+        // Unless someone else reads them.
+        for pack in [first.max(second), first.min(second)] {
+            let unread = |&t: &TensorId| !graph.nodes.iter().any(|node| node.inputs.contains(&t));
+            if graph.nodes[pack].outputs.iter().all(unread) {
+                graph.remove_node(pack);
+            }
+        }
+        return Ok(true);
     }
     Ok(false)
 }
@@ -141,17 +218,11 @@ fn siblings(graph: &mut Graph) -> Result<bool> {
 fn shortcut(graph: &mut Graph) -> Result<bool> {
     let uses = Uses::of(graph);
     for at in 0..graph.nodes.len() {
-        let Some(conv) = op::<TiledConv2d>(&graph.nodes[at]) else { continue };
-        let Some(residual) = conv.operands().index(Operand::Residual) else { continue };
-        let added = graph.nodes[at].inputs[residual];
-        let Some((made_at, 0)) = maker(graph, added) else { continue };
-        if !uses.only_reader(graph, added, at) {
-            continue;
-        }
-        let Some(joined) = op(&graph.nodes[made_at]).and_then(|other| conv.with_shortcut(other))
-        else {
-            continue;
-        };
+        let Some(made_at) = residual(graph, &uses, at) else { continue };
+        let both = [at, made_at].map(|node| op::<TiledConv2d>(&graph.nodes[node]));
+        let [Some(conv), Some(made)] = both else { continue };
+        let Some(joined) = conv.with_shortcut(made) else { continue };
+        let residual = conv.operands().index(Operand::Residual).expect("asked above");
         let mut inputs = graph.nodes[at].inputs.clone();
         inputs.remove(residual);
         // Its sources, weight and bias, in the order of a plain convolution.
@@ -161,126 +232,4 @@ fn shortcut(graph: &mut Graph) -> Result<bool> {
         return Ok(true);
     }
     Ok(false)
-}
-
-/// A normalisation of what convolutions put out: the producers leave moments. Where only convolutions read
-/// it, they do the rest while they load; else it is written without asking for statistics first.
-fn normalisation(graph: &mut Graph) -> Result<bool> {
-    let uses = Uses::of(graph);
-    for at in 0..graph.nodes.len() {
-        let node = &graph.nodes[at];
-        let (norm, after) = match (op(node), op(node)) {
-            (Some(&GroupNorm { groups, eps, silu }), _) => (Norm { groups, eps }, Some(silu)),
-            (_, Some(&GroupNormAffine { groups, eps })) => (Norm { groups, eps }, None),
-            _ => continue,
-        };
-        let Some(readers) = uses.readers(graph, node.outputs[0]) else { continue };
-        let unread = node.outputs[1..]
-            .iter()
-            .all(|&t| uses.readers(graph, t).is_some_and(|readers| readers.is_empty()));
-        let (sources, affine) = node.inputs.split_at(node.inputs.len() - 2);
-        let producers: Option<Vec<usize>> =
-            sources.iter().map(|&source| producer(graph, source)).collect();
-        let Some(producers) = producers else { continue };
-        let rewritten: Option<Vec<_>> =
-            readers.iter().map(|&reader| taken_in(graph, reader, at, norm, after)).collect();
-        let rewritten = rewritten.filter(|all| unread && !all.is_empty());
-        if rewritten.is_none() && after.is_none() {
-            continue;
-        }
-        let (sources, affine) = (sources.to_vec(), affine.to_vec());
-        let channels: Vec<usize> =
-            sources.iter().map(|&t| *graph.ty(t).shape.last().expect("channels")).collect();
-        let width = channels.iter().sum::<usize>() / norm.groups;
-        let mut moments = Vec::new();
-        for (source, &producer) in producers.iter().enumerate() {
-            let conv = op::<TiledConv2d>(&graph.nodes[producer]).expect("asked above");
-            // A slice belongs to one group, for each of those that read it.
-            let offset = if source == 0 { 0 } else { channels[0] };
-            let parts = [width, offset, channels[source], conv.extras.moments];
-            let slice = parts.into_iter().fold(SLICE_LIMIT, gcd);
-            let (conv, inputs) = (conv.with_moments(slice), graph.nodes[producer].inputs.clone());
-            let last = 1 + conv.extras.siblings;
-            rewrite(graph, producer, conv, inputs)?;
-            moments.push(graph.nodes[producer].outputs[last]);
-        }
-        let Some(rewritten) = rewritten else {
-            let node = &mut graph.nodes[at];
-            let norm = *op::<GroupNorm>(node).expect("asked above");
-            node.op = Arc::new(GroupNormOfMoments(norm));
-            node.inputs.extend(moments);
-            return Ok(true);
-        };
-        for (reader, conv) in readers.into_iter().zip(rewritten) {
-            let inputs = &graph.nodes[reader].inputs;
-            // Without the normalised source, or the affine behind the sources.
-            let rest = if after.is_some() { 1 } else { sources.len() + 1 };
-            let plain = conv.operands().count() - sources.len();
-            let (own, extras) = inputs[rest..].split_at(plain);
-            // The reader may see the pixels under another shape.
-            let shape = &graph.ty(inputs[0]).shape[..3].to_vec();
-            let (own, extras) = (own.to_vec(), extras.to_vec());
-            let mut inputs = Vec::new();
-            for (&source, &channels) in sources.iter().zip(&channels) {
-                let seen = [&shape[..], &[channels]].concat();
-                inputs.push(graph.reshape(source, &seen)?);
-            }
-            inputs.extend(own);
-            inputs.extend(moments.iter().chain(&affine));
-            inputs.extend(extras);
-            rewrite(graph, reader, conv, inputs)?;
-        }
-        graph.remove_node(at);
-        return Ok(true);
-    }
-    Ok(false)
-}
-
-/// Moments are taken of slices that divide the tiles of channels.
-const SLICE_LIMIT: usize = 64;
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// The node that can leave moments of a tensor.
-fn producer(graph: &Graph, tensor: TensorId) -> Option<usize> {
-    let (root, offset) = graph.root(tensor);
-    let whole = offset == 0 && graph.ty(root).elements() == graph.ty(tensor).elements();
-    let same = graph.ty(root).shape.last() == graph.ty(tensor).shape.last();
-    let (node, output) = maker(graph, root)?;
-    let conv = op::<TiledConv2d>(&graph.nodes[node])?;
-    let first = output == 0 && conv.extras.siblings == 0;
-    (whole && same && first && conv.is_forward()).then_some(node)
-}
-
-/// A reader of the normalisation at `norm_at`, with the normalisation taken in; `None` where it can't.
-/// `after` is whether SiLU follows a normalisation that is written; one that is an affine operand
-/// already is followed by what the reader says.
-fn taken_in(
-    graph: &Graph,
-    reader: usize,
-    norm_at: usize,
-    norm: Norm,
-    after: Option<bool>,
-) -> Option<TiledConv2d> {
-    let (node, normed) = (&graph.nodes[reader], &graph.nodes[norm_at]);
-    let conv = op::<TiledConv2d>(node)?;
-    let (operands, result) = (conv.operands(), normed.outputs[0]);
-    let second = normed.inputs.len() == 4;
-    let once = node.inputs.iter().filter(|&&t| graph.root(t).0 == result).count() == 1;
-    if !once || !conv.is_forward() || conv.extras.norm.is_some() {
-        return None;
-    }
-    let Some(silu) = after else {
-        let reads = operands.index(Operand::Affine).map(|index| node.inputs[index]);
-        let sources = &normed.inputs[..normed.inputs.len() - 2];
-        let alike = sources.iter().zip(&node.inputs).all(|(&a, &b)| graph.root(a) == graph.root(b));
-        let fits = reads == Some(result) && operands.second == second && alike;
-        return fits.then(|| conv.normalised(norm, second, operands.silu));
-    };
-    let whole = graph.ty(node.inputs[0]).elements() == graph.ty(result).elements();
-    let plain = !(operands.second || operands.affine || operands.silu || operands.upsample);
-    let fits = graph.root(node.inputs[0]).0 == result && whole && plain;
-    fits.then(|| conv.normalised(norm, second, silu))
 }

@@ -18,7 +18,7 @@ mod tiles;
 pub use form::{Operand, Operands};
 pub use grad::{Conv2dDgrad, Conv2dWgrad};
 pub use packed::{Conv2dPack, PackedConv2d};
-pub use tiles::{Norm, TilePack, TilePacks, TiledConv2d};
+pub use tiles::{ExtraOutput, Norm, TilePack, TilePacks, TiledConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};

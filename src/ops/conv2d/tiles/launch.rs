@@ -19,7 +19,7 @@ kernels::params! {
         weight: [u64; 3], bias: [u64; 3],
         shortcut: [u64; 2], shortcut_weight: u64, shortcut_bias: u64,
         shift: u64, residual: u64,
-        y: [u64; 3], own_moments: u64, partials: u64, tickets: u64,
+        y: [u64; 3], own_moments: u64, own_affine: u64, own_stats: u64, partials: u64, tickets: u64,
         geometry: Geometry, shift_stride: i32,
         shortcut1: i32, shortcut2: i32, groups: i32, tiles1: i32, tiles2: i32,
         slice1: i32, slice2: i32, own_slice: i32,
@@ -83,7 +83,8 @@ impl TiledConv2d {
         let pieces = |(view, channels)| in_pieces(view, channels, self.pack.dtype);
         let wide = [x, x2].into_iter().zip(conv.channels).all(pieces);
         let wide_shortcut = shortcut.into_iter().zip(shortcut_channels).all(pieces);
-        let (results, own_moments) = args.outputs.split_at(1 + self.extras.siblings);
+        let (results, own) = args.outputs.split_at(1 + self.extras.siblings);
+        let (own_moments, kept) = own.split_at(usize::from(self.extras.moments > 0));
         let stored = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
         let tiles = |view: Option<&View>| view.map_or(Ok(0), |view| int(view.ty.shape[1]));
         let slice = |view: Option<&View>, channels: usize| match view {
@@ -107,6 +108,8 @@ impl TiledConv2d {
             residual: UNSET,
             y: [UNSET; 3],
             own_moments: UNSET,
+            own_affine: UNSET,
+            own_stats: UNSET,
             partials: UNSET,
             tickets: UNSET,
             geometry: Geometry::of(name, conv, self.form.operands.silu, affine_stride)?,
@@ -134,7 +137,7 @@ impl TiledConv2d {
         read.extend([places.shortcut_weight, places.shortcut_bias].map(input));
         read.extend([shift, residual]);
         let mut written: Vec<Option<&View>> = (0..3).map(|sibling| results.get(sibling)).collect();
-        written.extend([own_moments.first(), args.scratch, args.tickets]);
+        written.extend([own_moments.first(), kept.first(), kept.get(1), args.scratch, args.tickets]);
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])

@@ -47,7 +47,8 @@ pub struct Shortcut {
 ///
 /// Further outputs: of each sibling its result, and with `moments` those of the (first) result:
 /// \[B, tiles, 3, C_out / moments\]: of 64 pixels and so many channels the number of elements, their
-/// mean, and the sum of their squared deviations from it.
+/// mean, and the sum of their squared deviations from it. With `keeps` what `norm` came to, for gradients:
+/// the sources' scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Extras {
     pub norm: Option<Norm>,
@@ -56,6 +57,19 @@ pub struct Extras {
     pub shortcut: Option<Shortcut>,
     /// Channels of a slice whose moments are taken together; 0 for none.
     pub moments: usize,
+    /// With a `norm` only.
+    pub keeps: bool,
+}
+
+/// What an output is, but for the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtraOutput {
+    Sibling(usize),
+    Moments,
+    /// Scales and shifts of the normalisation.
+    Affine,
+    /// Mean and rstd of its groups.
+    Statistics,
 }
 
 /// A convolution whose weights are packed; otherwise the inputs of the operation it comes from, and
@@ -71,9 +85,16 @@ impl Form {
     pub(super) fn lower_tiled(&self, inputs: &[&TensorType]) -> Option<Lowered> {
         let dims = self.dims(inputs).ok()?;
         let conv = self.conv(inputs).ok()?;
-        let pack = TilePack { dims, transposed: conv.transposed, dtype: inputs[0].dtype };
+        let dtype = inputs[0].dtype;
+        let pack = TilePack { dims, transposed: conv.transposed, pair: false, dtype };
+        let mut form = *self;
+        let pointwise = conv.kernel == [1, 1] && conv.stride == [1, 1];
+        if pointwise && self.padding == [0; 4] && conv.output == conv.input {
+            // With the weight transposed it is a forward convolution.
+            form.direction = super::Direction::Forward;
+        }
         Some(Lowered {
-            op: Arc::new(TiledConv2d { form: *self, pack, extras: Extras::default() }),
+            op: Arc::new(TiledConv2d { form, pack, extras: Extras::default() }),
             prepare: vec![(self.operands.weight_index(), Arc::new(pack))],
         })
     }
@@ -135,7 +156,13 @@ impl TiledConv2d {
         if inputs.len() != places.count {
             return self.refuse(format!("takes {} inputs, not {}", places.count, inputs.len()));
         }
-        let conv = self.form.describe(&inputs[..self.form.operands.count()], self.pack.dims)?;
+        let [c_in, c_out] = self.pack.channels();
+        let [_, _, kh, kw] = self.pack.dims;
+        let dims = match self.form.direction {
+            super::Direction::Forward => [c_out, c_in, kh, kw],
+            _ => [c_in, c_out, kh, kw],
+        };
+        let conv = self.form.describe(&inputs[..self.form.operands.count()], dims)?;
         let at = |place: Option<usize>| place.map(|index| inputs[index]);
         let packed = self.pack.packed();
         for weight in places.weights.into_iter().filter_map(at) {
@@ -206,7 +233,16 @@ impl TiledConv2d {
     /// Whether a normalisation in front of the sources, or of its own result, can be taken in: not by
     /// a transposed convolution, whose tiles are no neighbouring pixels.
     pub fn is_forward(&self) -> bool {
-        !self.pack.transposed && self.form.direction == super::Direction::Forward
+        self.form.direction == super::Direction::Forward
+    }
+
+    /// All outputs but the first.
+    pub fn extra_outputs(&self) -> Vec<ExtraOutput> {
+        let Extras { siblings, moments, keeps, .. } = self.extras;
+        let mut outputs: Vec<ExtraOutput> = (0..siblings).map(ExtraOutput::Sibling).collect();
+        outputs.extend((moments > 0).then_some(ExtraOutput::Moments));
+        outputs.extend(keeps.then_some([ExtraOutput::Affine, ExtraOutput::Statistics]).into_iter().flatten());
+        outputs
     }
 
     /// With the normalisation given by moments instead of by an affine; `silu` follows it.
@@ -268,6 +304,38 @@ impl TiledConv2d {
         (!taken && self.extras == Extras::default()).then_some(conv)
     }
 
+    /// With another 1×1 convolution of its kind added, whose result was the residual, as one of both
+    /// sources and both weights; `None` where either has something that stands in the way.
+    pub fn with_pair(&self, other: &TiledConv2d) -> Option<TiledConv2d> {
+        let plain = super::Operands::default();
+        let alike = self.form == Form { operands: self.form.operands, ..other.form }
+            && self.form.operands == super::Operands { residual: true, ..plain }
+            && other.form.operands == plain
+            && self.pack == other.pack;
+        let Form { stride, padding, .. } = self.form;
+        let pointwise = self.pack.dims[2..] == [1, 1] && stride == [1, 1] && padding == [0; 4];
+        let free = self.extras == Extras::default() && other.extras == Extras::default();
+        if !(alike && pointwise && free && self.is_forward() && !self.pack.pair) {
+            return None;
+        }
+        let mut conv = self.clone();
+        conv.form.operands = super::Operands { second: true, ..plain };
+        conv.pack.pair = true;
+        Some(conv)
+    }
+
+    /// How its weight is packed.
+    pub fn pack(&self) -> TilePack {
+        self.pack
+    }
+
+    /// Leaving what the normalisation of its sources came to.
+    pub fn keeping(&self) -> TiledConv2d {
+        let mut conv = self.clone();
+        conv.extras.keeps = true;
+        conv
+    }
+
     /// Leaving moments of slices of so many channels.
     pub fn with_moments(&self, slice: usize) -> TiledConv2d {
         let mut conv = self.clone();
@@ -309,15 +377,24 @@ impl Op for TiledConv2d {
                 }
             }
         }
-        let mut outputs = vec![output_type(&conv, self.pack.dtype); 1 + self.extras.siblings];
-        if self.extras.moments > 0 {
-            let slice = self.extras.moments;
-            if !conv.c_out.is_multiple_of(slice) || !cut::WEIGHT_BLOCK.is_multiple_of(slice) {
-                return self.refuse(format!("no moments of slices of {slice} channels"));
-            }
-            outputs.push(self.moments(&conv));
+        let result = output_type(&conv, self.pack.dtype);
+        let slice = self.extras.moments;
+        if slice > 0
+            && (!conv.c_out.is_multiple_of(slice) || !cut::WEIGHT_BLOCK.is_multiple_of(slice))
+        {
+            return self.refuse(format!("no moments of slices of {slice} channels"));
         }
-        Ok(outputs)
+        let groups = self.extras.norm.map(|norm| norm.groups);
+        if self.extras.keeps && groups.is_none() {
+            return self.refuse("has no normalisation to leave anything of".into());
+        }
+        let extra = self.extra_outputs().into_iter().map(|extra| match extra {
+            ExtraOutput::Sibling(_) => result.clone(),
+            ExtraOutput::Moments => self.moments(&conv),
+            ExtraOutput::Affine => TensorType::f32([conv.batch, 2, conv.c_in()]),
+            ExtraOutput::Statistics => TensorType::f32([conv.batch, groups.unwrap_or(0), 2]),
+        });
+        Ok(std::iter::once(result.clone()).chain(extra).collect())
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {

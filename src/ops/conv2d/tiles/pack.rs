@@ -5,19 +5,19 @@ use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::device::kernels::{
     self, CONV2D_PACK_FWD_NHWC_F16, CONV2D_PACK_FWD_NHWC_F32, UNSET, dimension,
 };
-use crate::device::{DType, KernelWork, TensorType};
+use crate::device::{DType, KernelWork, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::conv2d::geometry::piece;
 use crate::ops::{LaunchArgs, Op};
 
 /// Weights that one launch packs.
-const MOST_PACKS: usize = 96;
+const MOST_PACKS: usize = 92;
 
 /// `Conv2dPack`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Pack {
-    weight: u64,
+    weight: [u64; 2],
     packed: u64,
     c_out: i32,
     c_in: i32,
@@ -28,18 +28,20 @@ struct Pack {
 kernels::params! {
     /// `Conv2dPacks`.
     struct Params for CONV2D_PACK_FWD_NHWC_F32, CONV2D_PACK_FWD_NHWC_F16 {
-        each: [Pack; 96], first_block: [i32; 96], count: i32, unused: i32,
+        each: [Pack; 92], first_block: [i32; 92], count: i32, unused: i32,
     }
 }
 
 /// Weight \[out, in, kh, kw\] → \[c_out / 64, kh·kw, pieces of c_in, 64, 16 bytes\] of the type in
 /// which the convolution computes, an even number of pieces, with zeros beyond the ends. Depends on
-/// weights only, so it runs in `prepare`.
+/// weights only, so it runs in `prepare`. Of a pair of weights what the second reads lies behind what the
+/// first does, as if they were one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TilePack {
     pub(super) dims: [usize; 4],
     /// The weight's first dimension is what is read.
     pub(super) transposed: bool,
+    pub(super) pair: bool,
     pub(super) dtype: DType,
 }
 
@@ -47,7 +49,13 @@ impl TilePack {
     /// Channels that are read, and those that come out.
     pub(super) fn channels(&self) -> [usize; 2] {
         let [first, second, ..] = self.dims;
-        if self.transposed { [first, second] } else { [second, first] }
+        let [c_in, c_out] = if self.transposed { [first, second] } else { [second, first] };
+        [c_in * self.weights(), c_out]
+    }
+
+    /// How many weights it takes.
+    fn weights(&self) -> usize {
+        1 + usize::from(self.pair)
     }
 
     pub(super) fn packed(&self) -> TensorType {
@@ -67,13 +75,14 @@ impl Op for TilePack {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        match inputs {
-            [weight] if **weight == TensorType::f32(self.dims) => Ok(vec![self.packed()]),
-            _ => Err(Error::operation(
+        let fits = inputs.iter().all(|&weight| *weight == TensorType::f32(self.dims));
+        if !fits || inputs.len() != self.weights() {
+            return Err(Error::operation(
                 self.name(),
-                format!("takes a float32 weight {:?}, not {inputs:?}", self.dims),
-            )),
+                format!("takes {} float32 {:?}, not {inputs:?}", self.weights(), self.dims),
+            ));
         }
+        Ok(vec![self.packed()])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
@@ -91,13 +100,15 @@ impl Op for TilePacks {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        if inputs.len() != self.0.len() {
+        let count: usize = self.0.iter().map(TilePack::weights).sum();
+        if inputs.len() != count {
             return Err(Error::operation(
                 self.name(),
-                format!("takes {} weights, not {}", self.0.len(), inputs.len()),
+                format!("takes {count} weights, not {}", inputs.len()),
             ));
         }
-        let each = self.0.iter().zip(inputs).map(|(pack, &weight)| pack.infer(&[weight]));
+        let mut rest = inputs;
+        let each = self.0.iter().map(|pack| pack.infer(split_off(&mut rest, pack.weights())));
         Ok(each.collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -106,14 +117,21 @@ impl Op for TilePacks {
     }
 }
 
+/// Takes the first of what is left.
+fn split_off<'a, T>(rest: &mut &'a [T], count: usize) -> &'a [T] {
+    let (first, others) = rest.split_at(count);
+    *rest = others;
+    first
+}
+
 fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
     let int = |size| dimension("conv2d_pack", size);
-    let (mut launches, mut rest) = (Vec::new(), 0);
+    let (mut launches, mut inputs, mut outputs) = (Vec::new(), args.inputs, args.outputs);
     let alike = packs.chunk_by(|one, other| one.dtype == other.dtype);
     for packs in alike.flat_map(|packs| packs.chunks(MOST_PACKS)) {
-        let weights = &args.inputs[rest..rest + packs.len()];
-        let packed = &args.outputs[rest..rest + packs.len()];
-        rest += packs.len();
+        let weights = packs.iter().map(|pack| split_off(&mut inputs, pack.weights()));
+        let weights: Vec<&[View]> = weights.collect();
+        let packed = split_off(&mut outputs, packs.len());
         let mut params: Params = bytemuck::Zeroable::zeroed();
         params.count = int(packs.len())?;
         let kernel =
@@ -122,7 +140,7 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         for (index, pack) in packs.iter().enumerate() {
             let [c_in, c_out] = pack.channels();
             params.each[index] = Pack {
-                weight: UNSET,
+                weight: [UNSET; 2],
                 packed: UNSET,
                 c_out: int(c_out)?,
                 c_in: int(c_in)?,
@@ -134,8 +152,10 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         }
         // Pointers lie in each of the structs, not at the front.
         let at = |index: usize, field: usize| index * size_of::<Pack>() + 8 * field;
-        let fields = weights.iter().enumerate().map(|(index, view)| (at(index, 0), view.clone()));
-        let written = packed.iter().enumerate().map(|(index, view)| (at(index, 1), view.clone()));
+        let fields = weights.iter().enumerate().flat_map(|(index, views)| {
+            views.iter().enumerate().map(move |(field, view)| (at(index, field), view.clone()))
+        });
+        let written = packed.iter().enumerate().map(|(index, view)| (at(index, 2), view.clone()));
         launches.push(KernelWork {
             kernel: kernel.name,
             grid: [int(blocks)? as u32, 1, 1],
