@@ -11,6 +11,7 @@ mod group_norm;
 mod harness;
 mod optimizer;
 mod pointwise;
+mod row_linear;
 
 use criterion::Criterion;
 use harness::Bench;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     group_norm::benches(&mut bench);
     attention::benches(&mut bench);
     pointwise::benches(&mut bench);
+    row_linear::benches(&mut bench);
     optimizer::benches(&mut bench);
     diffusion::benches(&mut bench);
     bench.finish();
