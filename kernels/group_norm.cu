@@ -3,7 +3,8 @@
 // else is float32.
 //
 // A block of forward and dgrad has a slab of one sample's channels, whole groups of at least two pieces
-// of 16 bytes, and a thread one piece of every `rows`-th pixel.
+// of 16 bytes, and a thread one piece of every `rows`-th pixel. Groups wider than a piece for each thread
+// are gone through in windows of so many channels.
 //
 //   forward   where the sources' producers left moments, blocks share a sample's pixels and each merges
 //             the moments of its groups; else a block has all pixels and reads them three times: for
@@ -12,9 +13,8 @@
 //             block that comes last of a slab adds the samples' sums to dgamma and dbeta.
 //   stats     one block a sample and group, for `affine`: one thread an element.
 #include "common/activation.cuh"
+#include "common/channel_slab.cuh"
 #include "common/conv2d_source.cuh"
-#include "common/reduce.cuh"
-#include "common/source.cuh"
 
 template <class E>
 struct GroupNormStats {
@@ -69,56 +69,6 @@ __global__ void __launch_bounds__(256) group_norm_affine_fwd_nhwc_f32(GroupNormA
     to[p.channels] = fmaf(-stats[0], factor, p.beta[from]);
 }
 
-// The channels `first` .. `end` of a block; the calling thread has the piece from channel `c`, of the
-// pixels from `row` on in steps of `rows`. Threads without any start behind the last pixel.
-template <class E>
-struct Slab {
-    int first, end, columns, rows, c, row;
-
-    __device__ __forceinline__ Slab(int slab, int channels, int pixels) {
-        const int SIZE = Piece<E>::SIZE;
-        int thread = threadIdx.x;
-        first = blockIdx.x * slab;
-        end = min(first + slab, channels);
-        columns = (slab + SIZE - 1) / SIZE;
-        rows = 256 / columns;
-        c = first + thread % columns * SIZE;
-        row = thread / columns < rows && c < end ? thread / columns : pixels;
-    }
-};
-
-// Sums over all pixels of a block: N for each channel, of which `value` [N][SIZE] holds those of the
-// calling thread. They lie in `totals` [N][channels of the slab] when all threads are back.
-template <int N, class E, int COUNT>
-__device__ __forceinline__ void total_pixels(const Slab<E>& slab, const float (&value)[COUNT], float* parts,
-                                             float* totals) {
-    const int SIZE = COUNT / N;
-    int width = slab.end - slab.first;
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) parts[i * 256 + threadIdx.x] = value[i];
-    __syncthreads();
-    auto part = [&](int o, int row) {
-        int c = o % width;
-        return parts[(o / width * SIZE + c % SIZE) * 256 + row * slab.columns + c / SIZE];
-    };
-    block_totals(N * width, slab.rows, part, [&](int o, float total) { totals[o] = total; });
-    __syncthreads();
-}
-
-// Stores those of a piece's channels that are below `end`.
-template <class E, int SIZE>
-__device__ __forceinline__ void store_piece(E* y, E* y2, int c1, int c2, bool wide, long long pixel, int c,
-                                            int end, const float (&value)[SIZE]) {
-    if (wide) {
-        E* at = c < c1 ? y + (pixel * c1 + c) : y2 + (pixel * c2 + (c - c1));
-        *reinterpret_cast<uint4*>(at) = pack(value);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < SIZE; ++i)
-        if (c + i < end) store(y, y2, pixel, c + i, c1, c2, value[i]);
-}
-
 template <class E>
 struct GroupNormForward {
     Source<E> source;
@@ -167,11 +117,11 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) 
     CYANEA_DYNAMIC_SHARED(float, totals);
     int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.z, thread = threadIdx.x;
     int from = blockIdx.y * p.share, to = min(from + p.share, p.pixels);
-    Slab<E> slab(p.slab, channels, p.pixels);
-    int groups = (slab.end - slab.first) / width;
+    int windows = Slab<E>::windows(p.slab), first_channel = blockIdx.x * p.slab;
+    int groups = (min(first_channel + p.slab, channels) - first_channel) / width;
     if (p.moments[0]) {
         for (int group = thread / 32; group < groups; group += 8) {
-            int begin = slab.first + group * width, end = begin + width;
+            int begin = first_channel + group * width, end = begin + width;
             GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, end);
             GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1, end - p.c1);
             float2 moments = merged(first, second, thread % 32, 32, [](float value) { return warp_sum(value); });
@@ -181,21 +131,29 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) 
         }
         __syncthreads();
     }
-    float mean[SIZE] = {};
     // Means, then squared deviations.
 #pragma unroll 1
     for (int pass = 0; pass < 2 && !p.moments[0]; ++pass) {
-        float sums[SIZE] = {};
-        auto add = [&](long long, const float(&x)[SIZE], bool) {
+#pragma unroll 1
+        for (int window = 0; window < windows; ++window) {
+            Slab<E> slab(p.slab, channels, p.pixels, window);
+            float mean[SIZE] = {}, sums[SIZE] = {};
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                float distance = x[i] - mean[i];
-                sums[i] += pass == 0 ? distance : distance * distance;
+            for (int i = 0; i < SIZE && pass > 0; ++i) {
+                int c = min(slab.c + i, slab.end - 1) - slab.first;
+                mean[i] = own[2 * (c / width)];
             }
-        };
-        if (p.wide) each_piece<true, 2>(p, slab, from, to, add);
-        else each_piece<false, 1>(p, slab, from, to, add);
-        total_pixels<1>(slab, sums, parts, totals);
+            auto add = [&](long long, const float(&x)[SIZE], bool) {
+#pragma unroll
+                for (int i = 0; i < SIZE; ++i) {
+                    float distance = x[i] - mean[i];
+                    sums[i] += pass == 0 ? distance : distance * distance;
+                }
+            };
+            if (p.wide) each_piece<true, 2>(p, slab, from, to, add);
+            else each_piece<false, 1>(p, slab, from, to, add);
+            total_pixels<1>(slab, sums, parts, totals);
+        }
         if (thread < groups) {
             float total = 0.0f;
             for (int c = 0; c < width; ++c) total += totals[thread * width + c];
@@ -203,34 +161,26 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) 
             own[2 * thread + pass] = pass == 0 ? total : 1.0f / sqrtf(total + p.eps);
         }
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < SIZE; ++i) {
-            int c = min(slab.c + i, slab.end - 1) - slab.first;
-            mean[i] = own[2 * (c / width)];
-        }
     }
-    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + slab.first;
-    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + slab.first;
-    float scale[SIZE], shift[SIZE];
+    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + first_channel;
+    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + first_channel;
+#pragma unroll 1
+    for (int window = 0; window < windows; ++window) {
+        Slab<E> slab(p.slab, channels, p.pixels, window);
+        ChannelNorm<SIZE> norm(slab, own, gamma, beta, width);
+        auto apply = [&](long long pixel, float(&x)[SIZE], bool wide) {
 #pragma unroll
-    for (int i = 0; i < SIZE; ++i) {
-        int c = min(slab.c + i, slab.end - 1) - slab.first, group = c / width;
-        mean[i] = own[2 * group];
-        scale[i] = own[2 * group + 1] * gamma[c];
-        shift[i] = beta[c];
+            for (int i = 0; i < SIZE; ++i) {
+                float z = fmaf(x[i] - norm.mean[i], norm.scale[i], norm.shift[i]);
+                x[i] = SILU ? silu(z) : z;
+            }
+            store_piece<E>(p.y, nullptr, channels, 0, wide, pixel, slab.c, slab.end, x);
+        };
+        if (p.wide) each_piece<true, 2>(p, slab, from, to, apply);
+        else each_piece<false, 1>(p, slab, from, to, apply);
     }
-    auto apply = [&](long long pixel, float(&x)[SIZE], bool wide) {
-#pragma unroll
-        for (int i = 0; i < SIZE; ++i) {
-            float z = fmaf(x[i] - mean[i], scale[i], shift[i]);
-            x[i] = SILU ? silu(z) : z;
-        }
-        store_piece<E>(p.y, nullptr, channels, 0, wide, pixel, slab.c, slab.end, x);
-    };
-    if (p.wide) each_piece<true, 2>(p, slab, from, to, apply);
-    else each_piece<false, 1>(p, slab, from, to, apply);
     if (blockIdx.y == 0 && thread < 2 * groups)
-        p.stats[2 * (sample * p.groups + slab.first / width) + thread] = own[thread];
+        p.stats[2 * (sample * p.groups + first_channel / width) + thread] = own[thread];
 }
 
 template <class E>
@@ -249,12 +199,6 @@ struct GroupNormBackward {
     float* sums;           // [B, 2, C]: sums of dz and of dz * xhat over the pixels, with `tickets`
     unsigned* tickets;     // a slab each, where samples share gamma; or null
     int pixels, c1, c2, groups, affine_stride, batch, slab, wide;
-};
-
-// Of each channel of a thread's piece the normalisation: scale (x - mean) + shift.
-template <int SIZE>
-struct ChannelNorm {
-    float mean[SIZE], scale[SIZE], shift[SIZE];
 };
 
 // Calls `use(pixel, dz, x - mean, WHOLE)` for the calling thread's piece of all pixels of its sample.
@@ -295,34 +239,31 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     CYANEA_DYNAMIC_SHARED(float2, table);  // `own` for each channel
     float* totals = reinterpret_cast<float*>(table + p.slab);
     int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.y, thread = threadIdx.x;
-    Slab<E> slab(p.slab, channels, p.pixels);
-    int slab_width = slab.end - slab.first, groups = slab_width / width;
-    const float* stats = p.stats + 2 * (sample * p.groups + slab.first / width);
-    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + slab.first;
-    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + slab.first;
+    int windows = Slab<E>::windows(p.slab), first_channel = blockIdx.x * p.slab;
+    int slab_width = min(p.slab, channels - first_channel), groups = slab_width / width;
+    const float* stats = p.stats + 2 * (sample * p.groups + first_channel / width);
+    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + first_channel;
+    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + first_channel;
 
-    ChannelNorm<SIZE> norm;
-    float sums[3 * SIZE] = {};
-#pragma unroll
-    for (int i = 0; i < SIZE; ++i) {
-        int c = min(slab.c - slab.first + i, slab_width - 1);
-        norm.mean[i] = stats[2 * (c / width)];
-        norm.scale[i] = stats[2 * (c / width) + 1] * gamma[c];
-        norm.shift[i] = beta[c];
-    }
-    // Sums of dz, of dz (x - mean), and of x - mean.
-    auto add = [&](long long, const float(&dz)[SIZE], const float(&distance)[SIZE], bool) {
-#pragma unroll
-        for (int i = 0; i < SIZE; ++i) {
-            sums[i] += dz[i];
-            sums[SIZE + i] = fmaf(dz[i], distance[i], sums[SIZE + i]);
-            sums[2 * SIZE + i] += distance[i];
-        }
-    };
     const int DEPTH = CYANEA_CODE_PATH < 80 ? 1 : 2;  // sm_70 is short of registers
-    if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, add);
-    else each_gradient<SILU, false, 1>(p, slab, norm, add);
-    total_pixels<3>(slab, sums, parts, totals);
+#pragma unroll 1
+    for (int window = 0; window < windows; ++window) {
+        Slab<E> slab(p.slab, channels, p.pixels, window);
+        ChannelNorm<SIZE> norm(slab, stats, gamma, beta, width);
+        float sums[3 * SIZE] = {};
+        // Sums of dz, of dz (x - mean), and of x - mean.
+        auto add = [&](long long, const float(&dz)[SIZE], const float(&distance)[SIZE], bool) {
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) {
+                sums[i] += dz[i];
+                sums[SIZE + i] = fmaf(dz[i], distance[i], sums[SIZE + i]);
+                sums[2 * SIZE + i] += distance[i];
+            }
+        };
+        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, add);
+        else each_gradient<SILU, false, 1>(p, slab, norm, add);
+        total_pixels<3>(slab, sums, parts, totals);
+    }
     if (thread < groups) {
         float sum = 0.0f, product = 0.0f, count = static_cast<float>(width) * p.pixels;
         for (int c = thread * width; c < (thread + 1) * width; ++c) {
@@ -336,8 +277,8 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
         int c = o % slab_width;
         float total = totals[o] * (o < slab_width ? 1.0f : stats[2 * (c / width) + 1]);
         float* to = o < slab_width ? p.dbeta : p.dgamma;
-        if (p.tickets) p.sums[(2ll * sample + o / slab_width) * channels + slab.first + c] = total;
-        else to[static_cast<long long>(sample) * p.affine_stride + slab.first + c] = total;
+        if (p.tickets) p.sums[(2ll * sample + o / slab_width) * channels + first_channel + c] = total;
+        else to[static_cast<long long>(sample) * p.affine_stride + first_channel + c] = total;
     }
     __syncthreads();
 
@@ -345,32 +286,37 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
         float2 line = table[c] = own[c / width];
         if (!p.rows) continue;
         float sum = fmaf(stats[2 * (c / width) + 1] * gamma[c], totals[c], line.x * totals[2 * slab_width + c]);
-        p.rows[static_cast<long long>(sample) * channels + slab.first + c] =
+        p.rows[static_cast<long long>(sample) * channels + first_channel + c] =
             fmaf(static_cast<float>(p.pixels), line.y, sum);
     }
     __syncthreads();
-    auto finish = [&](long long pixel, const float(&dz)[SIZE], const float(&distance)[SIZE],
-                      bool wide) {
-        // Read anew each time: there are no registers for what the table says.
-        int first = slab.c - slab.first + thread_again() - thread;
-        float dx[SIZE];
+#pragma unroll 1
+    for (int window = 0; window < windows; ++window) {
+        Slab<E> slab(p.slab, channels, p.pixels, window);
+        ChannelNorm<SIZE> norm(slab, stats, gamma, beta, width);
+        auto finish = [&](long long pixel, const float(&dz)[SIZE], const float(&distance)[SIZE],
+                          bool wide) {
+            // Read anew each time: there are no registers for what the table says.
+            int first = slab.c - slab.first + thread_again() - thread;
+            float dx[SIZE];
 #pragma unroll
-        for (int i = 0; i < SIZE; ++i) {
-            float2 line = table[wide ? first + i : min(first + i, slab_width - 1)];
-            dx[i] = fmaf(norm.scale[i], dz[i], fmaf(line.x, distance[i], line.y));
-        }
+            for (int i = 0; i < SIZE; ++i) {
+                float2 line = table[wide ? first + i : min(first + i, slab_width - 1)];
+                dx[i] = fmaf(norm.scale[i], dz[i], fmaf(line.x, distance[i], line.y));
+            }
 #pragma unroll
-        for (int which = 0; which < 2; ++which) {
-            if (!p.residual[which]) continue;
-            float other[SIZE];
-            unpack(source_piece<E>(p.residual[which], nullptr, channels, 0, wide, pixel, slab.c), other);
+            for (int which = 0; which < 2; ++which) {
+                if (!p.residual[which]) continue;
+                float other[SIZE];
+                unpack(source_piece<E>(p.residual[which], nullptr, channels, 0, wide, pixel, slab.c), other);
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) dx[i] += other[i];
-        }
-        store_piece<E>(p.dx, p.dx2, p.c1, p.c2, wide, pixel, slab.c, slab.end, dx);
-    };
-    if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, finish);
-    else each_gradient<SILU, false, 1>(p, slab, norm, finish);
+                for (int i = 0; i < SIZE; ++i) dx[i] += other[i];
+            }
+            store_piece<E>(p.dx, p.dx2, p.c1, p.c2, wide, pixel, slab.c, slab.end, dx);
+        };
+        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, finish);
+        else each_gradient<SILU, false, 1>(p, slab, norm, finish);
+    }
 
     if (!p.tickets) return;
     __threadfence();
@@ -380,10 +326,10 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     if (drawn[0] != static_cast<unsigned>(p.batch - 1)) return;
     __threadfence();
     auto of_sample = [&](int o, int other) {
-        return __ldcg(p.sums + ((2ll * other + o / slab_width) * channels + slab.first + o % slab_width));
+        return __ldcg(p.sums + ((2ll * other + o / slab_width) * channels + first_channel + o % slab_width));
     };
     block_totals(2 * slab_width, p.batch, of_sample, [&](int o, float total) {
-        (o < slab_width ? p.dbeta : p.dgamma)[slab.first + o % slab_width] = total;
+        (o < slab_width ? p.dbeta : p.dgamma)[first_channel + o % slab_width] = total;
     });
     if (thread == 0) p.tickets[blockIdx.x] = 0;
 }

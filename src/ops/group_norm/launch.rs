@@ -115,24 +115,10 @@ impl<'a> Inputs<'a> {
     }
 
     /// Channels of a block, and blocks that have all channels.
-    ///
-    /// # Errors
-    /// Where a pixel of them is more than a block reads at once.
-    fn slab(&self, operation: &str) -> Result<(usize, u32)> {
+    fn slab(&self) -> (usize, u32) {
         let (channels, groups) = (self.channels() as usize, self.groups as usize);
         let slab = slab(channels, groups, self.x.ty.dtype);
-        let most = THREADS * piece(self.x.ty.dtype);
-        if slab > most {
-            return Err(Error::operation(
-                operation,
-                format!(
-                    "groups of {} channels are too wide for a block, which takes {most}; use more \
-                     than {groups} groups",
-                    channels / groups
-                ),
-            ));
-        }
-        Ok((slab, channels.div_ceil(slab) as u32))
+        (slab, channels.div_ceil(slab) as u32)
     }
 
     /// Whether sources and these tensors of all channels can be moved a piece at a time.
@@ -179,7 +165,7 @@ impl GroupNorm {
         let name = "group_norm";
         let inputs = Inputs::new(name, inputs, self.groups)?;
         let [y, stats] = outputs else { unreachable!("outputs are checked") };
-        let (slab, slabs) = inputs.slab(name)?;
+        let (slab, slabs) = inputs.slab();
         let pixels = inputs.pixels as usize;
         let share = match moments {
             [] => pixels,
@@ -281,7 +267,7 @@ impl GroupNormGrad {
             [dx, dx2, dgamma, dbeta] => (dx, Some(dx2), dgamma, dbeta),
             _ => unreachable!("outputs are checked"),
         };
-        let (slab, slabs) = inputs.slab(name)?;
+        let (slab, slabs) = inputs.slab();
         let like_y: Vec<&View> = residuals.iter().chain([dy]).collect();
         let aligned = in_pieces(Some(dx), inputs.c1 as usize, dx.ty.dtype);
         let params = Backward {
