@@ -54,3 +54,20 @@ fn a_sampling_step_of_the_edm2_network_has_few_launches() {
         assert!(launches <= 206, "{launches} on {target} in {precision}");
     }
 }
+
+/// The goal of 320 launches a training step, with the optimizer and the packing of weights.
+#[test]
+fn a_training_step_of_ddpm_64_takes_few_launches() {
+    for (target, precision, most) in [
+        ("v100", "fp32", 312),
+        ("h100", "fp32", 312),
+        ("v100", "fp16", 316),
+        ("a100", "fp16", 316),
+        ("h100", "fp16", 316),
+    ] {
+        let preset = ["--preset", "ddpm-64", "--batch", "64"];
+        let plan = json(&[&["plan", "--target", target, "--precision", precision], &preset]);
+        let launches = plan["launches_per_training_step"].as_u64().unwrap();
+        assert!(launches <= most, "{launches} on {target} in {precision}");
+    }
+}

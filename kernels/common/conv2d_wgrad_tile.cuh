@@ -213,23 +213,29 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         from.ox += place;
         return from;
     };
-    // Unsigned, what is negative is too large as well.
+    // No tensor has more than 2^31 elements. Unsigned, what is negative is too large as well.
     auto in_source = [&](const WgradTile& from) {
         return from.sample < p.batch && static_cast<unsigned>(from.oy) < static_cast<unsigned>(p.height << p.upsample) &&
                static_cast<unsigned>(from.ox) < static_cast<unsigned>(p.width << p.upsample);
     };
     auto source_index = [&](const WgradTile& from) {
-        long long row = from.sample * p.height + (from.oy >> p.upsample);
-        return row * p.width + (from.ox >> p.upsample);
+        return (from.sample * p.height + (from.oy >> p.upsample)) * p.width + (from.ox >> p.upsample);
     };
     int column = column_tile * N + x_piece * SIZE, out = row_tile * M + y_piece * SIZE;
+    // The same as `column`, computed again where registers are too short for what follows from it.
+    auto x_channel = [&]() {
+        bool again = WAY == NORMALISED && CYANEA_CODE_PATH < 80;
+        return again ? column_tile * N + thread_again() % UN * SIZE : column;
+    };
     auto fetch_x = [&](uint4* buffer, const WgradTile& of, int round, WgradPiece& piece) {
         int pixel = x_pixel(round);
         WgradTile from = source_of(of, pixel);
         if (WAY != GENERAL) {
             bool inside = pixel < p.region && column < columns && in_source(from);
-            const E* at = column < p.c1 ? p.x + (source_index(from) * p.c1 + column)
-                                        : p.x2 + (source_index(from) * p.c2 + (column - p.c1));
+            // The thread's channels lie in one source.
+            int c = x_channel();
+            const E* source = c < p.c1 ? p.x + c : p.x2 + (c - p.c1);
+            const E* at = source + source_index(from) * (c < p.c1 ? p.c1 : p.c2);
             if (WAY == PLAIN) {
                 fetch_plain(piece, x_place(buffer, round), at, inside, pixel < p.region);
                 return;
@@ -264,7 +270,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         if (piece.sample >= 0 && (p.affine || p.silu)) {
             // Registers are short where there are many taps.
             if (WAY == NORMALISED || (TAPS == 1 && p.flags & WIDE && column < columns)) {
-                piece.value = normalised(p, piece.value, piece.sample, column);
+                piece.value = normalised(p, piece.value, piece.sample, x_channel());
             } else {
                 float value[SIZE];
                 unpack(piece.value, value);
@@ -279,7 +285,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         int k = y_pixel(round);
         int sample = of.sample + sample_of(k), oy = of.oy + row_of(k), ox = of.ox + column_of(k);
         bool inside = k < p.pixels && sample < p.batch && oy < p.out_height && ox < p.out_width;
-        long long row = sample * p.out_height + oy, pixel = row * p.out_width + ox;
+        int pixel = (sample * p.out_height + oy) * p.out_width + ox;
         if (WAY != GENERAL) {
             inside = inside && out < p.c_out;
             fetch_plain(piece, y_place(buffer, round), dy + (pixel * p.c_out + out), inside, k < p.pixels);
@@ -362,9 +368,9 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
                                      p.region_width, shift);
             if (more) {
 #pragma unroll
-                for (int h = 0; h < HX; ++h) land_x(other, step * HX + h, held_x[h]);
-#pragma unroll
                 for (int h = 0; h < HY; ++h) land_y(other, step * HY + h, held_y[h]);
+#pragma unroll
+                for (int h = 0; h < HX; ++h) land_x(other, step * HX + h, held_x[h]);
             }
         }
         if (more) bring(other, next, steps * HX, steps * HY);

@@ -7,9 +7,7 @@ use super::{Uses, maker, op, tiles_norm};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
 use crate::ops::combine::Combine;
-use crate::ops::conv2d::{
-    Conv2dWgrad, ExtraOutput, Operand, TilePack, TilePacks, TiledConv2d,
-};
+use crate::ops::conv2d::{Conv2dWgrad, ExtraOutput, Operand, TilePack, TilePacks, TiledConv2d};
 use crate::ops::{Build, Op};
 use std::sync::Arc;
 
@@ -61,11 +59,14 @@ fn packs(graph: &mut Graph) -> bool {
         };
         node.inputs.iter().all(slot).then_some(*pack)
     };
-    let found: Vec<(usize, TilePack)> =
-        graph.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, ready(node)?))).collect();
+    let nodes = graph.nodes.iter().enumerate();
+    let mut found: Vec<(usize, TilePack)> =
+        nodes.filter_map(|(at, node)| Some((at, ready(node)?))).collect();
     if found.is_empty() {
         return false;
     }
+    // A launch packs weights of one type.
+    found.sort_by_key(|(_, pack)| pack.is_half());
     let together = |part: fn(&Node) -> &[TensorId]| -> Vec<TensorId> {
         found.iter().flat_map(|&(at, _)| part(&graph.nodes[at]).iter().copied()).collect()
     };
@@ -152,7 +153,9 @@ fn siblings(graph: &mut Graph) -> bool {
             }
             let Some((op, own)) = joined(one, other) else { continue };
             let alike = (0..other.inputs.len()).all(|index| {
-                own.contains(&index) || same(graph, one.inputs[index], other.inputs[index])
+                let (first, second) = (one.inputs[index], other.inputs[index]);
+                let like = own.contains(&index) && graph.ty(first) == graph.ty(second);
+                like || same(graph, first, second)
             });
             if !alike {
                 continue;

@@ -297,7 +297,8 @@ impl Conv2dWgrad {
         // Of each convolution its weight's gradient, and its bias's.
         let each = |which: usize| {
             let stride = 1 + usize::from(self.bias);
-            (0..MOST_SIBLINGS).map(move |sibling| (which < stride).then_some(stride * sibling + which))
+            (0..MOST_SIBLINGS)
+                .map(move |sibling| (which < stride).then_some(stride * sibling + which))
         };
         let outputs = each(0).chain(each(1)).map(|at| at.and_then(|at| args.outputs.get(at)));
         let written: Vec<Option<&View>> = outputs.chain([args.scratch, args.tickets]).collect();

@@ -38,8 +38,7 @@ fn large_tiles() {
 fn weight_gradients() {
     let x = Host::random(&[1, 4, 5, 16], 1);
     for (kernel, stride, dy) in [(3, 1, [4, 5]), (3, 2, [2, 3]), (1, 1, [4, 5])] {
-        let wgrad =
-            Conv2dWgrad::new([stride; 2], [kernel / 2; 4], [kernel; 2], true);
+        let wgrad = Conv2dWgrad::new([stride; 2], [kernel / 2; 4], [kernel; 2], true);
         let dy = Host::random(&[1, dy[0], dy[1], 8], 2);
         check_on_chips_of(1, &wgrad, &[&x, &dy], 1e-5);
         if stride == 1 {

@@ -137,7 +137,13 @@ impl TiledConv2d {
         read.extend([places.shortcut_weight, places.shortcut_bias].map(input));
         read.extend([shift, residual]);
         let mut written: Vec<Option<&View>> = (0..3).map(|sibling| results.get(sibling)).collect();
-        written.extend([own_moments.first(), kept.first(), kept.get(1), args.scratch, args.tickets]);
+        written.extend([
+            own_moments.first(),
+            kept.first(),
+            kept.get(1),
+            args.scratch,
+            args.tickets,
+        ]);
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])

@@ -241,7 +241,9 @@ impl TiledConv2d {
         let Extras { siblings, moments, keeps, .. } = self.extras;
         let mut outputs: Vec<ExtraOutput> = (0..siblings).map(ExtraOutput::Sibling).collect();
         outputs.extend((moments > 0).then_some(ExtraOutput::Moments));
-        outputs.extend(keeps.then_some([ExtraOutput::Affine, ExtraOutput::Statistics]).into_iter().flatten());
+        outputs.extend(
+            keeps.then_some([ExtraOutput::Affine, ExtraOutput::Statistics]).into_iter().flatten(),
+        );
         outputs
     }
 

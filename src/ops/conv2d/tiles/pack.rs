@@ -53,6 +53,11 @@ impl TilePack {
         [c_in * self.weights(), c_out]
     }
 
+    /// Whether what it packs is read in float16.
+    pub fn is_half(&self) -> bool {
+        self.dtype == DType::F16
+    }
+
     /// How many weights it takes.
     fn weights(&self) -> usize {
         1 + usize::from(self.pair)
