@@ -1,6 +1,6 @@
-// The steps of diffusion around the network: noise, the forward process, the samplers' update, and
-// the little that counts on the device. One thread an element, but where something else is said.
+// The steps of diffusion around the network: noise, the forward process and the samplers' update. One thread an element, but where something else is said.
 #include "common/angle.cuh"
+#include "common/half.cuh"
 #include "common/noise.cuh"
 #include "common/reduce.cuh"
 #include "common/state.cuh"
@@ -73,18 +73,6 @@ __global__ void __launch_bounds__(256) select_row_fwd_nhwc_f32(SelectRow p) {
     unsigned row = p.state ? p.state[STATE_ROW] : static_cast<unsigned>(p.rows[place]);
     bool inside = row < static_cast<unsigned>(p.height);
     p.y[i] = inside ? p.table[row * p.width + i % p.width] : not_a_number();
-}
-
-struct AdvanceState {
-    unsigned* state;
-    unsigned step, row, sample, unused;
-};
-
-__global__ void __launch_bounds__(32) advance_state_fwd_nhwc_u32(AdvanceState p) {
-    if (threadIdx.x != 0) return;
-    p.state[STATE_STEP] += p.step;
-    p.state[STATE_ROW] += p.row;
-    p.state[STATE_SAMPLE] += p.sample;
 }
 
 // Sines and cosines of t * f, f = exp(rate * i / span) for i < half, first one kind, then the
@@ -217,17 +205,19 @@ struct SamplerRow {
     float reserved[2];
 };
 
-// Updates x [B, P, C] and, where there is one, the history in place.
+// Updates x [B, P, C] and, where there is one, the history in place, and counts on to the next row.
+template <class E>
 struct SamplerUpdate {
-    const float* output;
+    const E* output;
     const SamplerRow* table;
-    const unsigned* state;
     const unsigned* seeds;  // [B, 2], or null
     const float* given;     // noise [rows, B, P, C], or null
     float* x;
     float* history;       // or null
     float* x_rest;        // or null: x and history, and the table's rows, are sums of two float32
     float* history_rest;  // or null
+    unsigned* state;
+    unsigned* ticket;     // zero between launches
     int batch, pixels, channels, rows;
     unsigned purpose;
     int unused;
@@ -262,8 +252,8 @@ __device__ __forceinline__ void store_pair(double value, float* high, float* low
     *low = static_cast<float>(value - static_cast<double>(*high));
 }
 
-__global__ void __launch_bounds__(256) sampler_update_fwd_nhwc_f32(SamplerUpdate p) {
-    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+template <class E>
+__device__ __forceinline__ void update_element(const SamplerUpdate<E>& p, long long i) {
     int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
     if (sample >= p.batch) return;
     unsigned index = p.state[STATE_ROW];
@@ -287,13 +277,26 @@ __global__ void __launch_bounds__(256) sampler_update_fwd_nhwc_f32(SamplerUpdate
     if (p.x_rest) {
         double x = static_cast<double>(p.x[i]) + p.x_rest[i], history = 0.0;
         if (p.history) history = static_cast<double>(p.history[i]) + p.history_rest[i];
-        sampler_step(row, p.table[2 * index + 1], x, history, p.output[i], noise);
+        sampler_step(row, p.table[2 * index + 1], x, history, get(p.output + i), noise);
         store_pair(x, &p.x[i], &p.x_rest[i]);
         if (p.history) store_pair(history, &p.history[i], &p.history_rest[i]);
         return;
     }
     float x = p.x[i], history = p.history ? p.history[i] : 0.0f;
-    sampler_step(row, SamplerRow{}, x, history, p.output[i], noise);
+    sampler_step(row, SamplerRow{}, x, history, get(p.output + i), noise);
     p.x[i] = x;
     if (p.history) p.history[i] = history;
+}
+
+template <class E>
+__global__ void __launch_bounds__(256) sampler_update(SamplerUpdate<E> p) {
+    update_element(p, static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
+    // The last block to come here counts on: no other will read the row any more.
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    __threadfence();
+    if (atomicAdd(p.ticket, 1u) + 1 < gridDim.x) return;
+    __threadfence();
+    *p.ticket = 0;
+    p.state[STATE_ROW] += 1;
 }

@@ -9,27 +9,42 @@
 
 #define EPSILON 1e-4f
 
-// y = x / (EPSILON + |x| / sqrt(length)) for each of `runs` runs of `length` elements; or, from dy, the
-// gradient of x.
+// y = x / (EPSILON + |x| / sqrt(length)) for each of `runs` runs of `length` elements, `groups` of them a
+// pixel; or, from dy, the gradient of x. Pooled: x is the mean of 2 x 2 pixels of an image twice as high and
+// as wide.
 template <class E>
 struct PixelNorm {
     const E* x;
     const E* dy;  // null in the forward kernel
     E* y;
     long long runs;
-    int length, unused;
+    int length, groups;
+    int width;  // of y
+    int unused;
 };
 
-template <class E>
+template <class E, bool POOLED>
 __global__ void __launch_bounds__(256) pixel_norm_fwd(PixelNorm<E> p) {
     long long run = static_cast<long long>(blockIdx.x) * 8 + threadIdx.x / 32;
     if (run >= p.runs) return;
     const E* x = p.x + run * p.length;
     E* y = p.y + run * p.length;
+    int across = p.length * p.groups, down = 2 * p.width * across;
+    if (POOLED) {
+        long long pixel = run / p.groups, row = pixel / p.width, column = pixel % p.width;
+        x = p.x + 2 * (row * down + column * across) + run % p.groups * p.length;
+    }
+    auto at = [&](int i) {
+        if (!POOLED) return get(x + i);
+        return 0.25f * (get(x + i) + get(x + across + i) + (get(x + down + i) + get(x + down + across + i)));
+    };
     float sum = 0.0f;
-    for (int i = threadIdx.x % 32; i < p.length; i += 32) sum = fmaf(get(x + i), get(x + i), sum);
+    for (int i = threadIdx.x % 32; i < p.length; i += 32) {
+        float value = at(i);
+        sum = fmaf(value, value, sum);
+    }
     float scale = 1.0f / (EPSILON + sqrtf(warp_sum(sum) / static_cast<float>(p.length)));
-    for (int i = threadIdx.x % 32; i < p.length; i += 32) put(y + i, scale * get(x + i));
+    for (int i = threadIdx.x % 32; i < p.length; i += 32) put(y + i, scale * at(i));
 }
 
 template <class E>

@@ -2,29 +2,48 @@
 
 use cyanea::Result;
 use cyanea::data::counter::Stream;
-use cyanea::device::TensorType;
 use cyanea::device::cpu::CpuDevice;
+use cyanea::device::{Device, TensorType, open_by_name};
 use cyanea::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
 use cyanea::ops::activation::Activation;
 use cyanea::ops::attention::Attention;
 use cyanea::ops::combine::Combine;
-use cyanea::ops::concat::{Concat, SliceChannels};
+use cyanea::ops::concat::{Concat, PadChannels, SliceChannels};
 use cyanea::ops::conv2d::Conv2d;
 use cyanea::ops::group_norm::GroupNorm;
 use cyanea::ops::linear::linear;
 use cyanea::ops::mp_layer::mp_layer;
 use cyanea::ops::pixel_norm::PixelNorm;
-use cyanea::ops::resample::UpsampleNearest2d;
+use cyanea::ops::resample::{Pool2d, UpsampleNearest2d};
 use cyanea::ops::weight_norm::WeightNorm;
 
-/// Builds, differentiates with respect to every input, fuses or not, runs on the CPU; gives the
-/// operations' names and all results.
+/// As [`run_on`] on the CPU.
 fn run(
     inputs: &[(&str, &[usize])],
     build: &dyn Fn(&mut Graph, &[TensorId]) -> Result<TensorId>,
     gradients: bool,
     fused: bool,
 ) -> Result<(Vec<&'static str>, Vec<Vec<f32>>)> {
+    let Ran { names, values, .. } = run_on(&CpuDevice::new(), inputs, build, gradients, fused)?;
+    Ok((names, values))
+}
+
+struct Ran {
+    /// Of the operations, as fusion leaves them.
+    names: Vec<&'static str>,
+    /// Of those that the device launches.
+    launched: Vec<&'static str>,
+    values: Vec<Vec<f32>>,
+}
+
+/// Builds, differentiates with respect to every input, fuses or not, runs.
+fn run_on(
+    device: &dyn Device,
+    inputs: &[(&str, &[usize])],
+    build: &dyn Fn(&mut Graph, &[TensorId]) -> Result<TensorId>,
+    gradients: bool,
+    fused: bool,
+) -> Result<Ran> {
     let mut g = Graph::new();
     let slots = inputs
         .iter()
@@ -47,7 +66,9 @@ fn run(
         fuse::fuse(&mut g)?;
     }
     let names = g.nodes.iter().map(|node| node.op.name()).collect();
-    let mut engine = Engine::single(g, &CpuDevice::new())?;
+    let mut engine = Engine::single(g, device)?;
+    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
+    let launched = launches.map(|launch| launch.operation).collect();
     let upstream = [("upstream", ty.shape.as_slice())];
     for (index, (name, shape)) in inputs.iter().chain(&upstream).enumerate() {
         if engine.has(Region::State, name) {
@@ -60,7 +81,7 @@ fn run(
     let values = (0..results.len())
         .map(|i| engine.read(Region::State, &format!("result {i}")))
         .collect::<Result<Vec<Vec<f32>>>>()?;
-    Ok((names, values))
+    Ok(Ran { names, launched, values })
 }
 
 /// Runs both graphs, compares all results, and gives back the fused graph's operations.
@@ -189,10 +210,62 @@ fn magnitude_preserving_operands() {
         };
         let names = check(&inputs, build, false);
         let count = |name| names.iter().filter(|other| **other == name).count();
-        assert_eq!((count("silu"), count("mul"), count("conv2d")), (0, 0, 3), "{names:?}");
-        // What is left of a concatenation is that of its scales, which are 1 for equally many channels.
-        assert_eq!(count("concat"), usize::from(second != 8), "{names:?}");
+        assert_eq!((count("silu"), count("add"), count("conv2d")), (0, 0, 3), "{names:?}");
+        // What is left of a concatenation is that of its scales, which are 1 for equally many channels;
+        // those of the shortcut are factors of its weight.
+        let scaled = usize::from(second != 8);
+        assert_eq!((count("concat"), count("mul")), (scaled, scaled), "{names:?}");
         check(&inputs, build, true);
+    }
+}
+
+/// What convolutions take in on targets with kernels: a sum with scales, a 1×1 shortcut of a scaled
+/// concatenation, and clipping, which is where many values here end.
+#[test]
+fn kernels_take_in_the_ends_of_magnitude_preserving_blocks() {
+    let clip = Activation::Clip { limit: 0.75 };
+    let layer = |g: &mut Graph, x, w| mp_layer(g, x, w, WeightNorm::PLAIN, None);
+    let decoder = |g: &mut Graph, t: &[TensorId]| {
+        let joined = g.one(Concat::mp_cat([8, 4], 0.5), &[t[0], t[1]])?;
+        let h = g.one(Activation::MP_SILU, &[joined])?;
+        let h = layer(g, h, t[2])?;
+        let skip = layer(g, joined, t[3])?;
+        let y = g.one(Combine::mp_sum(0.3), &[skip, h])?;
+        g.one(clip, &[y])
+    };
+    let encoder = |g: &mut Graph, t: &[TensorId]| {
+        let x = g.one(Pool2d::average(2), &[t[0]])?;
+        let x = g.one(PixelNorm { groups: 1 }, &[x])?;
+        let ones = PadChannels { before: 0, after: 1, scale: 1.0, value: 1.0 };
+        let h = g.one(ones, &[x])?;
+        let h = layer(g, h, t[1])?;
+        let y = g.one(Combine::mp_sum(0.3), &[x, h])?;
+        g.one(clip, &[y])
+    };
+    let decoder_inputs: [(&str, &[usize]); 4] =
+        [("a", &[2, 6, 7, 8]), ("b", &[2, 6, 7, 4]), ("w", &[8, 12, 3, 3]), ("s", &[8, 12, 1, 1])];
+    let encoder_inputs: [(&str, &[usize]); 2] = [("x", &[2, 12, 14, 8]), ("w", &[8, 9, 3, 3])];
+    type Block<'a> = &'a dyn Fn(&mut Graph, &[TensorId]) -> Result<TensorId>;
+    type Inputs<'a> = &'a [(&'a str, &'a [usize])];
+    let blocks: [(Inputs, Block); 2] = [(&decoder_inputs, &decoder), (&encoder_inputs, &encoder)];
+    for (inputs, build) in blocks {
+        let (_, want) = run(inputs, build, false, false).unwrap();
+        let clipped = want[0].iter().filter(|v| v.abs() == 0.75).count();
+        assert!(clipped > 20 && clipped < want[0].len() / 2, "{clipped} values are clipped");
+        for device in ["emulated:v100", "emulated:h100"] {
+            let device = open_by_name(device).unwrap();
+            let Ran { launched: names, values, .. } =
+                run_on(device.as_ref(), inputs, build, false, true).unwrap();
+            for (got, want) in values[0].iter().zip(&want[0]) {
+                assert!((got - want).abs() <= 2e-5, "{got} is not {want}");
+            }
+            let count = |name| names.iter().filter(|other| **other == name).count();
+            let on_maps = ["add", "clip", "pool2d", "silu"].map(count);
+            assert_eq!((count("conv2d"), on_maps), (1, [0; 4]), "{names:?}");
+            // That of the row of scales.
+            let pads = usize::from(inputs.len() == decoder_inputs.len());
+            assert_eq!(count("pad_channels"), pads, "{names:?}");
+        }
     }
 }
 

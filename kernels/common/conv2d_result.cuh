@@ -136,7 +136,12 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, c
             for (int i = 0; i < SIZE; ++i) value[i] += row[i];
             unpack(other[m % AHEAD][k % Layout::STEPS], added);
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) value[i] += added[i];
+            for (int i = 0; i < SIZE; ++i) {
+                value[i] = fmaf(p.residual_scale, added[i], value[i]);
+                // Comparisons that a NaN passes.
+                if (value[i] > p.limit) value[i] = p.limit;
+                if (value[i] < -p.limit) value[i] = -p.limit;
+            }
             uint4 piece = pack(value);
             unpack(piece, value);
             if (places.valid >> k & 1) {

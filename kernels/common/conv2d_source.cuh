@@ -41,6 +41,8 @@ struct Conv2d {
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
     int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
     float eps;
+    float residual_scale;             // that the residual is multiplied by
+    float limit;                      // results are within ± this; infinity for none
 };
 
 // The sources (those of the shortcut) can be read, the results stored 16 bytes at a time.

@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::graph::hoist::{Hoisted, STATE, hoist};
 use crate::graph::{Engine, Graph, Plan, Rate, Region, fuse, lower};
 use crate::models::{Given, Network, Weights, one_hot, write_tables};
-use crate::ops::advance_state::AdvanceState;
 use crate::ops::noise::{normal::Stream, philox};
 use crate::ops::sampler_update::{self, Noise, SamplerUpdate};
 use crate::ops::state::{self, StepState};
@@ -46,7 +45,7 @@ pub fn append_update(
     let rows = TensorType::f32([table.len(), columns]);
     let coefficients = g.input("coefficients", rows)?;
     let state = g.input(STATE, state::ty())?;
-    let mut inputs = vec![output, coefficients, state];
+    let mut inputs = vec![output, coefficients];
     let noise = match (table.takes_noise(), given_noise) {
         (false, _) => Noise::None,
         (true, false) => {
@@ -68,8 +67,8 @@ pub fn append_update(
             slots.push(g.input(name, TensorType::f32(shape.clone()))?);
         }
     }
-    g.push_into(SamplerUpdate { history, noise, pairs }, &inputs, &slots)?;
-    g.push_into(AdvanceState { step: 0, row: 1, sample: 0 }, &[], &[state])
+    slots.push(state);
+    g.push_into(SamplerUpdate { history, noise, pairs }, &inputs, &slots)
 }
 
 /// The three graphs of a sampling run, ready to be planned.

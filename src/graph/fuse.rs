@@ -10,6 +10,7 @@ mod gradient;
 mod magnitude;
 mod normalisation;
 mod row_linear;
+mod scales;
 mod tiles;
 mod tiles_norm;
 
@@ -26,13 +27,15 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 6] = [
+    let rules: [fn(&mut Graph) -> Result<bool>; 8] = [
         attention::rules,
         normalisation::rules,
         gradient::rules,
         row_linear::rules,
+        |graph| Ok(scales::sums(graph)),
         convolution::rules,
         magnitude::rules,
+        scales::columns,
     ];
     for rule in rules {
         while rule(graph)? {}

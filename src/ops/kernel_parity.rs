@@ -277,7 +277,7 @@ fn every_kernel_is_compared() {
     convolution::rich_weight_gradients();
     diffusion::noise();
     diffusion::forward_process();
-    diffusion::tables_and_counters();
+    diffusion::tables();
     diffusion::timesteps();
     diffusion::fourier_features();
     diffusion::preconditioning();

@@ -6,7 +6,6 @@ pub mod accumulate;
 pub mod activation;
 pub mod adamw;
 pub mod add_noise;
-pub mod advance_state;
 pub mod attention;
 pub mod cast;
 pub mod combine;

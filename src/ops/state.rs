@@ -1,8 +1,8 @@
 //! The step state: everything that changes from step to step, in 16 words of device memory, so that
 //! no launch argument does. Type `u32[16]`; on the CPU a tensor of bit patterns.
 //!
-//! The host writes it before a step (64 bytes); [`AdvanceState`](super::advance_state::AdvanceState)
-//! counts on the device where several steps run without the host. Words not listed are reserved
+//! The host writes it before a step (64 bytes); [`SamplerUpdate`](super::sampler_update::SamplerUpdate)
+//! counts rows on the device, where steps follow one another without the host. Words not listed are reserved
 //! and 0.
 
 use crate::device::TensorType;

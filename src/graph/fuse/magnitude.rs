@@ -12,11 +12,12 @@ use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, PadChannels};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::fill::Fill;
+use crate::ops::pixel_norm::{PixelNorm, PooledPixelNorm};
 use crate::ops::weight_norm::WeightNorm;
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(concatenation(graph)? || activation(graph)?)
+    Ok(concatenation(graph)? || constant(graph)? || activation(graph)? || pooling(graph))
 }
 
 /// A convolution that reads a tensor, straight or through a SiLU that nothing else reads.
@@ -113,6 +114,58 @@ fn concatenation(graph: &mut Graph) -> Result<bool> {
     Ok(false)
 }
 
+/// Channels of one value, behind others, are a source of their own: it depends on nothing, and is there
+/// before the first step.
+fn constant(graph: &mut Graph) -> Result<bool> {
+    let uses = Uses::of(graph);
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let Some(&PadChannels { before: 0, after, scale: 1.0, value }) = op(node) else { continue };
+        let (source, padded) = (node.inputs[0], node.outputs[0]);
+        let &[batch, height, width, _] = &graph.ty(padded).shape[..] else { continue };
+        let Some(nodes) = uses.readers(graph, padded) else { continue };
+        let readers = nodes.iter().map(|&node| Reader::of(graph, &uses, padded, node));
+        // SiLU would change the value.
+        let plain = readers.map(|reader| reader.filter(|reader| reader.silu.is_none()));
+        let Some(readers) = plain.collect::<Option<Vec<_>>>() else { continue };
+        if readers.is_empty() {
+            continue;
+        }
+        let (label, end) = (node.label.clone(), graph.nodes.len());
+        let fill = Fill { value, shape: vec![batch, height, width, after] };
+        let filled = graph.push_labelled(Arc::new(fill), &[], &label)?[0];
+        for reader in &readers {
+            reader.take_in(graph, &[source, filled], None);
+        }
+        splice(graph, index, end, &[index]);
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// An average pool that only a normalisation of pixels reads is done while that reads.
+fn pooling(graph: &mut Graph) -> bool {
+    let uses = Uses::of(graph);
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let (Some(&PixelNorm { groups }), &[pooled]) = (op(node), &node.inputs[..]) else {
+            continue;
+        };
+        let Some((pool, _)) = maker(graph, pooled) else { continue };
+        let taken = op(&graph.nodes[pool]) == Some(&PooledPixelNorm::POOL);
+        if !taken || !uses.only_reader(graph, pooled, index) {
+            continue;
+        }
+        let source = graph.nodes[pool].inputs[0];
+        let node = &mut graph.nodes[index];
+        node.op = Arc::new(PooledPixelNorm { groups });
+        node.inputs = vec![source];
+        graph.remove_node(pool);
+        return true;
+    }
+    false
+}
+
 /// SiLU in front of one convolution is applied while that loads, and with it the row that multiplies
 /// each pixel before.
 fn activation(graph: &mut Graph) -> Result<bool> {
@@ -164,7 +217,7 @@ fn without_shift(graph: &mut Graph, row: TensorId, label: &str) -> Result<Tensor
 }
 
 /// Puts the nodes from `made` on to where node `at` stands, and takes others out.
-fn splice(graph: &mut Graph, at: usize, made: usize, removed: &[usize]) {
+pub(super) fn splice(graph: &mut Graph, at: usize, made: usize, removed: &[usize]) {
     let mut nodes = std::mem::take(&mut graph.nodes);
     let mut new = nodes.split_off(made);
     let mut kept = Vec::with_capacity(nodes.len() + new.len());

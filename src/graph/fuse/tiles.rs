@@ -6,6 +6,7 @@ use super::convolution::run_at_sum;
 use super::{Uses, maker, op, tiles_norm};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
+use crate::ops::activation::Activation;
 use crate::ops::combine::Combine;
 use crate::ops::conv2d::{Conv2dWgrad, ExtraOutput, Operand, TilePack, TilePacks, TiledConv2d};
 use crate::ops::{Build, Op};
@@ -17,6 +18,7 @@ pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
         || sum(graph)?
         || pair(graph)?
         || shortcut(graph)?
+        || limit(graph)
         || tiles_norm::rules(graph)?
         || packs(graph))
 }
@@ -27,10 +29,12 @@ fn sum(graph: &mut Graph) -> Result<bool> {
     let uses = Uses::of(graph);
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        if op(node) != Some(&Combine::ADD) {
-            continue;
-        }
-        for (term, other) in [(node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])] {
+        let Some(&Combine::Sum(scales)) = op(node) else { continue };
+        for (of_term, of_other) in [(0, 1), (1, 0)] {
+            if scales[of_term] != 1.0 {
+                continue;
+            }
+            let (term, other) = (node.inputs[of_term], node.inputs[of_other]);
             let (root, offset) = graph.root(term);
             let Some((made_at, 0)) = maker(graph, root) else { continue };
             let whole = offset == 0 && graph.ty(term).elements() == graph.ty(root).elements();
@@ -38,7 +42,7 @@ fn sum(graph: &mut Graph) -> Result<bool> {
                 continue;
             }
             let Some(conv) = op::<TiledConv2d>(&graph.nodes[made_at]) else { continue };
-            let Some(conv) = conv.with_residual() else { continue };
+            let Some(conv) = conv.with_residual(scales[of_other]) else { continue };
             let place = conv.operands().index(Operand::Residual).expect("just set");
             let mut inputs = graph.nodes[made_at].inputs.clone();
             let shape = graph.ty(root).shape.clone();
@@ -48,6 +52,30 @@ fn sum(graph: &mut Graph) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Clipping of what a convolution alone makes is done where it stores.
+fn limit(graph: &mut Graph) -> bool {
+    let uses = Uses::of(graph);
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let (Some(&Activation::Clip { limit }), [made]) = (op(node), &node.inputs[..]) else {
+            continue;
+        };
+        // It may be seen under another shape.
+        let (root, offset) = graph.root(*made);
+        let whole = offset == 0 && graph.ty(root).elements() == graph.ty(*made).elements();
+        let Some((made_at, 0)) = maker(graph, root) else { continue };
+        if !whole || !uses.reads_alone(graph, root, at) {
+            continue;
+        }
+        let Some(conv) = op::<TiledConv2d>(&graph.nodes[made_at]) else { continue };
+        let Some(conv) = conv.with_limit(limit) else { continue };
+        let inputs = graph.nodes[made_at].inputs.clone();
+        run_at_sum(graph, made_at, at, Arc::new(conv), inputs);
+        return true;
+    }
+    false
 }
 
 /// All weights that are there from the start are packed at once.

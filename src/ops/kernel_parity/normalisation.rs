@@ -3,7 +3,7 @@
 use super::{BOTH, check, check_state, compare};
 use crate::ops::activation::{Activation, ActivationGrad};
 use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad, GroupNormOfMoments};
-use crate::ops::pixel_norm::{PixelNorm, PixelNormGrad};
+use crate::ops::pixel_norm::{PixelNorm, PixelNormGrad, PooledPixelNorm};
 use crate::ops::testing::{Host, run};
 use crate::ops::weight_norm::{ForceUnitNorm, WeightNorm, WeightNormGrad};
 
@@ -145,6 +145,10 @@ pub(super) fn pixel_norm() {
     }
     let zero = Host::new(&[1, 4], vec![0.0; 4]);
     check(&PixelNormGrad { groups: 1 }, &[&Host::random(&[1, 4], 1), &zero], 1e-6);
+    for (channels, groups) in [(5, 1), (70, 1), (12, 3)] {
+        let x = Host::random(&[2, 6, 10, channels], 1);
+        check(&PooledPixelNorm { groups }, &[&x], 1e-6);
+    }
 }
 
 #[test]

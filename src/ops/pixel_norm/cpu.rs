@@ -1,6 +1,6 @@
 //! Normalisation of pixels on the CPU.
 
-use super::{EPSILON, PixelNorm, PixelNormGrad};
+use super::{EPSILON, PixelNorm, PixelNormGrad, PooledPixelNorm};
 use crate::device::cpu::{Cpu, CpuKernel, Io, simd};
 
 /// Elements of one task, about; whole runs.
@@ -16,6 +16,14 @@ impl CpuKernel for PixelNorm {
         let x = io.inputs[0];
         let run = x.shape[x.shape.len() - 1] / self.groups;
         normalise(cpu, x.data, io.outputs[0].data, run);
+    }
+}
+
+impl CpuKernel for PooledPixelNorm {
+    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
+        let (x, y) = (&io.inputs[0], &mut io.outputs[0]);
+        PooledPixelNorm::POOL.pool(cpu, x, io.scratch);
+        normalise(cpu, io.scratch, y.data, x.shape[3] / self.groups);
     }
 }
 

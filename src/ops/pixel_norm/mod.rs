@@ -3,8 +3,10 @@
 
 mod cpu;
 mod launch;
+mod pooled;
 
 pub(in crate::ops) use cpu::normalise;
+pub use pooled::PooledPixelNorm;
 
 use super::shape::Extent;
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId, shape};

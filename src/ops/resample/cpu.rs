@@ -1,7 +1,7 @@
 //! Upsampling and pooling on the CPU, a row of the output a task.
 
 use super::{Pool2d, UpsampleNearest2d};
-use crate::device::cpu::{Cpu, CpuKernel, Io};
+use crate::device::cpu::{Cpu, CpuKernel, Io, Tensor};
 
 impl CpuKernel for UpsampleNearest2d {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
@@ -19,10 +19,16 @@ impl CpuKernel for UpsampleNearest2d {
 
 impl CpuKernel for Pool2d {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let (x, y) = (io.inputs[0], &mut io.outputs[0]);
-        let (factor, scale) = (self.factor, self.scale);
+        self.pool(cpu, &io.inputs[0], io.outputs[0].data);
+    }
+}
+
+impl Pool2d {
+    /// `y` as the operation leaves it.
+    pub(in crate::ops) fn pool(&self, cpu: &Cpu, x: &Tensor, y: &mut [f32]) {
+        let Pool2d { factor, scale } = *self;
         let (width, channels) = (x.shape[2], x.shape[3]);
-        cpu.chunks_mut(y.data, width / factor * channels, &|row, y| {
+        cpu.chunks_mut(y, width / factor * channels, &|row, y| {
             let x = &x.data[row * factor * width * channels..][..factor * width * channels];
             sum_rows(cpu.simd(), x, y, factor, channels, scale);
         });

@@ -9,7 +9,10 @@ use crate::ops::state;
 
 impl CpuKernel for SamplerUpdate {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let (output, state) = (io.inputs[0], io.inputs[2].data);
+        let Some((state, outputs)) = io.outputs.split_last_mut() else {
+            unreachable!("the state is an output")
+        };
+        let (output, state) = (io.inputs[0], &mut *state.data);
         let index = state::word(state, state::ROW) as usize;
         let columns = self.columns();
         let rows: &[Row] = bytemuck::cast_slice(&io.inputs[1].data[index * columns..][..columns]);
@@ -20,7 +23,7 @@ impl CpuKernel for SamplerUpdate {
         let slice = slices.pixels * channels;
         let drawn = usize::from(!io.scratch.is_empty());
         // x, what it leaves, the history and what that leaves: those that there are.
-        let mut outputs = io.outputs.iter_mut();
+        let mut outputs = outputs.iter_mut();
         let mut cut = |there: bool| {
             let data = if there { outputs.next().map(|view| &mut *view.data) } else { None };
             let kept = usize::from(data.is_some());
@@ -31,7 +34,7 @@ impl CpuKernel for SamplerUpdate {
         let (history, history_rest) = (cut(self.history), cut(self.history && self.pairs));
         let noise = Cut { data: io.scratch, sample: drawn * sample_size, slice: drawn * slice };
         let cuts = [x, x_rest, history, history_rest, noise];
-        let inputs = io.inputs;
+        let (inputs, now) = (io.inputs, &*state);
         cpu.cut_mut(extent.batch, slices.count, cuts, &|sample, part, cuts| {
             let [x, x_rest, history, history_rest, scratch] = cuts;
             let at = sample * sample_size + part * slice;
@@ -40,12 +43,12 @@ impl CpuKernel for SamplerUpdate {
                 _ if row.sigma == 0.0 => &[],
                 Noise::None => panic!("a row with noise in a sampler without"),
                 Noise::Philox { purpose } => {
-                    let stream = seeded(purpose, &inputs[3], state, sample);
+                    let stream = seeded(purpose, &inputs[2], now, sample);
                     let pixels = slices.range(part);
                     fill_pixels(cpu.simd(), &stream, pixels, extent.pixels, channels, scratch);
                     scratch
                 }
-                Noise::Given => &inputs[3].data[index * output_len(&extent) + at..][..x.len()],
+                Noise::Given => &inputs[2].data[index * output_len(&extent) + at..][..x.len()],
             };
             match rows {
                 [row] => update(cpu.simd(), *row, output, noise, x, history),
@@ -55,6 +58,7 @@ impl CpuKernel for SamplerUpdate {
                 }
             }
         });
+        state[state::ROW] = f32::from_bits(state::word(state, state::ROW).wrapping_add(1));
     }
 }
 

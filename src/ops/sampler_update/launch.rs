@@ -2,23 +2,25 @@
 
 use super::{Noise, SamplerUpdate};
 use crate::device::KernelWork;
-use crate::device::kernels::{self, SAMPLER_UPDATE_FWD_NHWC_F32, UNSET, dimension};
+use crate::device::kernels::{
+    self, SAMPLER_UPDATE_FWD_NHWC_F16, SAMPLER_UPDATE_FWD_NHWC_F32, UNSET, dimension, of_type,
+};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
 use crate::ops::shape::Extent;
 
 kernels::params! {
     /// `SamplerUpdate` of kernels/diffusion.cu.
-    struct Params for SAMPLER_UPDATE_FWD_NHWC_F32 {
-        output: u64, table: u64, state: u64, seeds: u64, given: u64, x: u64, history: u64,
-        x_rest: u64, history_rest: u64,
+    struct Params for SAMPLER_UPDATE_FWD_NHWC_F32, SAMPLER_UPDATE_FWD_NHWC_F16 {
+        output: u64, table: u64, seeds: u64, given: u64, x: u64, history: u64,
+        x_rest: u64, history_rest: u64, state: u64, ticket: u64,
         batch: i32, pixels: i32, channels: i32, rows: i32, purpose: u32, unused: i32,
     }
 }
 
 impl SamplerUpdate {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let ([output, table, state, noise @ ..], [x, others @ ..]) = (args.inputs, args.outputs)
+        let ([output, table, noise @ ..], [x, others @ .., state]) = (args.inputs, args.outputs)
         else {
             unreachable!("inputs are checked")
         };
@@ -37,13 +39,14 @@ impl SamplerUpdate {
         let params = Params {
             output: UNSET,
             table: UNSET,
-            state: UNSET,
             seeds: UNSET,
             given: UNSET,
             x: UNSET,
             history: UNSET,
             x_rest: UNSET,
             history_rest: UNSET,
+            state: UNSET,
+            ticket: UNSET,
             batch: int(extent.batch)?,
             pixels: int(extent.pixels)?,
             channels: int(extent.channels)?,
@@ -51,11 +54,13 @@ impl SamplerUpdate {
             purpose,
             unused: 0,
         };
-        Ok(vec![SAMPLER_UPDATE_FWD_NHWC_F32.over(
+        let kernel =
+            of_type(&output.ty, &SAMPLER_UPDATE_FWD_NHWC_F32, &SAMPLER_UPDATE_FWD_NHWC_F16);
+        Ok(vec![kernel.over(
             x.ty.elements(),
             &params,
-            &[Some(output), Some(table), Some(state), seeds, given],
-            &[Some(x), history, x_rest, others.get(2)],
+            &[Some(output), Some(table), seeds, given],
+            &[Some(x), history, x_rest, others.get(2), Some(state), args.tickets],
         )])
     }
 }

@@ -19,7 +19,7 @@ mod cpu;
 mod launch;
 
 use super::{LaunchArgs, Op, shape, state};
-use crate::device::{KernelWork, Target, TensorType};
+use crate::device::{DType, KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 
@@ -62,11 +62,11 @@ pub enum Noise {
     Given,
 }
 
-/// In place on `x` `[B, …, C]` and, if there is one, `history` of the same shape, from (`output`
-/// `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, `state`, and what `noise` asks for). The row is `ROW`
-/// of the state, which this doesn't advance. With `pairs` each row of the table is followed by what
-/// float32 left of it (`[N, 32]`), and what is updated is `x`, `x_rest`, and then `history` and
-/// `history_rest`.
+/// In place on `x` `[B, …, C]`, if there is one `history` of the same shape, and the step state, from
+/// (`output` `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, and what `noise` asks for). The row is `ROW` of
+/// the state, which then counts on. With `pairs` each row of the table is followed by what float32 left
+/// of it (`[N, 32]`), and what is updated is `x`, `x_rest`, then `history` and `history_rest`, and the
+/// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerUpdate {
     pub history: bool,
@@ -94,11 +94,10 @@ impl Op for SamplerUpdate {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        let count = if self.noise == Noise::None { 3 } else { 4 };
+        let count = if self.noise == Noise::None { 2 } else { 3 };
+        shape::halves(self.name(), &inputs[..2.min(inputs.len())], 2..=2, &[true])?;
         shape::arity(self.name(), inputs, count..=count)?;
-        let (x, table) = (inputs[0], inputs[1]);
-        shape::float(self.name(), x)?;
-        shape::float(self.name(), table)?;
+        let (x, table) = (inputs[0].with_dtype(DType::F32), inputs[1]);
         let columns = self.columns();
         if table.shape.len() != 2 || table.shape[1] != columns {
             return Err(Error::operation(
@@ -106,30 +105,32 @@ impl Op for SamplerUpdate {
                 format!("the table must be [N, {columns}], not {table:?}"),
             ));
         }
-        shape::expect(self.name(), "state", inputs[2], &state::ty())?;
         match self.noise {
             Noise::None => {}
             Noise::Philox { .. } => {
                 let wanted = TensorType::u32([x.shape[0], 2]);
-                shape::expect(self.name(), "seeds", inputs[3], &wanted)?;
+                shape::expect(self.name(), "seeds", inputs[2], &wanted)?;
             }
             Noise::Given => {
                 let shape: Vec<usize> = table.shape[..1].iter().chain(&x.shape).copied().collect();
-                shape::expect(self.name(), "noise", inputs[3], &TensorType::f32(shape))?;
+                shape::expect(self.name(), "noise", inputs[2], &TensorType::f32(shape))?;
             }
         }
-        Ok(vec![x.clone(); (1 + usize::from(self.history)) * (1 + usize::from(self.pairs))])
+        let tensors = (1 + usize::from(self.history)) * (1 + usize::from(self.pairs));
+        let mut outputs = vec![x; tensors];
+        outputs.push(state::ty());
+        Ok(outputs)
     }
 
     fn in_place(&self) -> bool {
         true
     }
 
-    fn bytes(&self, _: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+    fn bytes(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
         // The network's output and given noise are read; x and history are read and written.
         let given = if self.noise == Noise::Given { 1 } else { 0 };
-        let reads = 1 + given + 2 * outputs.len();
-        (reads * outputs[0].bytes()) as u64
+        let passes = given + 2 * (outputs.len() - 1);
+        (inputs[0].bytes() + passes * outputs[0].bytes()) as u64
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
@@ -137,6 +138,14 @@ impl Op for SamplerUpdate {
             Noise::Philox { .. } if target.is_cpu() => inputs[0].elements(),
             _ => 0,
         }
+    }
+
+    fn tickets(&self, target: &Target, _: &[&TensorType], _: &[&TensorType]) -> usize {
+        usize::from(!target.is_cpu())
+    }
+
+    fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
+        shape::follow(inputs, &[true])
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

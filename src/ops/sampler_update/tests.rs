@@ -22,8 +22,19 @@ fn at_row(row: u32) -> Host {
     Host::bits(&[16], &state.words)
 }
 
-fn update(threads: usize, op: SamplerUpdate, inputs: &[&Host], state: &[Host]) -> Vec<Host> {
-    run_on(&Cpu::new(threads), &op, inputs, state).unwrap()
+/// What `given` becomes in row `row`, which counts on.
+fn update(
+    threads: usize,
+    op: SamplerUpdate,
+    inputs: &[&Host],
+    given: &[Host],
+    row: u32,
+) -> Vec<Host> {
+    let given = [given, &[at_row(row)]].concat();
+    let mut got = run_on(&Cpu::new(threads), &op, inputs, &given).unwrap();
+    let state = got.pop().expect("the state is the last");
+    assert_same_bits(&state, &at_row(row + 1), "the state");
+    got
 }
 
 #[test]
@@ -33,8 +44,8 @@ fn follows_its_row() {
     let rows = [row(4), row(5)];
     let noise = Host::random(&[2, 2, 3, 5, 4], 6);
     let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: false };
-    let inputs = [&o, &table(&rows), &at_row(1), &noise];
-    let got = update(2, op, &inputs, &[x.clone(), h.clone()]);
+    let inputs = [&o, &table(&rows), &noise];
+    let got = update(2, op, &inputs, &[x.clone(), h.clone()], 1);
     let r = rows[1];
     for i in 0..x.data.len() {
         let (x, h, o, z) = (x.data[i], h.data[i], o.data[i], noise.data[120 + i]);
@@ -65,7 +76,7 @@ fn pairs_follow_their_row_in_float64() {
     let rows = Host::new(&[1, 32], bytemuck::cast_slice(&[high, low]).to_vec());
     let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: true };
     let state = [x.clone(), x_rest.clone(), h.clone(), h_rest.clone()];
-    let got = update(2, op, &[&o, &rows, &at_row(0), &noise], &state);
+    let got = update(2, op, &[&o, &rows, &noise], &state, 0);
     let sum = |a: f32, b: f32| f64::from(a) + f64::from(b);
     for i in 0..x.data.len() {
         let (old, last) = (sum(x.data[i], x_rest.data[i]), sum(h.data[i], h_rest.data[i]));
@@ -97,7 +108,7 @@ fn noise_has_one_stream_an_image() {
     let op = SamplerUpdate { history: false, noise: PHILOX, pairs: false };
     let rows = table(&[only_noise; 8]);
     let seeds = Host::bits(&[2, 2], &[11, 12, 13, 14]);
-    let got = update(2, op, &[&x, &rows, &at_row(7), &seeds], std::slice::from_ref(&x));
+    let got = update(2, op, &[&x, &rows, &seeds], std::slice::from_ref(&x), 7);
     for (sample, key) in [[11, 12], [13, 14]].into_iter().enumerate() {
         let stream = Stream { key, purpose: 77, step: 7, sample: 0 };
         // Element 38 of NCHW: channel 2, pixel 6.
@@ -111,11 +122,11 @@ fn neither_threads_nor_batch_matter() {
     let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
     let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 3, 0]);
     let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
-    let (rows, state) = (table(&[row(1)]), at_row(0));
+    let rows = table(&[row(1)]);
     let run = |threads, range: std::ops::Range<usize>| {
         let part = |host: &Host| host.samples(range.clone());
-        let inputs = [&part(&o), &rows, &state, &part(&seeds)];
-        update(threads, op, &inputs, &[part(&x), part(&h)])
+        let inputs = [&part(&o), &rows, &part(&seeds)];
+        update(threads, op, &inputs, &[part(&x), part(&h)], 0)
     };
     let all = run(1, 0..3);
     for threads in [2, 5] {
@@ -135,7 +146,7 @@ fn nan_is_not_clipped_away() {
     let op = SamplerUpdate { history: false, noise: Noise::None, pairs: false };
     let take_x0 = Row { x0_from_x: 1.0, clip: 1.0, x0: 1.0, ..Row::default() };
     let o = Host::new(&[1, 1, 1], vec![0.0]);
-    let got = update(1, op, &[&o, &table(&[take_x0]), &at_row(0)], &[x]);
+    let got = update(1, op, &[&o, &table(&[take_x0])], &[x], 0);
     assert!(got[0].data[0].is_nan());
 }
 
@@ -144,10 +155,13 @@ fn bad_shapes_are_refused() {
     let (x, t) = (TensorType::f32([2, 4]), TensorType::f32([3, 16]));
     let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
     let seeds = TensorType::u32([2, 2]);
-    assert_eq!(op.infer(&[&x, &t, &state::ty(), &seeds]).unwrap().len(), 2);
-    assert!(op.infer(&[&x, &t, &state::ty()]).is_err());
-    assert!(op.infer(&[&x, &TensorType::f32([3, 12]), &state::ty(), &seeds]).is_err());
-    assert!(op.infer(&[&x, &t, &state::ty(), &TensorType::u32([1, 2])]).is_err());
+    let outputs = op.infer(&[&x, &t, &seeds]).unwrap();
+    assert_eq!(outputs, [x.clone(), x.clone(), state::ty()]);
+    assert_eq!(op.infer(&[&x.with_dtype(DType::F16), &t, &seeds]).unwrap(), outputs);
+    assert!(op.infer(&[&x, &t]).is_err());
+    assert!(op.infer(&[&x]).is_err());
+    assert!(op.infer(&[&x, &TensorType::f32([3, 12]), &seeds]).is_err());
+    assert!(op.infer(&[&x, &t, &TensorType::u32([1, 2])]).is_err());
     let given = SamplerUpdate { noise: Noise::Given, ..op };
-    assert!(given.infer(&[&x, &t, &state::ty(), &TensorType::f32([2, 2, 4])]).is_err());
+    assert!(given.infer(&[&x, &t, &TensorType::f32([2, 2, 4])]).is_err());
 }

@@ -24,7 +24,7 @@ kernels::params! {
         shortcut1: i32, shortcut2: i32, groups: i32, tiles1: i32, tiles2: i32,
         slice1: i32, slice2: i32, own_slice: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, sample_pixels: i32,
-        slices: i32, chunk: i32, flags: i32, eps: f32,
+        slices: i32, chunk: i32, flags: i32, eps: f32, residual_scale: f32, limit: f32,
     }
 }
 
@@ -130,6 +130,8 @@ impl TiledConv2d {
             chunk: int(cut.chunk)?,
             flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PIECES, stored),
             eps,
+            residual_scale: self.extras.finish.residual_scale,
+            limit: self.extras.finish.limit,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
         read.extend(places.weights.into_iter().chain(places.biases).map(input));

@@ -39,6 +39,20 @@ pub struct Shortcut {
     pub bias: bool,
 }
 
+/// What becomes of a sum before it is stored: the residual is multiplied by `residual_scale` and added,
+/// and the result limited to ±`limit`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Finish {
+    pub residual_scale: f32,
+    pub limit: f32,
+}
+
+impl Default for Finish {
+    fn default() -> Finish {
+        Finish { residual_scale: 1.0, limit: f32::INFINITY }
+    }
+}
+
 /// What kernels take in beyond the operands of the plain convolution. Further inputs, in this order:
 ///
 /// - of `norm`: moments of x and of x2, gamma, beta \[C\] or \[B, C\];
@@ -57,6 +71,7 @@ pub struct Extras {
     pub shortcut: Option<Shortcut>,
     /// Channels of a slice whose moments are taken together; 0 for none.
     pub moments: usize,
+    pub finish: Finish,
     /// With a `norm` only.
     pub keeps: bool,
 }
@@ -299,9 +314,10 @@ impl TiledConv2d {
         Some(conv)
     }
 
-    /// With a residual, `None` where something stands in the way.
-    pub fn with_residual(&self) -> Option<TiledConv2d> {
+    /// With a residual times `scale`, `None` where something stands in the way.
+    pub fn with_residual(&self, scale: f32) -> Option<TiledConv2d> {
         let mut conv = self.clone();
+        conv.extras.finish.residual_scale = scale;
         let taken = std::mem::replace(&mut conv.form.operands.residual, true);
         (!taken && self.extras == Extras::default()).then_some(conv)
     }
@@ -336,6 +352,14 @@ impl TiledConv2d {
         let mut conv = self.clone();
         conv.extras.keeps = true;
         conv
+    }
+
+    /// With results within ±`limit`, `None` where something stands in the way.
+    pub fn with_limit(&self, limit: f32) -> Option<TiledConv2d> {
+        let Extras { siblings, moments, finish, .. } = self.extras;
+        let mut conv = self.clone();
+        conv.extras.finish.limit = limit;
+        (siblings == 0 && moments == 0 && finish.limit == f32::INFINITY).then_some(conv)
     }
 
     /// Leaving moments of slices of so many channels.
