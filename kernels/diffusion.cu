@@ -1,4 +1,5 @@
-// The steps of diffusion around the network: noise, the forward process and the samplers' update. One thread an element, but where something else is said.
+// The steps of diffusion around the network: noise, the forward process and the samplers' update. One
+// thread an element, but where something else is said.
 #include "common/angle.cuh"
 #include "common/half.cuh"
 #include "common/noise.cuh"
@@ -24,12 +25,9 @@ __global__ void __launch_bounds__(256) normal_fwd_nhwc_f32(Normal p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
     if (sample >= p.batch) return;
-    int at = static_cast<int>(i % size);
-    unsigned element = static_cast<unsigned>(at % p.channels) * p.pixels + at / p.channels;
-    Stream stream = {p.state[STATE_SEED_LOW], p.state[STATE_SEED_HIGH], p.purpose,
-                     p.state[STATE_STEP], p.state[STATE_SAMPLE] + static_cast<unsigned>(sample)};
+    Stream stream = run_stream(p.state, sample, p.purpose);
     if (p.seeds) stream = seeded(p.seeds, p.state, sample, p.purpose);
-    p.noise[i] = normal(stream, element);
+    p.noise[i] = normal(stream, nchw_element(static_cast<int>(i % size), p.pixels, p.channels));
 }
 
 // x_t = signal * x0 + noise * eps and, where asked for, v = signal * eps - noise * x0, with
@@ -269,8 +267,7 @@ __device__ __forceinline__ void update_element(const SamplerUpdate<E>& p, long l
         if (p.given) {
             noise = p.given[static_cast<long long>(index) * p.batch * size + i];
         } else if (p.seeds) {
-            int at = static_cast<int>(i % size);
-            unsigned element = static_cast<unsigned>(at % p.channels) * p.pixels + at / p.channels;
+            unsigned element = nchw_element(static_cast<int>(i % size), p.pixels, p.channels);
             noise = normal(seeded(p.seeds, p.state, sample, p.purpose), element);
         }
     }

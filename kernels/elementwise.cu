@@ -2,7 +2,6 @@
 // an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
 #include "common/noise.cuh"
-#include "common/state.cuh"
 
 // y = scale_a * a + scale_b * b, or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
 // which each sample of `sample` elements uses one for all of its pixels. Rows are float32.
@@ -77,11 +76,8 @@ __global__ void __launch_bounds__(256) dropout(Dropout<E> p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
     if (sample >= p.batch) return;
-    int at = static_cast<int>(i % size);
-    unsigned element = static_cast<unsigned>(at % p.channels) * p.pixels + at / p.channels;
-    uint4 counter = make_uint4(element / 4, p.state[STATE_SAMPLE] + static_cast<unsigned>(sample),
-                               p.state[STATE_STEP], p.purpose);
-    uint4 words = philox4x32(counter, p.state[STATE_SEED_LOW], p.state[STATE_SEED_HIGH]);
+    unsigned element = nchw_element(static_cast<int>(i % size), p.pixels, p.channels);
+    uint4 words = stream_words(run_stream(p.state, sample, p.purpose), element);
     unsigned low = element & 1 ? words.y : words.x, high = element & 1 ? words.w : words.z;
     bool stays = (element & 2 ? high : low) >= p.threshold;
     put(p.y + i, stays ? get(p.x + i) * p.scale : 0.0f);

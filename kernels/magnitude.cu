@@ -5,9 +5,8 @@
 //
 // Both read their run twice: once for its sum of squares, once, from the cache, to scale it.
 #include "common/half.cuh"
+#include "common/magnitude.cuh"
 #include "common/reduce.cuh"
-
-#define EPSILON 1e-4f
 
 // y = x / (EPSILON + |x| / sqrt(length)) for each of `runs` runs of `length` elements, `groups` of them a
 // pixel; or, from dy, the gradient of x. Pooled: x is the mean of 2 x 2 pixels of an image twice as high and
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(256) pixel_norm_fwd(PixelNorm<E> p) {
         float value = at(i);
         sum = fmaf(value, value, sum);
     }
-    float scale = 1.0f / (EPSILON + sqrtf(warp_sum(sum) / static_cast<float>(p.length)));
+    float scale = unit_scale(warp_sum(sum), p.length);
     for (int i = threadIdx.x % 32; i < p.length; i += 32) put(y + i, scale * at(i));
 }
 

@@ -2,6 +2,7 @@
 // while they are loaded: x / (1e-4 + |x| / sqrt(D)), as pixel_norm of magnitude.cu would leave them.
 #pragma once
 #include "common/attention_tile.cuh"
+#include "common/magnitude.cuh"
 
 // The rows of one head in a part of it; `at` is the part's first element.
 template <class E>
@@ -12,11 +13,6 @@ __device__ __forceinline__ Tokens<E> packed_tokens(const Attention<E>& p, const 
 template <bool PACKED, class E>
 __device__ __forceinline__ Tokens<E> rows_of(const Attention<E>& p, const E* at, int count) {
     return PACKED ? packed_tokens(p, at, count) : tokens(p, at, count);
-}
-
-// What a row is multiplied by, of the sum of its squares.
-__device__ __forceinline__ float row_scale(float squares, int depth) {
-    return 1.0f / (1e-4f + sqrtf(squares / static_cast<float>(depth)));
 }
 
 __device__ __forceinline__ unsigned scale_pair(unsigned pair, float scale) {
@@ -50,7 +46,7 @@ __device__ __forceinline__ void normalise_rows(E* tile, int depth) {
         }
 #pragma unroll
         for (int bit = 1; bit < LANES; bit *= 2) squares += __shfl_xor_sync(0xffffffffu, squares, bit);
-        float scale = row_scale(squares, depth);
+        float scale = unit_scale(squares, depth);
 #pragma unroll
         for (int i = 0; i < EACH; ++i)
             *reinterpret_cast<uint4*>(first + i * LANES * plane<E>(ROWS)) = scale_unit(tile, held[i], scale);
@@ -81,7 +77,7 @@ struct Squares {
         for (int i = 0; i < EACH; ++i) {
             float sum = sums[i];
             for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
-            if (threadIdx.x % 8 == 0) scales[static_cast<int>(threadIdx.x) / 8 + i * 32] = row_scale(sum, depth);
+            if (threadIdx.x % 8 == 0) scales[static_cast<int>(threadIdx.x) / 8 + i * 32] = unit_scale(sum, depth);
         }
     }
 };

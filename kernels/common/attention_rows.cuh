@@ -87,14 +87,14 @@ struct Own<__half, 8> {
             r[i] = live ? *reinterpret_cast<const unsigned*>(at) ^ flip : 0u;
             if (!NORMALISE) continue;
             float squares = row_sum<__half>(dot_pair(r[i], r[i], 0.0f));
-            r[i] = scale_pair(r[i], row_scale(squares, from.depth));
+            r[i] = scale_pair(r[i], unit_scale(squares, from.depth));
         }
 #else
         int row = first + a_row();
         uint4 value = make_uint4(0, 0, 0, 0);
         if (row < from.count) value = read_unit(from.at + row * from.stride, from.depth, from.depth == 8);
         if (NORMALISE)
-            value = scale_unit(from.at, value, row_scale(dot_unit(from.at, value, value), from.depth));
+            value = scale_unit(from.at, value, unit_scale(dot_unit(from.at, value, value), from.depth));
         r[0] = value.x ^ flip;
         r[1] = value.y ^ flip;
         r[2] = value.z ^ flip;

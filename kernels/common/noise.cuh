@@ -3,6 +3,7 @@
 // Box & Muller (1958). The same operations as src/ops/noise, each rounded by IEEE 754, so that
 // every device gives the same bits; that file explains the polynomials.
 #pragma once
+#include "common/state.cuh"
 
 struct Stream {
     unsigned key_low, key_high, purpose, step, sample;
@@ -63,10 +64,26 @@ __device__ __forceinline__ float2 cos_sin_of_24_bits(unsigned n) {
                        __uint_as_float(__float_as_uint(y) ^ below));
 }
 
-// The deviate of element `element` of a sample, elements being numbered as in NCHW.
-__device__ __forceinline__ float normal(Stream stream, unsigned element) {
+// The number as in NCHW of element `at` of a sample in NHWC.
+__device__ __forceinline__ unsigned nchw_element(int at, int pixels, int channels) {
+    return static_cast<unsigned>(at % channels) * pixels + at / channels;
+}
+
+// The stream of a training run's sample `sample` of this micro-batch.
+__device__ __forceinline__ Stream run_stream(const unsigned* state, int sample, unsigned purpose) {
+    return {state[STATE_SEED_LOW], state[STATE_SEED_HIGH], purpose, state[STATE_STEP],
+            state[STATE_SAMPLE] + static_cast<unsigned>(sample)};
+}
+
+// The words of elements 4 n .. 4 n + 3 of a sample, of which `element`, numbered as in NCHW, is one.
+__device__ __forceinline__ uint4 stream_words(Stream stream, unsigned element) {
     uint4 counter = make_uint4(element / 4, stream.sample, stream.step, stream.purpose);
-    uint4 words = philox4x32(counter, stream.key_low, stream.key_high);
+    return philox4x32(counter, stream.key_low, stream.key_high);
+}
+
+// The deviate of element `element` of a sample.
+__device__ __forceinline__ float normal(Stream stream, unsigned element) {
+    uint4 words = stream_words(stream, element);
     unsigned a = element & 2 ? words.z : words.x, b = element & 2 ? words.w : words.y;
     float radius = sqrtf(-2.0f * ln_of_24_bits((a >> 8) + 1));
     float2 direction = cos_sin_of_24_bits(b >> 8);

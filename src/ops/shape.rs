@@ -1,6 +1,7 @@
 //! What shape rules and CPU kernels share: activations seen as samples × pixels × channels, and
 //! the checks that every shape rule makes.
 
+use crate::device::cpu::Cut;
 use crate::device::{DType, TensorType};
 use crate::error::{Error, Result};
 use std::ops::RangeInclusive;
@@ -54,6 +55,11 @@ impl Slices {
     pub fn range(&self, index: usize) -> std::ops::Range<usize> {
         let start = index * self.pixels;
         start..(start + self.pixels).min(self.total)
+    }
+
+    /// A tensor of this extent, cut so.
+    pub fn cut<'a>(&self, extent: Extent, data: &'a mut [f32]) -> Cut<'a> {
+        Cut { data, sample: extent.sample(), slice: self.pixels * extent.channels }
     }
 }
 

@@ -17,8 +17,8 @@ const BLOCKS_EACH: usize = 8;
 macro_rules! sets {
     ($($set:ident = [$($kernel:ident),+ $(,)?];)+) => {
         kernels::params! {
-            /// `Attention`, of which `PackedAttention` is given parts of one tensor. Forward knows nothing of gradients, and each kernel of gradients
-            /// nothing of what others write.
+            /// `Attention`, of which `PackedAttention` is given parts of one tensor. Forward knows
+            /// nothing of gradients, and each kernel of gradients nothing of what others write.
             struct Params for $($($kernel),+),+ {
                 q: u64, k: u64, v: u64, dy: u64, y: u64, lse: u64, delta: u64,
                 dq: u64, dk: u64, dv: u64,

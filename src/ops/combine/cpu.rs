@@ -1,7 +1,7 @@
 //! Sums and products on the CPU.
 
 use super::Combine;
-use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
+use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::ops::shape::{Extent, Slices};
 
 impl CpuKernel for Combine {
@@ -11,11 +11,7 @@ impl CpuKernel for Combine {
         let extent = Extent::of(a.shape);
         let channels = extent.channels;
         let slices = Slices::new(extent.pixels, channels);
-        let cut = Cut {
-            data: &mut *io.outputs[0].data,
-            sample: extent.sample(),
-            slice: slices.pixels * channels,
-        };
+        let cut = slices.cut(extent, &mut *io.outputs[0].data);
         cpu.cut_mut(extent.batch, slices.count, [cut], &|sample, slice, [y]| {
             let start = sample * extent.sample() + slices.range(slice).start * channels;
             let a = &a.data[start..][..y.len()];

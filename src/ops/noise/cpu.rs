@@ -2,7 +2,7 @@
 
 use super::Normal;
 use super::normal::{Stream, fill_pixels};
-use crate::device::cpu::{Cpu, CpuKernel, Cut, Io, Tensor};
+use crate::device::cpu::{Cpu, CpuKernel, Io, Tensor};
 use crate::ops::shape::{Extent, Slices};
 use crate::ops::state;
 
@@ -12,12 +12,7 @@ impl CpuKernel for Normal {
         let extent = Extent::of(io.inputs[0].shape);
         let stream = |sample: usize| match io.inputs.get(2) {
             Some(seeds) => seeded(self.purpose, seeds, state, sample),
-            None => Stream {
-                key: state::seed(state),
-                purpose: self.purpose,
-                step: state::word(state, state::STEP),
-                sample: state::word(state, state::SAMPLE).wrapping_add(sample as u32),
-            },
+            None => Stream::of_run(self.purpose, state, sample),
         };
         fill(cpu, extent, io.outputs[0].data, &stream);
     }
@@ -32,7 +27,7 @@ pub fn seeded(purpose: u32, seeds: &Tensor, state: &[f32], sample: usize) -> Str
 /// Fills `out` `[B, …, C]` with each sample's stream.
 pub fn fill(cpu: &Cpu, extent: Extent, out: &mut [f32], stream: &(dyn Fn(usize) -> Stream + Sync)) {
     let slices = Slices::new(extent.pixels, extent.channels);
-    let cut = Cut { data: out, sample: extent.sample(), slice: slices.pixels * extent.channels };
+    let cut = slices.cut(extent, out);
     cpu.cut_mut(extent.batch, slices.count, [cut], &|sample, slice, [out]| {
         let pixels = slices.range(slice);
         fill_pixels(cpu.simd(), &stream(sample), pixels, extent.pixels, extent.channels, out);

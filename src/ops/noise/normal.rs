@@ -4,6 +4,7 @@
 
 use super::philox::philox4x32;
 use crate::device::cpu::simd::LANES;
+use crate::ops::state;
 
 /// What a stream of noise depends on besides the element. Elements of a sample are numbered as in
 /// NCHW; element e is word e mod 4 of the counter (e / 4, sample, step, purpose).
@@ -79,10 +80,26 @@ fn cos_sin_of_24_bits(n: u32) -> (f32, f32) {
 }
 
 impl Stream {
+    /// That of a training run's sample number `sample` of this micro-batch.
+    pub fn of_run(purpose: u32, state: &[f32], sample: usize) -> Stream {
+        Stream {
+            key: state::seed(state),
+            purpose,
+            step: state::word(state, state::STEP),
+            sample: state::word(state, state::SAMPLE).wrapping_add(sample as u32),
+        }
+    }
+
+    /// The words of elements 4·quad..4·quad + 4.
+    #[inline(always)]
+    pub fn words(&self, quad: u32) -> [u32; 4] {
+        philox4x32([quad, self.sample, self.step, self.purpose], self.key)
+    }
+
     /// The deviates of elements 4·quad..4·quad + 4.
     #[inline(always)]
     pub fn quad(&self, quad: u32) -> [f32; 4] {
-        let words = philox4x32([quad, self.sample, self.step, self.purpose], self.key);
+        let words = self.words(quad);
         let ([a, b], [c, d]) = (box_muller(words[0], words[1]), box_muller(words[2], words[3]));
         [a, b, c, d]
     }

@@ -1,7 +1,7 @@
 //! Preconditioned outputs on the CPU.
 
 use super::Preconditioned;
-use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
+use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::ops::shape::{Extent, Slices};
 
 impl CpuKernel for Preconditioned {
@@ -10,11 +10,7 @@ impl CpuKernel for Preconditioned {
         let channels = extent.channels;
         let [x, output, c_skip, c_out] = [0, 1, 2, 3].map(|index| io.inputs[index].data);
         let slices = Slices::new(extent.pixels, channels);
-        let cut = Cut {
-            data: &mut *io.outputs[0].data,
-            sample: extent.sample(),
-            slice: slices.pixels * channels,
-        };
+        let cut = slices.cut(extent, &mut *io.outputs[0].data);
         cpu.cut_mut(extent.batch, slices.count, [cut], &|sample, slice, [y]| {
             let start = sample * extent.sample() + slices.range(slice).start * channels;
             let images = [x, output].map(|values| &values[start..][..y.len()]);
