@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::Weights;
 use crate::models::json_config::shorten;
 use half::{bf16, f16};
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -167,31 +168,7 @@ impl Tensors {
     /// than those of [`TensorData`]. Nothing is allocated beyond a small multiple of its length.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
-        let status = file.metadata().map_err(|error| Error::io(path, error))?;
-        if !status.is_file() {
-            return Err(Error::file(path, "is no file; a .safetensors file is needed"));
-        }
-        let length = status.len();
-        let mut prefix = [0_u8; 8];
-        if length < 8 {
-            let what = format!(
-                "is no safetensors file: {length} bytes, fewer than the 8 that every one begins \
-                 with; copy or download it again"
-            );
-            return Err(Error::file(path, what));
-        }
-        file.read_exact(&mut prefix).map_err(|error| Error::io(path, error))?;
-        let header = u64::from_le_bytes(prefix);
-        if header > length - 8 {
-            let what = format!(
-                "is no safetensors file, or a truncated one: its header claims {header} bytes, but \
-                 only {} follow; copy or download it again",
-                length - 8
-            );
-            return Err(Error::file(path, what));
-        }
-        let header = parse_header(&mut file, prefix, length, path)?;
+        let (mut file, header) = open(path)?;
         let mut tensors = BTreeMap::new();
         let infos = header.tensors();
         for name in header.offset_keys() {
@@ -212,8 +189,15 @@ impl Tensors {
             let data = data.map_err(|error| Error::io(path, error))?;
             tensors.insert(name, Tensor { shape: info.shape.clone(), data });
         }
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Tensors { metadata, tensors })
+        Ok(Tensors { metadata: metadata(&header), tensors })
+    }
+
+    /// Reads the metadata of a safetensors file and none of its tensors.
+    ///
+    /// # Errors
+    /// A file that can't be read, is truncated or contradicts itself.
+    pub fn read_metadata(path: impl AsRef<Path>) -> Result<BTreeMap<String, String>> {
+        open(path.as_ref()).map(|(_, header)| metadata(&header))
     }
 
     /// Writes a safetensors file, whole or not at all; the same tensors give the same bytes.
@@ -402,13 +386,42 @@ fn listed(names: &[&str]) -> String {
     format!("{noun} {}{rest}", shown.join(", "))
 }
 
+/// Opens a file, at its first tensor, and reads its header.
+fn open(path: &Path) -> Result<(File, Metadata)> {
+    let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let status = file.metadata().map_err(|error| Error::io(path, error))?;
+    if !status.is_file() {
+        return Err(Error::file(path, "is no file; a .safetensors file is needed"));
+    }
+    let length = status.len();
+    let mut prefix = [0_u8; 8];
+    if length < 8 {
+        let what = format!(
+            "is no safetensors file: {length} bytes, fewer than the 8 that every one begins \
+             with; copy or download it again"
+        );
+        return Err(Error::file(path, what));
+    }
+    file.read_exact(&mut prefix).map_err(|error| Error::io(path, error))?;
+    let header = u64::from_le_bytes(prefix);
+    if header > length - 8 {
+        let what = format!(
+            "is no safetensors file, or a truncated one: its header claims {header} bytes, but \
+             only {} follow; copy or download it again",
+            length - 8
+        );
+        return Err(Error::file(path, what));
+    }
+    let header = parse_header(&mut file, prefix, length, path)?;
+    Ok((file, header))
+}
+
+fn metadata(header: &Metadata) -> BTreeMap<String, String> {
+    header.metadata().clone().unwrap_or_default().into_iter().collect()
+}
+
 /// Reads and checks the header of a file of `length` bytes whose first 8 are `prefix`.
-fn parse_header(
-    file: &mut File,
-    prefix: [u8; 8],
-    length: u64,
-    path: &Path,
-) -> Result<safetensors::tensor::Metadata> {
+fn parse_header(file: &mut File, prefix: [u8; 8], length: u64, path: &Path) -> Result<Metadata> {
     let too_large =
         || Error::file(path, format!("{length} bytes don't fit into this machine's memory"));
     let size = usize::try_from(length).map_err(|_| too_large())?;

@@ -37,35 +37,26 @@ pub fn write(path: &Path, images: u64, widths: &[f64], averages: &[Weights]) -> 
     tensors.write(path)
 }
 
-/// A snapshot that was read.
-struct Snapshot {
-    images: u64,
-    widths: Vec<f64>,
-    tensors: Tensors,
-}
-
-impl Snapshot {
-    fn read(path: &Path) -> Result<Snapshot> {
-        let tensors = Tensors::read(path)?;
-        let note = |key: &str| tensors.metadata.get(key).map_or("", String::as_str);
-        if note("format") != FORMAT {
-            return Err(Error::file(path, format!("holds no averages of the format {FORMAT}")));
-        }
-        let bad = |key: &str| {
-            let shown: String = note(key).chars().take(40).collect();
-            Error::file(path, format!("its metadata has `{key}` = \"{shown}\", which can't be"))
-        };
-        let images = note("images").parse().ok().filter(|&images| images > 0);
-        let images = images.ok_or_else(|| bad("images"))?;
-        let widths: Option<Vec<f64>> =
-            note("widths").split(',').map(|width| width.parse().ok()).collect();
-        let widths = widths.ok_or_else(|| bad("widths"))?;
-        for &width in &widths {
-            exponent(width).map_err(|error| Error::file(path, error.to_string()))?;
-        }
-        tensors.require_finite(path)?;
-        Ok(Snapshot { images, widths, tensors })
+/// The averages that a snapshot holds, from its metadata alone.
+fn profiles(path: &Path) -> Result<Vec<Profile>> {
+    let metadata = Tensors::read_metadata(path)?;
+    let note = |key: &str| metadata.get(key).map_or("", String::as_str);
+    if note("format") != FORMAT {
+        return Err(Error::file(path, format!("holds no averages of the format {FORMAT}")));
     }
+    let bad = |key: &str| {
+        let shown: String = note(key).chars().take(40).collect();
+        Error::file(path, format!("its metadata has `{key}` = \"{shown}\", which can't be"))
+    };
+    let images: Option<u64> = note("images").parse().ok().filter(|&images| images > 0);
+    let images = images.ok_or_else(|| bad("images"))? as f64;
+    let widths: Option<Vec<f64>> =
+        note("widths").split(',').map(|width| width.parse().ok()).collect();
+    let profile = |width| {
+        let gamma = exponent(width).map_err(|error| Error::file(path, error.to_string()))?;
+        Ok(Profile { gamma, images })
+    };
+    widths.ok_or_else(|| bad("widths"))?.into_iter().map(profile).collect()
 }
 
 /// The average of width `std` at the end of the last of the snapshots, as the best sum of all that they
@@ -82,13 +73,8 @@ pub fn reconstruct(
     observe: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Weights> {
     let gamma = exponent(std)?;
-    let mut profiles = Vec::new();
-    for path in snapshots {
-        let snapshot = Snapshot::read(path)?;
-        for width in snapshot.widths {
-            profiles.push(Profile { gamma: exponent(width)?, images: snapshot.images as f64 });
-        }
-    }
+    let each = snapshots.iter().map(|path| profiles(path)).collect::<Result<Vec<_>>>()?;
+    let profiles = each.concat();
     let Some(images) = profiles.iter().map(|p| p.images).reduce(f64::max) else {
         return Err(Error::invalid("there are no snapshots to make an average from"));
     };
@@ -96,13 +82,13 @@ pub fn reconstruct(
     let mut shares = shares.into_iter();
     let mut sums: Vec<Vec<f64>> =
         parameters.iter().map(|(_, shape)| vec![0.0; shape.iter().product()]).collect();
-    for (done, path) in snapshots.iter().enumerate() {
-        let mut snapshot = Snapshot::read(path)?;
-        for number in 0..snapshot.widths.len() {
-            let share = shares.next().ok_or_else(|| Error::file(path, "changed meanwhile"))?;
+    for (done, (path, averages)) in snapshots.iter().zip(&each).enumerate() {
+        let mut snapshot = Tensors::read(path)?;
+        snapshot.require_finite(path)?;
+        for (number, share) in shares.by_ref().take(averages.len()).enumerate() {
             for (sum, (name, shape)) in sums.iter_mut().zip(parameters) {
                 let name = format!("{}{name}", prefix(number));
-                let values = snapshot.tensors.take_f32(&name, shape, path)?;
+                let values = snapshot.take_f32(&name, shape, path)?;
                 for (sum, value) in sum.iter_mut().zip(values) {
                     *sum += share * f64::from(value);
                 }
