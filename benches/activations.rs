@@ -8,6 +8,7 @@
 //! Levels are those that an EDM2 network names (`16x16`); the rest of the network is `outside`.
 
 use cyanea::device::{Precision, TensorType, open_by_name_with};
+use cyanea::diffusion::{NoiseSchedule, Process};
 use cyanea::formats::layout::nchw_to_nhwc;
 use cyanea::formats::run_folder::RunFolder;
 use cyanea::formats::tensors::Tensors;
@@ -37,9 +38,11 @@ fn main() -> Result<()> {
     let folder = RunFolder::open(Path::new(run))?;
     let config = Config::load(None, Some(&folder.config()), &[])?;
     let network = config.build_network()?;
-    let schedule = config.process().schedule()?.ok_or_else(|| {
-        Error::invalid("the run's process has noise levels; this looks at runs with timesteps")
-    })?;
+    let Process::Ddpm(scheduler) = config.process() else {
+        let what = "the run's process has noise levels; this looks at runs with timesteps";
+        return Err(Error::invalid(what));
+    };
+    let schedule = NoiseSchedule::new(&scheduler)?;
 
     let path = folder.held_out();
     let held_out = Tensors::read(&path)?;

@@ -112,20 +112,11 @@ impl Process {
     /// # Errors
     /// Settings out of range, or a network that is not made for such a process.
     pub fn network(&self, config: &NetworkConfig) -> Result<Box<dyn Network>> {
-        match self.schedule()? {
-            Some(schedule) => config.network(NoiseInput::Timesteps(schedule.alpha_bar())),
-            None => config.network(NoiseInput::Levels),
-        }
-    }
-
-    /// The tables of a process of timesteps; `None` where there are noise levels.
-    ///
-    /// # Errors
-    /// Settings out of range.
-    pub fn schedule(&self) -> Result<Option<NoiseSchedule>> {
         match self {
-            Process::Ddpm(config) => NoiseSchedule::new(config).map(Some),
-            Process::Edm(_) => Ok(None),
+            Process::Ddpm(scheduler) => {
+                config.network(NoiseInput::Timesteps(NoiseSchedule::new(scheduler)?.alpha_bar()))
+            }
+            Process::Edm(_) => config.network(NoiseInput::Levels),
         }
     }
 }

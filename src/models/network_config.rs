@@ -119,26 +119,32 @@ impl NetworkConfig {
         }
     }
 
+    /// The settings of a network that can be told noise levels.
+    ///
+    /// # Errors
+    /// One that can't.
+    pub fn of_levels(&self) -> Result<&Edm2Config> {
+        match self {
+            NetworkConfig::Edm2(config) => Ok(config),
+            NetworkConfig::Ddpm(_) => Err(Error::invalid(
+                "the U-Net of DDPM is told timesteps, not noise levels; under the process \"edm\" \
+                 take the network \"edm2\"",
+            )),
+        }
+    }
+
     /// The network, as it is told of the noise.
     ///
     /// # Errors
     /// Settings or noise that it can't be built for.
     pub fn network(&self, noise: NoiseInput) -> Result<Box<dyn Network>> {
         Ok(match (self, noise) {
+            (_, NoiseInput::Levels) => Box::new(Edm2Unet::new(self.of_levels()?.clone())?),
             (NetworkConfig::Ddpm(config), NoiseInput::Timesteps(_)) => {
                 Box::new(DdpmUnet::new(config.clone())?)
             }
-            (NetworkConfig::Ddpm(_), NoiseInput::Levels) => {
-                return Err(Error::invalid(
-                    "the U-Net of DDPM is told timesteps, not noise levels; under the process \"edm\" \
-                     take the network \"edm2\"",
-                ));
-            }
             (NetworkConfig::Edm2(config), NoiseInput::Timesteps(alpha_bar)) => {
                 Box::new(Edm2Ddpm::new(config.clone(), alpha_bar)?)
-            }
-            (NetworkConfig::Edm2(config), NoiseInput::Levels) => {
-                Box::new(Edm2Unet::new(config.clone())?)
             }
         })
     }

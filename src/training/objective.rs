@@ -5,10 +5,10 @@ use crate::data::counter;
 use crate::device::TensorType;
 use crate::diffusion::scheduler_config::Prediction;
 use crate::diffusion::{EdmProcess, NoiseSchedule, Process};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::hoist::STATE;
 use crate::graph::{Build, Engine, Graph, Region, TensorId};
-use crate::models::{Edm2Unet, Given, Network, NetworkConfig, write_tables};
+use crate::models::{Edm2Unet, Given, Network, NetworkConfig, NoiseInput, write_tables};
 use crate::ops::add_noise::AddNoise;
 use crate::ops::combine::Combine;
 use crate::ops::edm_loss::EdmLoss;
@@ -78,17 +78,15 @@ impl Task {
     /// # Errors
     /// Settings out of range, or a network that is not made for the process.
     pub fn new(network: &NetworkConfig, process: &Process) -> Result<Task> {
-        Ok(match (process, network) {
-            (Process::Edm(edm), NetworkConfig::Edm2(config)) => {
-                process.validate()?;
-                Task::Edm { network: Edm2Unet::new(config.clone())?, process: *edm }
-            }
-            _ => {
-                let network = process.network(network)?;
-                let schedule = process.schedule()?.ok_or_else(|| {
-                    Error::operation("train", "needs EDM2's network under noise levels")
-                })?;
+        process.validate()?;
+        Ok(match process {
+            Process::Ddpm(config) => {
+                let schedule = NoiseSchedule::new(config)?;
+                let network = network.network(NoiseInput::Timesteps(schedule.alpha_bar()))?;
                 Task::Ddpm { network, schedule }
+            }
+            &Process::Edm(process) => {
+                Task::Edm { network: Edm2Unet::new(network.of_levels()?.clone())?, process }
             }
         })
     }
