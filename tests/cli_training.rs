@@ -2,12 +2,15 @@
 
 #[path = "common/command.rs"]
 mod command;
+#[path = "common/failure.rs"]
+mod failure;
 #[path = "common/pictures.rs"]
 mod pictures;
 
 use assert_cmd::Command;
 use command::cyanea;
 use cyanea::formats::tensors::Tensors;
+use failure::error;
 use pictures::pictures;
 use predicates::prelude::*;
 use std::fs;
@@ -61,15 +64,6 @@ impl Place {
         command.arg("--data").arg(&self.data).arg("--out").arg(out);
         command
     }
-}
-
-/// The error of a command that must fail with code 2.
-fn error(command: &mut Command) -> String {
-    let assert = command.assert().code(2);
-    let said = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
-    let errors = said.lines().filter(|line| line.starts_with("error: ")).count();
-    assert_eq!(errors, 1, "{said}");
-    said
 }
 
 #[track_caller]

@@ -3,12 +3,15 @@
 
 #[path = "common/command.rs"]
 mod command;
+#[path = "common/failure.rs"]
+mod failure;
 #[path = "common/pictures.rs"]
 mod pictures;
 
 use assert_cmd::Command;
 use command::cyanea;
 use cyanea::formats::tensors::Tensors;
+use failure::error;
 use pictures::pictures;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,11 +93,6 @@ impl Place {
         fs::remove_dir_all(out).unwrap();
         tensors.get("samples").unwrap().to_f32().unwrap()
     }
-}
-
-fn error(command: &mut Command) -> String {
-    let assert = command.assert().code(2);
-    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
 }
 
 fn bytes(path: impl AsRef<Path>) -> Vec<u8> {
