@@ -43,7 +43,7 @@ fn small() -> (Box<dyn Network>, NoiseSchedule, Weights) {
     };
     let schedule = NoiseSchedule::new(&SchedulerConfig::default()).unwrap();
     let network =
-        NetworkConfig::Edm2(config).network(NoiseInput::Timesteps(schedule.alpha_bar())).unwrap();
+        NetworkConfig::Edm2(config).network(NoiseInput::Timesteps(&schedule.steps())).unwrap();
     let mut weights = initial(network.as_ref(), SIZE, 1).unwrap();
     for (name, _, values) in &mut weights.tensors {
         if name.ends_with("gain") {

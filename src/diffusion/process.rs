@@ -114,7 +114,7 @@ impl Process {
     pub fn network(&self, config: &NetworkConfig) -> Result<Box<dyn Network>> {
         match self {
             Process::Ddpm(scheduler) => {
-                config.network(NoiseInput::Timesteps(NoiseSchedule::new(scheduler)?.alpha_bar()))
+                config.network(NoiseInput::Timesteps(&NoiseSchedule::new(scheduler)?.steps()))
             }
             Process::Edm(_) => config.network(NoiseInput::Levels),
         }

@@ -7,6 +7,7 @@
 
 use super::scheduler_config::{BetaSchedule, Prediction, SchedulerConfig};
 use crate::error::{Error, Result};
+use crate::models::Timestep;
 
 /// The tables of a forward process, one entry a timestep.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,23 @@ impl NoiseSchedule {
         Ok((alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()))
     }
 
+    /// What a network has to know of each timestep.
+    pub fn steps(&self) -> Vec<Timestep> {
+        let of = |&alpha_bar: &f32| {
+            let (image, noise) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+            Timestep { alpha_bar, target: self.target(image, noise) }
+        };
+        self.alpha_bar.iter().map(of).collect()
+    }
+
+    fn target(&self, image: f32, noise: f32) -> (f32, f32) {
+        match self.prediction {
+            Prediction::Epsilon => (0.0, 1.0),
+            Prediction::Sample => (1.0, 0.0),
+            Prediction::Velocity => (-noise, image),
+        }
+    }
+
     /// What the network is trained to predict, as (share of x₀, share of ε) at timestep `t`:
     /// (0, 1) for ε, (1, 0) for x₀, (−√(1−ᾱ), √ᾱ) for v.
     ///
@@ -74,11 +92,7 @@ impl NoiseSchedule {
     /// A timestep beyond the table.
     pub fn target_shares(&self, timestep: usize) -> Result<(f32, f32)> {
         let (image, noise) = self.shares(timestep)?;
-        Ok(match self.prediction {
-            Prediction::Epsilon => (0.0, 1.0),
-            Prediction::Sample => (1.0, 0.0),
-            Prediction::Velocity => (-noise, image),
-        })
+        Ok(self.target(image, noise))
     }
 
     /// x₀ from what the network is given and what it predicts, as (share of x_t, share of the

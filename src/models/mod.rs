@@ -14,7 +14,7 @@ pub use ddpm_unet::DdpmUnet;
 pub use edm2_config::Edm2Config;
 pub use edm2_unet::Edm2Unet;
 pub use guided::Guided;
-pub use network_config::{NetworkConfig, NoiseInput};
+pub use network_config::{NetworkConfig, NoiseInput, Timestep};
 pub use unet_config::UnetConfig;
 
 use crate::device::TensorType;

@@ -15,11 +15,20 @@ pub enum NetworkConfig {
     Edm2(Edm2Config),
 }
 
+/// What a timestep is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timestep {
+    /// ᾱ, the share of the image in the variance.
+    pub alpha_bar: f32,
+    /// Shares of the clean image and of the noise in what the network predicts.
+    pub target: (f32, f32),
+}
+
 /// What a network is told of the noise in its image.
 #[derive(Clone, Copy, Debug)]
 pub enum NoiseInput<'a> {
-    /// Its timestep; ᾱ of each is known when the network is built.
-    Timesteps(&'a [f32]),
+    /// Its timestep; what each of them is, is known when the network is built.
+    Timesteps(&'a [Timestep]),
     /// Its standard deviation σ.
     Levels,
 }
@@ -143,8 +152,8 @@ impl NetworkConfig {
             (NetworkConfig::Ddpm(config), NoiseInput::Timesteps(_)) => {
                 Box::new(DdpmUnet::new(config.clone())?)
             }
-            (NetworkConfig::Edm2(config), NoiseInput::Timesteps(alpha_bar)) => {
-                Box::new(Edm2Ddpm::new(config.clone(), alpha_bar)?)
+            (NetworkConfig::Edm2(config), NoiseInput::Timesteps(steps)) => {
+                Box::new(Edm2Ddpm::new(config.clone(), steps)?)
             }
         })
     }
