@@ -3,6 +3,7 @@
 #include "common/angle.cuh"
 #include "common/half.cuh"
 #include "common/noise.cuh"
+#include "common/preconditioned.cuh"
 #include "common/reduce.cuh"
 #include "common/state.cuh"
 
@@ -208,6 +209,8 @@ template <class E>
 struct SamplerUpdate {
     const E* output;
     const SamplerRow* table;
+    const float* c_skip;    // [1, C] or [B, C] where the output is to be preconditioned, or null
+    const float* c_out;     // the same
     const unsigned* seeds;  // [B, 2], or null
     const float* given;     // noise [rows, B, P, C], or null
     float* x;
@@ -218,7 +221,7 @@ struct SamplerUpdate {
     unsigned* ticket;     // zero between launches
     int batch, pixels, channels, rows;
     unsigned purpose;
-    int unused;
+    int factor_rows;  // of c_skip and c_out
 };
 
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
@@ -271,16 +274,21 @@ __device__ __forceinline__ void update_element(const SamplerUpdate<E>& p, long l
             noise = normal(seeded(p.seeds, p.state, sample, p.purpose), element);
         }
     }
+    float output = get(p.output + i);
+    if (p.c_skip) {
+        int factor = sample % p.factor_rows * p.channels + static_cast<int>(i % p.channels);
+        output = preconditioned_output(p.c_skip[factor], p.x[i], p.c_out[factor], output);
+    }
     if (p.x_rest) {
         double x = static_cast<double>(p.x[i]) + p.x_rest[i], history = 0.0;
         if (p.history) history = static_cast<double>(p.history[i]) + p.history_rest[i];
-        sampler_step(row, p.table[2 * index + 1], x, history, get(p.output + i), noise);
+        sampler_step(row, p.table[2 * index + 1], x, history, output, noise);
         store_pair(x, &p.x[i], &p.x_rest[i]);
         if (p.history) store_pair(history, &p.history[i], &p.history_rest[i]);
         return;
     }
     float x = p.x[i], history = p.history ? p.history[i] : 0.0f;
-    sampler_step(row, SamplerRow{}, x, history, get(p.output + i), noise);
+    sampler_step(row, SamplerRow{}, x, history, output, noise);
     p.x[i] = x;
     if (p.history) p.history[i] = history;
 }

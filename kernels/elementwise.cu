@@ -2,6 +2,7 @@
 // an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
 #include "common/noise.cuh"
+#include "common/preconditioned.cuh"
 
 // y = scale_a * a + scale_b * b, or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
 // which each sample of `sample` elements uses one for all of its pixels. Rows are float32.
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(256) preconditioned(Preconditioned<E> p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= p.elements) return;
     long long j = i / p.sample % p.rows * p.channels + i % p.channels;
-    p.y[i] = p.c_skip[j] * p.x[i] + p.c_out[j] * get(p.output + i);
+    p.y[i] = preconditioned_output(p.c_skip[j], p.x[i], p.c_out[j], get(p.output + i));
 }
 
 // y = scale * x + offset, rounded after the product as everywhere.

@@ -18,8 +18,12 @@ pub fn benches(bench: &mut Bench) {
         let inputs = [image(), image(), activation([1000, 2]), timesteps()];
         bench.time("diffusion", &name("add_noise"), AddNoise { velocity: false }, &inputs, &[]);
         let table = || activation([STEPS, COLUMNS]);
-        let update =
-            SamplerUpdate { history: true, noise: Noise::Philox { purpose: 1 }, pairs: false };
+        let update = SamplerUpdate {
+            history: true,
+            noise: Noise::Philox { purpose: 1 },
+            pairs: false,
+            preconditioned: false,
+        };
         let inputs = [image(), table(), step_state(), seeds(batch)];
         let updated = [image(), image()];
         bench.time("diffusion", &name("sampler_update"), update, &inputs, &updated);

@@ -68,7 +68,8 @@ pub fn append_update(
         }
     }
     slots.push(state);
-    g.push_into(SamplerUpdate { history, noise, pairs }, &inputs, &slots)
+    let update = SamplerUpdate { history, noise, pairs, preconditioned: false };
+    g.push_into(update, &inputs, &slots)
 }
 
 /// The three graphs of a sampling run, ready to be planned.

@@ -9,6 +9,7 @@ mod convolution;
 mod gradient;
 mod magnitude;
 mod normalisation;
+mod preconditioned;
 mod row_linear;
 mod scales;
 mod tiles;
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 8] = [
+    let rules: [fn(&mut Graph) -> Result<bool>; 9] = [
         attention::rules,
         normalisation::rules,
         gradient::rules,
@@ -36,6 +37,7 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
         convolution::rules,
         magnitude::rules,
         scales::columns,
+        preconditioned::rules,
     ];
     for rule in rules {
         while rule(graph)? {}

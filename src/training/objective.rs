@@ -82,7 +82,7 @@ impl Task {
         Ok(match process {
             Process::Ddpm(config) => {
                 let schedule = NoiseSchedule::new(config)?;
-                let network = network.network(NoiseInput::Timesteps(schedule.alpha_bar()))?;
+                let network = network.network(NoiseInput::Timesteps(&schedule.steps()))?;
                 Task::Ddpm { network, schedule }
             }
             &Process::Edm(process) => {

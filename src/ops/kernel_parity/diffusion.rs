@@ -101,7 +101,13 @@ pub(super) fn sampler_updates() {
     let output = Host::random(&shape, 1);
     let seeds = Host::bits(&[2, 2], &[1, 0, 2, 5]);
     let given = Host::random(&[2, 2, 5, 3, 3], 2);
-    for (history, pairs) in [(false, false), (true, false), (false, true), (true, true)] {
+    // A row of factors for both images, and one each.
+    let factors = [1, 2].map(|rows| [7, 8].map(|seed| Host::random(&[rows, 3], seed)));
+    let cases = [(false, false), (true, false), (false, true), (true, true)];
+    for ((history, pairs), factors) in cases
+        .into_iter()
+        .flat_map(|case| [None, Some(&factors[0]), Some(&factors[1])].map(|f| (case, f)))
+    {
         let start = [3, 4, 5, 6].map(|seed| Host::random(&shape, seed));
         let tensors = (1 + usize::from(history)) * (1 + usize::from(pairs));
         let start = [&start[..tensors], &[state()]].concat();
@@ -110,7 +116,7 @@ pub(super) fn sampler_updates() {
             (0.5, Noise::Philox { purpose: 3 }, Some(&seeds)),
             (0.5, Noise::Given, Some(&given)),
         ] {
-            let op = SamplerUpdate { history, noise, pairs };
+            let op = SamplerUpdate { history, noise, pairs, preconditioned: factors.is_some() };
             let rest = Row { x: 1e-8, x0: -1e-8, next_x: 2e-8, ..Row::default() };
             let rows = match pairs {
                 true => vec![row(1.0), rest, row(sigma), rest],
@@ -122,6 +128,7 @@ pub(super) fn sampler_updates() {
             for output in [&output, &half] {
                 let plain = Host::new(&output.ty.shape, output.data.clone());
                 let mut inputs = vec![&plain, &table];
+                inputs.extend(factors.into_iter().flatten());
                 inputs.extend(extra);
                 let want = run_on(&Cpu::new(2), &op, &inputs, &start).unwrap();
                 inputs[0] = output;

@@ -2,7 +2,7 @@
 //! (Karras et al. 2022, arXiv:2206.00364, eq. 7). Float32 whatever the precision: at low noise it is
 //! the input but for little, and that little is what a sampler goes by.
 
-mod cpu;
+pub(super) mod cpu;
 mod launch;
 
 use super::combine::Combine;

@@ -4,6 +4,7 @@ use super::{Noise, Row, SamplerUpdate, pair};
 use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
 use crate::ops::noise::cpu::seeded;
 use crate::ops::noise::normal::fill_pixels;
+use crate::ops::preconditioned::cpu::{blend, row_of};
 use crate::ops::shape::{Extent, Slices};
 use crate::ops::state;
 
@@ -21,7 +22,9 @@ impl CpuKernel for SamplerUpdate {
         let (sample_size, channels) = (extent.sample(), extent.channels);
         let slices = Slices::new(extent.pixels, channels);
         let slice = slices.pixels * channels;
-        let drawn = usize::from(!io.scratch.is_empty());
+        let drawn = matches!(self.noise, Noise::Philox { .. });
+        let (drawn, made) = (usize::from(drawn), usize::from(self.preconditioned));
+        let (made_data, drawn_data) = io.scratch.split_at_mut(made * output.data.len());
         // x, what it leaves, the history and what that leaves: those that there are.
         let mut outputs = outputs.iter_mut();
         let mut cut = |there: bool| {
@@ -32,23 +35,30 @@ impl CpuKernel for SamplerUpdate {
         };
         let (x, x_rest) = (cut(true), cut(self.pairs));
         let (history, history_rest) = (cut(self.history), cut(self.history && self.pairs));
-        let noise = Cut { data: io.scratch, sample: drawn * sample_size, slice: drawn * slice };
-        let cuts = [x, x_rest, history, history_rest, noise];
-        let (inputs, now) = (io.inputs, &*state);
+        let noise = Cut { data: drawn_data, sample: drawn * sample_size, slice: drawn * slice };
+        let made = Cut { data: made_data, sample: made * sample_size, slice: made * slice };
+        let cuts = [x, x_rest, history, history_rest, noise, made];
+        let (inputs, more) = io.inputs.split_at(2 + self.factors());
+        let now = &*state;
         cpu.cut_mut(extent.batch, slices.count, cuts, &|sample, part, cuts| {
-            let [x, x_rest, history, history_rest, scratch] = cuts;
+            let [x, x_rest, history, history_rest, scratch, made] = cuts;
             let at = sample * sample_size + part * slice;
-            let output = &output.data[at..][..x.len()];
+            let mut output = &output.data[at..][..x.len()];
+            if let [_, _, c_skip, c_out] = inputs {
+                let rows = [c_skip, c_out].map(|factor| row_of(factor.data, sample, channels));
+                blend(cpu.simd(), [x, output], rows, made);
+                output = made;
+            }
             let noise: &[f32] = match self.noise {
                 _ if row.sigma == 0.0 => &[],
                 Noise::None => panic!("a row with noise in a sampler without"),
                 Noise::Philox { purpose } => {
-                    let stream = seeded(purpose, &inputs[2], now, sample);
+                    let stream = seeded(purpose, &more[0], now, sample);
                     let pixels = slices.range(part);
                     fill_pixels(cpu.simd(), &stream, pixels, extent.pixels, channels, scratch);
                     scratch
                 }
-                Noise::Given => &inputs[2].data[index * output_len(&extent) + at..][..x.len()],
+                Noise::Given => &more[0].data[index * output_len(&extent) + at..][..x.len()],
             };
             match rows {
                 [row] => update(cpu.simd(), *row, output, noise, x, history),

@@ -18,6 +18,7 @@
 mod cpu;
 mod launch;
 
+use super::preconditioned::Preconditioned;
 use super::{LaunchArgs, Op, shape, state};
 use crate::device::{DType, KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
@@ -63,15 +64,18 @@ pub enum Noise {
 }
 
 /// In place on `x` `[B, …, C]`, if there is one `history` of the same shape, and the step state, from
-/// (`output` `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, and what `noise` asks for). The row is `ROW` of
-/// the state, which then counts on. With `pairs` each row of the table is followed by what float32 left
-/// of it (`[N, 32]`), and what is updated is `x`, `x_rest`, then `history` and `history_rest`, and the
-/// state.
+/// (`output` `[B, …, C]`, `table` `[N, 16]` of [`Row`]s, if preconditioned `c_skip` and `c_out`, and what
+/// `noise` asks for). The row is `ROW` of the state, which then counts on. With `pairs` each row of the
+/// table is followed by what float32 left of it (`[N, 32]`), and what is updated is `x`, `x_rest`, then
+/// `history` and `history_rest`, and the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SamplerUpdate {
     pub history: bool,
     pub noise: Noise,
     pub pairs: bool,
+    /// Whether `output` is that of the network inside, and the update's is what [`Preconditioned`] makes
+    /// of it and `x`.
+    pub preconditioned: bool,
 }
 
 /// A value as the nearest float32 and what that leaves.
@@ -86,6 +90,11 @@ impl SamplerUpdate {
     pub fn columns(&self) -> usize {
         if self.pairs { 2 * COLUMNS } else { COLUMNS }
     }
+
+    /// How many inputs precondition.
+    fn factors(&self) -> usize {
+        if self.preconditioned { 2 } else { 0 }
+    }
 }
 
 impl Op for SamplerUpdate {
@@ -94,7 +103,7 @@ impl Op for SamplerUpdate {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        let count = if self.noise == Noise::None { 2 } else { 3 };
+        let count = 2 + self.factors() + usize::from(self.noise != Noise::None);
         shape::halves(self.name(), &inputs[..2.min(inputs.len())], 2..=2, &[true])?;
         shape::arity(self.name(), inputs, count..=count)?;
         let (x, table) = (inputs[0].with_dtype(DType::F32), inputs[1]);
@@ -105,15 +114,19 @@ impl Op for SamplerUpdate {
                 format!("the table must be [N, {columns}], not {table:?}"),
             ));
         }
+        if self.preconditioned {
+            Preconditioned.infer(&[&x, inputs[0], inputs[2], inputs[3]])?;
+        }
+        let noise = inputs.last().expect("there are two at least");
         match self.noise {
             Noise::None => {}
             Noise::Philox { .. } => {
                 let wanted = TensorType::u32([x.shape[0], 2]);
-                shape::expect(self.name(), "seeds", inputs[2], &wanted)?;
+                shape::expect(self.name(), "seeds", noise, &wanted)?;
             }
             Noise::Given => {
                 let shape: Vec<usize> = table.shape[..1].iter().chain(&x.shape).copied().collect();
-                shape::expect(self.name(), "noise", inputs[2], &TensorType::f32(shape))?;
+                shape::expect(self.name(), "noise", noise, &TensorType::f32(shape))?;
             }
         }
         let tensors = (1 + usize::from(self.history)) * (1 + usize::from(self.pairs));
@@ -134,10 +147,9 @@ impl Op for SamplerUpdate {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        match self.noise {
-            Noise::Philox { .. } if target.is_cpu() => inputs[0].elements(),
-            _ => 0,
-        }
+        let drawn = matches!(self.noise, Noise::Philox { .. });
+        let images = usize::from(drawn) + usize::from(self.preconditioned);
+        if target.is_cpu() { images * inputs[0].elements() } else { 0 }
     }
 
     fn tickets(&self, target: &Target, _: &[&TensorType], _: &[&TensorType]) -> usize {

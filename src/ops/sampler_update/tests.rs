@@ -2,7 +2,7 @@ use super::*;
 use crate::device::cpu::Cpu;
 use crate::ops::noise::normal::Stream;
 use crate::ops::state::{ROW, StepState};
-use crate::ops::testing::{Host, assert_close, assert_same_bits, run_on};
+use crate::ops::testing::{Host, assert_close, assert_same_bits, run, run_on};
 
 const PHILOX: Noise = Noise::Philox { purpose: 77 };
 
@@ -43,7 +43,8 @@ fn follows_its_row() {
     let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
     let rows = [row(4), row(5)];
     let noise = Host::random(&[2, 2, 3, 5, 4], 6);
-    let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: false };
+    let op =
+        SamplerUpdate { history: true, noise: Noise::Given, pairs: false, preconditioned: false };
     let inputs = [&o, &table(&rows), &noise];
     let got = update(2, op, &inputs, &[x.clone(), h.clone()], 1);
     let r = rows[1];
@@ -54,6 +55,25 @@ fn follows_its_row() {
         let new = r.x * x + r.x0 * x0 + r.eps * eps + r.history * h + r.sigma * z;
         let next = r.next_x * x + r.next_x0 * x0 + r.next_eps * eps + r.next_history * h;
         assert_close(&[got[0].data[i], got[1].data[i]], &[new, next], 5e-7);
+    }
+}
+
+#[test]
+fn a_preconditioned_output_is_that_of_its_own_operation() {
+    let shape = [2, 70, 90, 4];
+    let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
+    let seeds = Host::bits(&[2, 2], &[1, 0, 2, 0]);
+    let (table, given) = (table(&[row(4)]), [x.clone(), h]);
+    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false, preconditioned: false };
+    for rows in [1, 2] {
+        let [c_skip, c_out] = [5, 6].map(|seed| Host::random(&[rows, 4], seed));
+        let whole = &run(&Preconditioned, &[&x, &o, &c_skip, &c_out])[0];
+        let want = update(2, op, &[whole, &table, &seeds], &given, 0);
+        let inside = SamplerUpdate { preconditioned: true, ..op };
+        let got = update(2, inside, &[&o, &table, &c_skip, &c_out, &seeds], &given, 0);
+        for (got, want) in got.iter().zip(&want) {
+            assert_same_bits(got, want, "preconditioned");
+        }
     }
 }
 
@@ -74,7 +94,8 @@ fn pairs_follow_their_row_in_float64() {
         .iter_mut()
         .for_each(|v: &mut f32| *v *= 1e-8);
     let rows = Host::new(&[1, 32], bytemuck::cast_slice(&[high, low]).to_vec());
-    let op = SamplerUpdate { history: true, noise: Noise::Given, pairs: true };
+    let op =
+        SamplerUpdate { history: true, noise: Noise::Given, pairs: true, preconditioned: false };
     let state = [x.clone(), x_rest.clone(), h.clone(), h_rest.clone()];
     let got = update(2, op, &[&o, &rows, &noise], &state, 0);
     let sum = |a: f32, b: f32| f64::from(a) + f64::from(b);
@@ -105,7 +126,7 @@ fn noise_has_one_stream_an_image() {
     let x = Host::random(&[2, 4, 4, 3], 1);
     // x′ = z alone.
     let only_noise = Row { sigma: 1.0, clip: f32::INFINITY, ..Row::default() };
-    let op = SamplerUpdate { history: false, noise: PHILOX, pairs: false };
+    let op = SamplerUpdate { history: false, noise: PHILOX, pairs: false, preconditioned: false };
     let rows = table(&[only_noise; 8]);
     let seeds = Host::bits(&[2, 2], &[11, 12, 13, 14]);
     let got = update(2, op, &[&x, &rows, &seeds], std::slice::from_ref(&x), 7);
@@ -121,7 +142,7 @@ fn neither_threads_nor_batch_matter() {
     let shape = [3, 90, 80, 3];
     let (x, h, o) = (Host::random(&shape, 1), Host::random(&shape, 2), Host::random(&shape, 3));
     let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 3, 0]);
-    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
+    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false, preconditioned: false };
     let rows = table(&[row(1)]);
     let run = |threads, range: std::ops::Range<usize>| {
         let part = |host: &Host| host.samples(range.clone());
@@ -143,7 +164,8 @@ fn neither_threads_nor_batch_matter() {
 #[test]
 fn nan_is_not_clipped_away() {
     let x = Host::new(&[1, 1, 1], vec![f32::NAN]);
-    let op = SamplerUpdate { history: false, noise: Noise::None, pairs: false };
+    let op =
+        SamplerUpdate { history: false, noise: Noise::None, pairs: false, preconditioned: false };
     let take_x0 = Row { x0_from_x: 1.0, clip: 1.0, x0: 1.0, ..Row::default() };
     let o = Host::new(&[1, 1, 1], vec![0.0]);
     let got = update(1, op, &[&o, &table(&[take_x0])], &[x], 0);
@@ -153,7 +175,7 @@ fn nan_is_not_clipped_away() {
 #[test]
 fn bad_shapes_are_refused() {
     let (x, t) = (TensorType::f32([2, 4]), TensorType::f32([3, 16]));
-    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false };
+    let op = SamplerUpdate { history: true, noise: PHILOX, pairs: false, preconditioned: false };
     let seeds = TensorType::u32([2, 2]);
     let outputs = op.infer(&[&x, &t, &seeds]).unwrap();
     assert_eq!(outputs, [x.clone(), x.clone(), state::ty()]);
@@ -162,6 +184,11 @@ fn bad_shapes_are_refused() {
     assert!(op.infer(&[&x]).is_err());
     assert!(op.infer(&[&x, &TensorType::f32([3, 12]), &seeds]).is_err());
     assert!(op.infer(&[&x, &t, &TensorType::u32([1, 2])]).is_err());
+    let inside = SamplerUpdate { preconditioned: true, ..op };
+    let row = TensorType::f32([2, 4]);
+    assert_eq!(inside.infer(&[&x, &t, &row, &row, &seeds]).unwrap(), outputs);
+    assert!(inside.infer(&[&x, &t, &seeds]).is_err());
+    assert!(inside.infer(&[&x, &t, &row, &TensorType::f32([3, 4]), &seeds]).is_err());
     let given = SamplerUpdate { noise: Noise::Given, ..op };
     assert!(given.infer(&[&x, &t, &TensorType::f32([2, 2, 4])]).is_err());
 }
