@@ -31,19 +31,25 @@ struct ResultLayout {
     __device__ static __forceinline__ bool first_row() { return warp_lane() < LANES; }
 };
 
-// What pixels of a sample get added in SIZE channels from `c` on.
-template <class E, int SIZE>
-__device__ __forceinline__ void gather_row(const Conv2d<E>& p, const float* bias, int sample, int c,
-                                           float (&row)[SIZE]) {
+// What pixels of a sample get added in channel `c`.
+template <class E>
+__device__ __forceinline__ float row_at(const Conv2d<E>& p, const float* bias, int sample, int c) {
     const float* parts[3] = {bias, p.shortcut_bias, p.shift ? p.shift + sample * p.shift_stride : nullptr};
+    float row = 0.0f;
 #pragma unroll
-    for (int i = 0; i < SIZE; ++i) row[i] = 0.0f;
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-        if (!parts[part]) continue;
-#pragma unroll
-        for (int i = 0; i < SIZE; ++i) row[i] += c + i < p.c_out ? parts[part][c + i] : 0.0f;
-    }
+    for (int part = 0; part < 3; ++part)
+        if (parts[part]) row += parts[part][c];
+    return row;
+}
+
+// A result from what its residual is added to.
+template <class E>
+__device__ __forceinline__ float finished(const Conv2d<E>& p, float sum, float residual) {
+    sum = fmaf(p.residual_scale, residual, sum);
+    // Comparisons that a NaN passes.
+    if (sum > p.limit) sum = p.limit;
+    if (sum < -p.limit) sum = -p.limit;
+    return sum;
 }
 
 // Where a lane's pieces lie in the output, from its first on: tiles are 8 wide or one row.
@@ -75,20 +81,46 @@ struct ResultPlaces {
     }
 };
 
+// Adds and stores one element after another, where results are no multiple of pieces, or neighbouring
+// pixels may belong to different samples: 16 rows, from `pixel` of the tile on, of a warp's columns from
+// `column` on. `stage` has the sums, and then what was stored.
+template <class E, int NT>
+__device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* bias, E* y, const TileOrigin& tile,
+                                               int steps_y, int steps_x, int pixel, int column, float* stage) {
+    const int COLUMNS = NT * 16;
+    int tile_width = 1 << p.tile_width_log;
+#pragma unroll 1
+    for (int i = warp_lane(); i < 16 * COLUMNS; i += 32) {
+        int row = i / COLUMNS, c = column + i % COLUMNS;
+        int out_y = (tile.first_y + ((pixel + row) >> p.tile_width_log)) * steps_y + tile.phase_y;
+        int out_x = (tile.first_x + ((pixel + row) & (tile_width - 1))) * steps_x + tile.phase_x;
+        if (out_y >= p.out_height || out_x >= p.out_width || c >= p.c_out) continue;
+        int at = ((tile.sample * p.out_height + out_y) * p.out_width + out_x) * p.c_out + c;
+        float& value = stage[ResultLayout<E, NT>::staged(row, i % COLUMNS)];
+        value += row_at(p, bias, p.sample_pixels ? out_x / p.sample_pixels : tile.sample, c);
+        value = finished(p, value, p.residual ? get(p.residual + at) : 0.0f);
+        put(y + at, value);
+        value = rounded(value, y);
+    }
+    __syncwarp(0xffffffffu);
+}
+
 // Adds to the sums of a warp what is to be added, and stores them. Leaves in `sums` what was stored, in the
-// order of ResultLayout. `stage` is shared memory of the warp's own. IN_PIECES: 16 bytes at a time.
-template <class E, bool IN_PIECES, int MT, int NT>
+// order of ResultLayout. `stage` is shared memory of the warp's own. `one_by_one(m, stage)` stores the 16
+// rows `m` where that is not done 16 bytes at a time.
+template <class E, int MT, int NT, class OneByOne>
 __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, const float* bias, E* y, int sample,
-                                              int column, float* stage, const ResultPlaces<E, NT>& places) {
+                                              int column, float* stage, const ResultPlaces<E, NT>& places,
+                                              OneByOne one_by_one) {
     typedef WarpProduct<E> Product;
     typedef ResultLayout<E, NT> Layout;
     const int SIZE = Layout::SIZE;
-    // In rows of pixels of all samples neighbours may belong to different ones.
-    bool by_pixel = p.sample_pixels && p.shift_stride;
+    bool pieces = p.flags & PIECES;
     float row[SIZE];
-    if (!by_pixel) gather_row(p, bias, sample, column, row);
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i) row[i] = pieces && column < p.c_out ? row_at(p, bias, sample, column + i) : 0.0f;
     // The residual of so many 16 rows is under way at a time.
-    const int AHEAD = 2;
+    const int AHEAD = CYANEA_CODE_PATH >= 80 ? MT : 2;
     uint4 other[AHEAD][Layout::STEPS];
     auto fetch = [&](int m) {
 #pragma unroll
@@ -96,16 +128,8 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, c
             int k = m * Layout::STEPS + step;
             uint4& piece = other[m % AHEAD][step];
             piece = make_uint4(0, 0, 0, 0);
-            if (!p.residual || !(places.valid >> k & 1)) continue;
-            const E* from = p.residual + places.place(k);
-            if (IN_PIECES) {
-                piece = *reinterpret_cast<const uint4*>(from);
-            } else {
-                float value[SIZE];
-#pragma unroll
-                for (int i = 0; i < SIZE; ++i) value[i] = column + i < p.c_out ? get(from + i) : 0.0f;
-                piece = pack(value);
-            }
+            if (pieces && p.residual && places.valid >> k & 1)
+                piece = *reinterpret_cast<const uint4*>(p.residual + places.place(k));
         }
     };
 #pragma unroll
@@ -119,6 +143,7 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, c
             *reinterpret_cast<float2*>(stage + to) = make_float2(sums[m * 8 * NT + i], sums[m * 8 * NT + i + 1]);
         }
         __syncwarp(0xffffffffu);
+        if (!pieces) one_by_one(m, stage);
 #pragma unroll
         for (int k = m * Layout::STEPS; k < (m + 1) * Layout::STEPS; ++k) {
             float value[SIZE], added[SIZE];
@@ -128,32 +153,13 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, c
                 float4 part = *reinterpret_cast<const float4*>(stage + from);
                 value[i] = part.x, value[i + 1] = part.y, value[i + 2] = part.z, value[i + 3] = part.w;
             }
-            if (by_pixel) {
-                int x = min(places.x + k * Layout::STEP, p.out_width - 1);
-                gather_row(p, bias, x / p.sample_pixels, column, row);
-            }
-#pragma unroll
-            for (int i = 0; i < SIZE; ++i) value[i] += row[i];
+            // One by one all of this adds zeros to what is rounded already.
             unpack(other[m % AHEAD][k % Layout::STEPS], added);
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                value[i] = fmaf(p.residual_scale, added[i], value[i]);
-                // Comparisons that a NaN passes.
-                if (value[i] > p.limit) value[i] = p.limit;
-                if (value[i] < -p.limit) value[i] = -p.limit;
-            }
+            for (int i = 0; i < SIZE; ++i) value[i] = finished(p, value[i] + row[i], added[i]);
             uint4 piece = pack(value);
             unpack(piece, value);
-            if (places.valid >> k & 1) {
-                E* to = y + places.place(k);
-                if (IN_PIECES) {
-                    *reinterpret_cast<uint4*>(to) = piece;
-                } else {
-#pragma unroll
-                    for (int i = 0; i < SIZE; ++i)
-                        if (column + i < p.c_out) put(to + i, value[i]);
-                }
-            }
+            if (pieces && places.valid >> k & 1) *reinterpret_cast<uint4*>(y + places.place(k)) = piece;
 #pragma unroll
             for (int i = 0; i < SIZE; ++i) sums[k * SIZE + i] = value[i];
         }

@@ -11,15 +11,9 @@
 // Transposed, a tile has outputs of one phase (place modulo stride) on each axis, so that it needs a
 // fixed subset of the taps and reads neighbouring source pixels.
 #pragma once
+#include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
 #include "common/slices.cuh"
-
-// Most pieces of input channels in shared memory at a time: on sm_70 fewer, so that two blocks of float16
-// fit a multiprocessor.
-template <class E>
-struct Chunk {
-    static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;
-};
 
 // The place of a tile on one axis: output = (first + i) step + phase. Its taps are `first_tap`,
 // `first_tap` + `steps`, …; tap number t reads the source at (first + i) scale + offset(t).
@@ -51,24 +45,28 @@ struct Axis {
     }
 };
 
-// The tap that a block is at: how many rows and columns of taps came before it.
-struct Tap {
-    int row, column;
-};
-
 // Weights of one tap on their way to shared memory: cp.async, or through registers on sm_70.
 template <int CHUNK, int COUNT, int THREADS>
 struct WeightStage {
 #if CYANEA_CODE_PATH < 80
     uint4 held[COUNT];
 #endif
-    // `blocks` blocks of `pieces` pieces of WEIGHT_BLOCK columns, `pitch` bytes apart.
-    __device__ __forceinline__ void fetch(unsigned char* to, const unsigned char* from, int pieces,
-                                          int blocks, long long pitch) {
-        from += threadIdx.x * 16;
+    // `blocks` blocks of `pieces` pieces of WEIGHT_BLOCK columns, `pitch` bytes apart, if `wanted`; without
+    // branches. `from` is the calling thread's first.
+    __device__ __forceinline__ void fetch(unsigned char* to, const unsigned char* from, int pieces, int blocks,
+                                          int pitch, bool wanted) {
         to += threadIdx.x * 16;
-        if (pieces == CHUNK && blocks == BLOCKS) each<true>(to, from, pieces, blocks, pitch);
-        else each<false>(to, from, pieces, blocks, pitch);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const int AT = i * THREADS, BLOCK = AT / BLOCK_PIECES, INSIDE = AT % BLOCK_PIECES;
+            bool has = wanted && is_in(INSIDE, pieces) && BLOCK < blocks;
+            const unsigned char* source = from + (BLOCK * pitch + INSIDE * 16);
+#if CYANEA_CODE_PATH >= 80
+            copy_async_if(has, to + AT * 16, source);
+#else
+            if (has) held[i] = *reinterpret_cast<const uint4*>(source);
+#endif
+        }
 #if CYANEA_CODE_PATH >= 80
         copy_commit();
 #endif
@@ -81,120 +79,40 @@ struct WeightStage {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             const int AT = i * THREADS, BLOCK = AT / BLOCK_PIECES, INSIDE = AT % BLOCK_PIECES;
-            if (!has(INSIDE, pieces) || BLOCK >= blocks) continue;
+            if (!is_in(INSIDE, pieces) || BLOCK >= blocks) continue;
             *reinterpret_cast<uint4*>(to + AT * 16) = held[i];
         }
 #endif
     }
 
 private:
-    static const int BLOCKS = COUNT * THREADS / (CHUNK * WEIGHT_BLOCK);
-    // ALL: no block and no piece is missing.
-    template <bool ALL>
-    __device__ __forceinline__ void each(unsigned char* to, const unsigned char* from, int pieces, int blocks,
-                                         long long pitch) {
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const int AT = i * THREADS, BLOCK = AT / BLOCK_PIECES, INSIDE = AT % BLOCK_PIECES;
-            if (!ALL && (!has(INSIDE, pieces) || BLOCK >= blocks)) continue;
-            const unsigned char* source = from + (BLOCK * pitch + INSIDE * 16);
-#if CYANEA_CODE_PATH >= 80
-            copy_async(to + AT * 16, source);
-#else
-            held[i] = *reinterpret_cast<const uint4*>(source);
-#endif
-        }
-    }
     static const int BLOCK_PIECES = CHUNK * WEIGHT_BLOCK;
     static_assert(BLOCK_PIECES % THREADS == 0, "a thread stays in one block");
-    __device__ __forceinline__ static bool has(int inside, int pieces) {
+    __device__ __forceinline__ static bool is_in(int inside, int pieces) {
         return inside + static_cast<int>(threadIdx.x) < pieces * WEIGHT_BLOCK;
     }
 };
 
-// Fills `region` with `count` pieces of channels from `c` on of the source pixels from (y, x) on, zeros
-// outside of the image. A thread stays with one piece, and has BATCH of them under way at a time;
-// `load(place)` makes that of a pixel.
-template <class E, int STEP, int BATCH, class Load>
-__device__ __forceinline__ void fill_pixels(const Conv2d<E>& p, int y, int x, int pixel,
-                                            const Normalisation<E>& normalisation, E* to, Load load) {
-    int row = pixel / p.region_width, column = pixel - row * p.region_width;
-    int more_rows = STEP / p.region_width, more_columns = STEP - more_rows * p.region_width;
-    int pixels = p.region_height * p.region_width;
-    y += row, x += column;
-    int end = x - column + p.region_width;
-#pragma unroll 1
-    while (pixel < pixels) {
-        uint4 value[BATCH];
-        unsigned inside = 0;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            value[i] = make_uint4(0, 0, 0, 0);
-            // Unsigned, what is negative is too large as well.
-            if (static_cast<unsigned>(y) < static_cast<unsigned>(p.height) &&
-                static_cast<unsigned>(x) < static_cast<unsigned>(p.width) && pixel + i * STEP < pixels) {
-                value[i] = load(y * p.width + x);
-                inside |= 1u << i;
-            }
-            y += more_rows, x += more_columns;
-            if (x >= end) x -= p.region_width, ++y;
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            if (pixel + i * STEP >= pixels) continue;
-            if (inside >> i & 1) value[i] = normalisation.of(value[i]);
-            *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = value[i];
-        }
-        pixel += BATCH * STEP, to += BATCH * STEP * Piece<E>::SIZE;
-    }
-}
-
-// Where pieces of channels from `c` on are read: of the convolution itself, or of its shortcut.
-template <class E>
-struct ChunkSource {
-    const E *first, *second;
-    int c1, c2, c, image;  // no tensor has more than 2^31 elements
-    bool own, wide;
-
-    __device__ __forceinline__ ChunkSource(const Conv2d<E>& p, int sample, bool of_itself, int channel) {
-        own = of_itself, c = channel;
-        first = own ? p.x : p.shortcut[0], second = own ? p.x2 : p.shortcut[1];
-        c1 = own ? p.c1 : p.shortcut1, c2 = own ? p.c2 : p.shortcut2;
-        image = sample * p.height * p.width;
-        wide = p.flags & (own ? WIDE : WIDE_SHORTCUT);
-    }
-    // The channel in the first pixel of the sample, where it lies in a source.
-    __device__ __forceinline__ const E* at() const {
-        return c < c1 ? first + (image * c1 + c) : second + (image * c2 + (c - c1));
-    }
-    __device__ __forceinline__ int pitch() const { return c < c1 ? c1 : c2; }
-    __device__ __forceinline__ bool beyond() const { return c >= c1 + c2; }
-};
-
-template <class E, int THREADS>
-__device__ __forceinline__ void fill_region(const Conv2d<E>& p, ChunkSource<E> source, int y, int x, int count,
-                                            const float2* affine, E* region, int plane) {
-    const int SIZE = Piece<E>::SIZE, STEP = THREADS / Chunk<E>::MOST;
-    int piece = threadIdx.x % Chunk<E>::MOST, pixel = threadIdx.x / Chunk<E>::MOST;
-    if (piece >= count) return;
-    source.c += piece * SIZE;
-    Normalisation<E> normalisation(source.own && affine ? affine + source.c : nullptr, source.own && p.silu);
-    E* to = region + (piece * plane + pixel * SIZE);
-    if (source.wide) {
-        // The piece lies in one source, or beyond both.
-        bool beyond = source.beyond();
-        int pitch = source.pitch();
-        const E* from = source.at();
-        fill_pixels<E, STEP, 4>(p, y, x, pixel, normalisation, to, [&](int place) {
-            if (beyond) return make_uint4(0, 0, 0, 0);
-            return *reinterpret_cast<const uint4*>(from + place * pitch);
-        });
-    } else {
-        fill_pixels<E, STEP, 1>(p, y, x, pixel, normalisation, to, [&](int place) {
-            return source_piece(source.first, source.second, source.c1, source.c2, false, source.image + place,
-                                source.c);
-        });
-    }
+// Where the tile of M pixels lies.
+template <bool TRANSPOSED, class E>
+__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height) {
+    int tile_width = 1 << p.tile_width_log;
+    int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
+    int tiles_x = ((p.out_width + steps_w - 1) / steps_w + tile_width - 1) >> p.tile_width_log;
+    int tiles_y = ((p.out_height + steps_h - 1) / steps_h + tile_height - 1) / tile_height;
+    TileOrigin at;
+    at.first_x = tile % tiles_x * tile_width;
+    tile /= tiles_x;
+    at.first_y = tile % tiles_y * tile_height;
+    tile /= tiles_y;
+    at.phase_x = tile % steps_w;
+    tile /= steps_w;
+    at.phase_y = tile % steps_h;
+    at.sample = tile / steps_h;
+    Axis<TRANSPOSED> rows = {at.first_y, at.phase_y, p.stride_h, p.pad_top, p.kh};
+    Axis<TRANSPOSED> columns = {at.first_x, at.phase_x, p.stride_w, p.pad_left, p.kw};
+    at.base_y = rows.base() >> p.upsample, at.base_x = columns.base() >> p.upsample;
+    return at;
 }
 
 // MT x NT products of 16 x 16 a warp, WM x WN warps a block. `column` counts the tiles of channels of
@@ -206,29 +124,14 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const int CHUNK = Chunk<E>::MOST, SIZE = Piece<E>::SIZE, ROWS = Product::ROWS;
     const int WEIGHTS = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     CYANEA_DYNAMIC_SHARED(E, shared);
+    CYANEA_SHARED(TileOrigin, origin, 1);
     E* weights = shared;
     E* region = shared + 2 * WEIGHTS;
 
-    // Where the tile lies.
-    int tile_width = 1 << p.tile_width_log, tile_height = M >> p.tile_width_log;
-    int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
-    int tiles_x = ((p.out_width + steps_w - 1) / steps_w + tile_width - 1) >> p.tile_width_log;
-    int tiles_y = ((p.out_height + steps_h - 1) / steps_h + tile_height - 1) / tile_height;
-    int rest = tile;
-    int first_x = rest % tiles_x * tile_width;
-    rest /= tiles_x;
-    int first_y = rest % tiles_y * tile_height;
-    rest /= tiles_y;
-    int phase_x = rest % steps_w;
-    rest /= steps_w;
-    int phase_y = rest % steps_h, sample = rest / steps_h;
-    Axis<TRANSPOSED> rows = {first_y, phase_y, p.stride_h, p.pad_top, p.kh};
-    Axis<TRANSPOSED> columns = {first_x, phase_x, p.stride_w, p.pad_left, p.kw};
-    int base_y = rows.base() >> p.upsample, base_x = columns.base() >> p.upsample;
-    CYANEA_SHARED(TileOrigin, origin, 1);
-    if (threadIdx.x == 0) origin[0] = {sample, first_y, first_x, phase_y, phase_x, base_y, base_x};
-    // The first tap, and which way the source moves from one to the next.
-    int first_tap = rows.first_tap() * p.kw + columns.first_tap(), turn = TRANSPOSED ? -1 : 1;
+    TileOrigin of = tile_origin<TRANSPOSED>(p, tile, M >> p.tile_width_log);
+    if (threadIdx.x == 0) origin[0] = of;
+    Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
+    Axis<TRANSPOSED> columns = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     int tap_rows = rows.count(), tap_columns = columns.count();
 
     int column_tiles = (p.c_out + N - 1) / N, sibling = column / column_tiles;
@@ -236,8 +139,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
 
     // Chunks of input channels, then those of the shortcut.
-    int region_pixels = p.region_height * p.region_width, plane = (region_pixels | 1) * SIZE;
-    int taps = p.kh * p.kw;
+    int plane = ((p.region_height * p.region_width) | 1) * SIZE;
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int more_pieces = (p.shortcut1 + p.shortcut2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int main_chunks = (pieces + p.chunk - 1) / p.chunk;
@@ -245,93 +147,105 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int chunk = chunks * slice / p.slices, last_chunk = chunks * (slice + 1) / p.slices;
     int weight_blocks = min(BLOCKS, (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK - column_tile * BLOCKS);
 
-    int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * NT * 16;
-    float sums[MT * NT * 8];
-#pragma unroll
-    for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
-
-    auto pieces_of = [&](int chunk) {
-        return chunk < main_chunks ? min(p.chunk, pieces - chunk * p.chunk)
-                                   : min(p.chunk, more_pieces - (chunk - main_chunks) * p.chunk);
+    // The next weights: the calling thread's first bytes of the tap, bytes to the next block, pieces of the
+    // chunk, and how many rows and columns of taps came before, in one register. Then bytes to the next
+    // tap of a row, and to the first of the next row. A phase of a transposed convolution may have no tap.
+    const int PIECE_BYTES = WEIGHT_BLOCK * 16;
+    const unsigned char* from = nullptr;
+    int pitch = 0, count = 0, place = 0;
+    bool own = true, more = chunk < last_chunk && tap_rows > 0 && tap_columns > 0;
+    int across_taps = columns.steps() * pieces * PIECE_BYTES;
+    int down_taps = rows.steps() * p.kw * pieces * PIECE_BYTES - (tap_columns - 1) * across_taps;
+    auto start = [&]() {
+        own = chunk < main_chunks;
+        int c = (own ? chunk : chunk - main_chunks) * p.chunk, all = own ? p.kh * p.kw * pieces : more_pieces;
+        // A shortcut has the tap in the middle alone.
+        place = own ? 0 : p.pad_top << 16 | p.pad_left;
+        count = min(p.chunk, (own ? pieces : more_pieces) - c);
+        int first_tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
+        const E* first = (own ? packed : p.shortcut_weight) +
+                         (column_tile * BLOCKS * all + first_tap * pieces + c) * WEIGHT_BLOCK * SIZE;
+        from = reinterpret_cast<const unsigned char*>(first) + threadIdx.x * 16;
+        pitch = all * PIECE_BYTES;
+    };
+    // To the next tap, and whether it is of the next chunk.
+    auto advance = [&]() {
+        int below = (place & ~0xffff) + 0x10000;
+        bool turned = (place & 0xffff) + 1 == tap_columns;
+        place = turned ? below : place + 1;
+        from += turned ? down_taps : across_taps;
+        return !own || (turned && below >> 16 == tap_rows);
     };
     WeightStage<CHUNK, WEIGHTS / SIZE / THREADS, THREADS> stage;
     auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * WEIGHTS); };
-    auto fetch = [&](int chunk, Tap tap, int buffer) {
-        bool own = chunk < main_chunks;
-        int all = own ? taps * pieces : more_pieces;
-        int number = first_tap + tap.row * rows.steps() * p.kw + tap.column * columns.steps();
-        int at = own ? number * pieces + chunk * p.chunk : (chunk - main_chunks) * p.chunk;
-        const E* from = (own ? packed : p.shortcut_weight) + (column_tile * BLOCKS * all + at) * WEIGHT_BLOCK * SIZE;
-        stage.fetch(buffer_at(buffer), reinterpret_cast<const unsigned char*>(from), pieces_of(chunk),
-                    weight_blocks, static_cast<long long>(all) * WEIGHT_BLOCK * 16);
-    };
-    auto land = [&](int chunk, int buffer) {
-        stage.land(buffer_at(buffer), pieces_of(chunk), weight_blocks);
-    };
+
     float2* affine = nullptr;
     if (p.affine || p.gamma) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
-        bool keeps = p.own_affine && first_x == 0 && first_y == 0 && column == 0 && slice == 0;
-        fill_affine(p, sample, affine, pieces * SIZE, keeps);
-        __syncthreads();
+        bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
+        fill_affine(p, of.sample, affine, pieces * SIZE, keeps);
     }
-    auto fill = [&](int chunk) {
-        bool own = chunk < main_chunks;
-        int c = (own ? chunk : chunk - main_chunks) * p.chunk * SIZE;
-        fill_region<E, THREADS>(p, ChunkSource<E>(p, origin[0].sample, own, c), origin[0].base_y, origin[0].base_x,
-                                pieces_of(chunk), affine, region, plane);
-    };
-    // A shortcut has the tap in the middle alone.
-    auto first_of = [&](int chunk) {
-        Tap first = {0, 0}, middle = {p.pad_top, p.pad_left};
-        return chunk < main_chunks ? first : middle;
-    };
 
     // What the lane's rows of the first 16 read of the region by the first tap, before upsampling: row and
     // column in one register. Since a tile is 8 wide or one row, the next 16 lie at a fixed distance.
+    int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * NT * 16;
+    int tile_width = 1 << p.tile_width_log;
     int places[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
         int pixel = warp_m + Product::row(i);
-        int ry = rows.place(pixel >> p.tile_width_log) + rows.offset() - (base_y << p.upsample);
-        int rx = columns.place(pixel & (tile_width - 1)) + columns.offset() - (base_x << p.upsample);
+        int ry = rows.place(pixel >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
+        int rx = columns.place(pixel & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
         places[i] = ry << 16 | rx;
     }
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
     step *= SIZE;
-    // The tap whose weights are next, and the one that is multiplied with; `loaded` is the chunk in the
-    // region. A phase of a transposed convolution may have no tap.
-    Tap next = first_of(chunk), tap = next;
-    int loaded = -1, buffer = 1;
-    bool more = chunk < last_chunk && tap_rows > 0 && tap_columns > 0;
+    int right = (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
+    float sums[MT * NT * 8];
+#pragma unroll
+    for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
+
+    // Tap by tap: its weights are in `buffer`, those of the next on their way.
+    int loaded = -1, loaded_count = 0, buffer = 1;
+    if (more) start();
+    typename Product::template Taps<MT, NT> taps, upcoming;
     while (true) {
-        if (more) fetch(chunk, next, buffer ^ 1);
-        if (loaded >= 0) {
+        bool arrives = more, ended = false;
+        int arriving = chunk, arriving_count = count, arriving_place = place;
+        unsigned char* next = buffer_at(buffer ^ 1);
+        auto aim = [&]() {
             const E* a[ROWS];
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) {
-                int ry = ((places[i] >> 16) + turn * tap.row) >> p.upsample;
-                int rx = ((places[i] & 0xffff) + turn * tap.column) >> p.upsample;
-                a[i] = region + (ry * p.region_width + rx) * SIZE;
+                int at = TRANSPOSED ? places[i] - arriving_place : places[i] + arriving_place;
+                a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
             }
-            const E* b = weights + buffer * WEIGHTS +
-                         (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
-            Product::template add<MT, NT>(sums, a, step, plane, b, pieces_of(loaded));
-        }
-        if (!more) break;
-        land(chunk, buffer ^ 1);
-        if (chunk != loaded) {
+            upcoming.aim(a, step, plane, weights + (buffer ^ 1) * WEIGHTS + right);
+        };
+        // Beside the products as far as registers allow.
+        taps.template add<CHUNK>(sums, step, plane, loaded_count, [&]() {
+            stage.fetch(next, from, count, weight_blocks, pitch, arrives);
+            if (CYANEA_CODE_PATH < 80) aim();
+            ended = advance();
+        });
+        if (!arrives) break;
+        stage.land(next, arriving_count, weight_blocks);
+        if (CYANEA_CODE_PATH >= 80) aim();
+        if (arriving != loaded) {
             __syncthreads();
-            fill(chunk);
+            bool itself = arriving < main_chunks;
+            int c = (itself ? arriving : arriving - main_chunks) * p.chunk * SIZE;
+            fill_region<E, THREADS>(p, ChunkSource<E>(p, origin[0].sample, itself, c), origin[0].base_y, origin[0].base_x,
+                                    arriving_count, affine, region, plane);
         }
         __syncthreads();
+        taps = upcoming;
+        if (ended) {
+            more = ++chunk < last_chunk;
+            if (more) start();
+        }
         buffer ^= 1;
-        tap = next;
-        loaded = chunk;
-        next = {tap.row, tap.column + 1};
-        if (next.column >= tap_columns) next = {tap.row + 1, 0};
-        if (chunk >= main_chunks || next.row >= tap_rows) next = first_of(++chunk);
-        more = chunk < last_chunk;
+        loaded = arriving, loaded_count = arriving_count;
     }
 
     if (p.slices > 1) {
@@ -340,10 +254,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         if (!join_slices<MT * NT * 8, THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
     __syncthreads();
-    sibling = column / column_tiles;
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
-    TileOrigin of = origin[0];
+    of = origin[0];
     Axis<TRANSPOSED> down = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> across = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     typedef ResultLayout<E, NT> Layout;
@@ -351,8 +264,10 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     ResultPlaces<E, NT> to(p, MT, of.sample, down.output(pixel >> p.tile_width_log),
                            across.output(pixel & (tile_width - 1)), down.steps(), across.steps(), first_column);
     float* staged = reinterpret_cast<float*>(shared) + warp * Layout::STAGE;
-    if (p.flags & PIECES) store_results<E, true, MT, NT>(p, sums, bias, y, of.sample, first_column, staged, to);
-    else store_results<E, false, MT, NT>(p, sums, bias, y, of.sample, first_column, staged, to);
+    store_results<E, MT, NT>(p, sums, bias, y, of.sample, first_column, staged, to, [&](int m, float* stage) {
+        store_elements<E, NT>(p, bias, y, of, down.steps(), across.steps(), warp_m + m * 16, column_tile * N + warp_n,
+                              stage);
+    });
     if (!TRANSPOSED && p.own_moments)
         store_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }

@@ -97,6 +97,13 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
                  :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
 }
 
+// The same where `wanted`, without a branch.
+__device__ __forceinline__ void copy_async_if(bool wanted, void* to, const void* from) {
+    asm volatile("{.reg .pred wanted; setp.ne.s32 wanted, %2, 0; "
+                 "@wanted cp.async.cg.shared.global [%0], [%1], 16;}"
+                 :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(static_cast<int>(wanted)) : "memory");
+}
+
 // Ends a group of copies.
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -22,48 +22,78 @@ struct WarpProduct<__half> {
     __device__ static __forceinline__ int sum_row(int i) { return ::sum_row(i); }
     __device__ static __forceinline__ int sum_column(int i) { return ::sum_column(i); }
 
-    // `a`: the first piece of each of the lane's rows of the first 16; those of the next 16 lie `step`
-    // elements further, and the next piece of a row `plane`. `b`: the first column.
+    // Products of one tap after another. `aim` names the operands of a tap: the first piece of each of the
+    // lane's rows of the first 16 of a, those of the next 16 lie `step` elements further and the next piece
+    // of a row `plane`; and the first column of b.
     template <int MT, int NT>
-    __device__ static __forceinline__ void add(float* sums, const __half* const (&a)[ROWS], int step, int plane,
-                                               const __half* b, int pieces) {
-        b += b_column<16>() * 8;
+    struct Taps {
 #if CYANEA_CODE_PATH >= 80
         // Addresses once; then each load is one addition, or none, away.
-        SharedRow left_at[MT], right_at = shared_row(b + warp_lane() / 8 % 2 * WEIGHT_BLOCK * 8);
+        SharedRow left[MT], right;
+
+        __device__ __forceinline__ void aim(const __half* const (&rows)[ROWS], int step, int plane, const __half* column) {
+            right = shared_row(column + (b_column<16>() + warp_lane() / 8 % 2 * WEIGHT_BLOCK) * 8);
 #pragma unroll
-        for (int m = 0; m < MT; ++m) left_at[m] = shared_row(a[0] + (m * step + warp_lane() / 16 * plane));
-#endif
-        // On sm_70 a large tile's sums and operands leave no registers for a loop that is unrolled.
-#pragma unroll CYANEA_CODE_PATH >= 80 ? 4 : 1
-        for (int piece = 0; piece < pieces; piece += 2) {
-            unsigned right[NT][FRAGMENT(16)];
+            for (int m = 0; m < MT; ++m) left[m] = shared_row(rows[0] + (m * step + warp_lane() / 16 * plane));
+        }
+        // The sums of `count` pieces, most often WHOLE. `meanwhile` is done while they are made.
+        template <int WHOLE, class Meanwhile>
+        __device__ __forceinline__ void add(float* sums, int, int plane, int count, Meanwhile meanwhile) {
+            if (count == WHOLE) {
 #pragma unroll
-            for (int n = 0; n < NT; ++n) {
-#if CYANEA_CODE_PATH >= 80
-                ldmatrix_at<false>(right[n], moved(right_at, n * 16 * 8));
-#else
-                load_b<16>(right[n], b + (piece * WEIGHT_BLOCK + n * 16) * 8, WEIGHT_BLOCK * 8);
-#endif
+                for (int piece = 0; piece < WHOLE; piece += 2) {
+                    pair(sums, plane);
+                    if (piece == 0) meanwhile();
+                }
+            } else {
+                meanwhile();
+#pragma unroll 1
+                for (int piece = 0; piece < count; piece += 2) pair(sums, plane);
             }
+        }
+
+    private:
+        __device__ __forceinline__ void pair(float* sums, int plane) {
+            unsigned b[NT][4];
+#pragma unroll
+            for (int n = 0; n < NT; ++n) ldmatrix_at<false>(b[n], moved(right, n * 16 * 8));
+            right = moved(right, 2 * WEIGHT_BLOCK * 8);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
-                unsigned left[FRAGMENT(16)];
-#if CYANEA_CODE_PATH >= 80
-                ldmatrix_at<false>(left, left_at[m]);
-                left_at[m] = moved(left_at[m], 2 * plane);
+                unsigned a[4];
+                ldmatrix_at<false>(a, left[m]);
+                left[m] = moved(left[m], 2 * plane);
+#pragma unroll
+                for (int n = 0; n < NT; ++n) multiply<16, false, false>(sums + (m * NT + n) * 8, a, b[n]);
+            }
+        }
 #else
-                load_a<16>(left, a[0] + (m * step + piece * plane), plane);
-#endif
+        const __half *left, *right;
+
+        __device__ __forceinline__ void aim(const __half* const (&rows)[ROWS], int, int, const __half* column) {
+            left = rows[0], right = column + b_column<16>() * 8;
+        }
+        template <int WHOLE, class Meanwhile>
+        __device__ __forceinline__ void add(float* sums, int step, int plane, int count, Meanwhile meanwhile) {
+            meanwhile();
+            // A large tile's sums and operands leave no registers for a loop that is unrolled.
+#pragma unroll 1
+            for (int piece = 0; piece < count; piece += 2) {
+                unsigned b[NT][FRAGMENT(16)];
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
-                    multiply<16, false, false>(sums + (m * NT + n) * 8, left, right[n]);
+                    load_b<16>(b[n], right + (piece * WEIGHT_BLOCK + n * 16) * 8, WEIGHT_BLOCK * 8);
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+                    unsigned a[FRAGMENT(16)];
+                    load_a<16>(a, left + (m * step + piece * plane), plane);
+#pragma unroll
+                    for (int n = 0; n < NT; ++n) multiply<16, false, false>(sums + (m * NT + n) * 8, a, b[n]);
+                }
             }
-#if CYANEA_CODE_PATH >= 80
-            right_at = moved(right_at, 2 * WEIGHT_BLOCK * 8);
-#endif
         }
-    }
+#endif
+    };
 };
 
 template <>
@@ -77,32 +107,41 @@ struct WarpProduct<float> {
     }
 
     template <int MT, int NT>
-    __device__ static __forceinline__ void add(float* sums, const float* const (&a)[ROWS], int step, int plane,
-                                               const float* b, int pieces) {
-        b += warp_lane() % 4 * 2 * 4;
-        for (int piece = 0; piece < pieces; ++piece) {
-            float4 right[NT][4];
+    struct Taps {
+        const float *left[ROWS], *right;
+
+        __device__ __forceinline__ void aim(const float* const (&rows)[ROWS], int, int, const float* column) {
 #pragma unroll
-            for (int n = 0; n < NT; ++n)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    int column = n * 16 + j / 2 * 8 + j % 2;
-                    right[n][j] = *reinterpret_cast<const float4*>(b + (piece * WEIGHT_BLOCK + column) * 4);
-                }
-#pragma unroll
-            for (int row = 0; row < ROWS * MT; ++row) {
-                float4 left = *reinterpret_cast<const float4*>(a[row % ROWS] + (row / ROWS * step + piece * plane));
+            for (int i = 0; i < ROWS; ++i) left[i] = rows[i];
+            right = column + warp_lane() % 4 * 2 * 4;
+        }
+        template <int WHOLE, class Meanwhile>
+        __device__ __forceinline__ void add(float* sums, int step, int plane, int count, Meanwhile meanwhile) {
+            meanwhile();
+            for (int piece = 0; piece < count; ++piece) {
+                float4 b[NT][4];
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        float& sum = sums[(row / 2 * NT + n) * 8 + j / 2 * 4 + row % 2 * 2 + j % 2];
-                        sum = fmaf(left.x, right[n][j].x, sum);
-                        sum = fmaf(left.y, right[n][j].y, sum);
-                        sum = fmaf(left.z, right[n][j].z, sum);
-                        sum = fmaf(left.w, right[n][j].w, sum);
+                        int column = n * 16 + j / 2 * 8 + j % 2;
+                        b[n][j] = *reinterpret_cast<const float4*>(right + (piece * WEIGHT_BLOCK + column) * 4);
                     }
+#pragma unroll
+                for (int row = 0; row < ROWS * MT; ++row) {
+                    float4 a = *reinterpret_cast<const float4*>(left[row % ROWS] + (row / ROWS * step + piece * plane));
+#pragma unroll
+                    for (int n = 0; n < NT; ++n)
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            float& sum = sums[(row / 2 * NT + n) * 8 + j / 2 * 4 + row % 2 * 2 + j % 2];
+                            sum = fmaf(a.x, b[n][j].x, sum);
+                            sum = fmaf(a.y, b[n][j].y, sum);
+                            sum = fmaf(a.z, b[n][j].z, sum);
+                            sum = fmaf(a.w, b[n][j].w, sum);
+                        }
+                }
             }
         }
-    }
+    };
 };

@@ -132,6 +132,10 @@ template <int PENDING>
 inline void copy_wait() {}
 #endif
 
+inline void copy_async_if(bool wanted, void* to, const void* from) {
+    if (wanted) copy_async(to, from);
+}
+
 inline void keep(int&) {}
 
 inline float exp2_approx(float x) {

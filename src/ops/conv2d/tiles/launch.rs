@@ -85,7 +85,9 @@ impl TiledConv2d {
         let wide_shortcut = shortcut.into_iter().zip(shortcut_channels).all(pieces);
         let (results, own) = args.outputs.split_at(1 + self.extras.siblings);
         let (own_moments, kept) = own.split_at(usize::from(self.extras.moments > 0));
-        let stored = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
+        let whole = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
+        // In a row of the pixels of all samples neighbours may have different time rows.
+        let stored = whole && (shape.sample_pixels == 0 || shift.is_none());
         let tiles = |view: Option<&View>| view.map_or(Ok(0), |view| int(view.ty.shape[1]));
         let slice = |view: Option<&View>, channels: usize| match view {
             Some(view) => int(channels / view.ty.shape[3]),
