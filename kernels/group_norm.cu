@@ -15,6 +15,7 @@
 #include "common/activation.cuh"
 #include "common/channel_slab.cuh"
 #include "common/conv2d_source.cuh"
+#include "common/slices.cuh"
 
 template <class E>
 struct GroupNormStats {
@@ -81,7 +82,7 @@ struct GroupNormForward {
     int slab;                 // channels of a block
     int share;                // pixels of a block
     int wide;                 // whether all tensors can be read and written a piece at a time
-    int tiles1, tiles2, slice1, slice2;  // of the moments: how many, and of how many channels each
+    int slice1, slice2;       // channels that the moments of each source are of
     float eps;
     int unused;
 };
@@ -122,9 +123,8 @@ __global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) 
     if (p.moments[0]) {
         for (int group = thread / 32; group < groups; group += 8) {
             int begin = first_channel + group * width, end = begin + width;
-            GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, end);
-            GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1, end - p.c1);
-            float2 moments = merged(first, second, thread % 32, 32, [](float value) { return warp_sum(value); });
+            auto sum = [](float value) { return warp_sum(value); };
+            float2 moments = GroupMoments(p, sample, begin, end).merged(thread % 32, 32, sum);
             if (thread % 32 > 0) continue;
             own[2 * group] = moments.x;
             own[2 * group + 1] = 1.0f / sqrtf(moments.y + p.eps);
@@ -235,7 +235,6 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     const int SIZE = Piece<E>::SIZE;
     CYANEA_SHARED(float, parts, 6144);
     CYANEA_SHARED(float2, own, 32);  // of the slab's groups the factor of x - mean in dx, and what is added
-    CYANEA_SHARED(unsigned, drawn, 1);
     CYANEA_DYNAMIC_SHARED(float2, table);  // `own` for each channel
     float* totals = reinterpret_cast<float*>(table + p.slab);
     int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.y, thread = threadIdx.x;
@@ -319,17 +318,11 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     }
 
     if (!p.tickets) return;
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) drawn[0] = atomicAdd(p.tickets + blockIdx.x, 1u);
-    __syncthreads();
-    if (drawn[0] != static_cast<unsigned>(p.batch - 1)) return;
-    __threadfence();
+    if (!comes_last(p.tickets + blockIdx.x, p.batch)) return;
     auto of_sample = [&](int o, int other) {
         return __ldcg(p.sums + ((2ll * other + o / slab_width) * channels + first_channel + o % slab_width));
     };
     block_totals(2 * slab_width, p.batch, of_sample, [&](int o, float total) {
         (o < slab_width ? p.dbeta : p.dgamma)[first_channel + o % slab_width] = total;
     });
-    if (thread == 0) p.tickets[blockIdx.x] = 0;
 }

@@ -94,3 +94,33 @@ __device__ __forceinline__ void fill_region(const Conv2d<E>& p, ChunkSource<E> s
         });
     }
 }
+
+// What a thread brings to L2 beside the products, so that DRAM need not wait until they have ended: with each
+// tap 32 bytes of every second row of an area of pixels.
+struct Ahead {
+    static const int ROWS = 2, LANES = 64;  // of the block's threads
+
+    unsigned long long at;
+    int down;       // bytes to the next of its rows
+    unsigned taps;  // the first that has a row << 16, and how many
+
+    // The area is `rows` x `columns` pixels from (y, x) on, of which `lanes` threads share one. `first` is the
+    // thread's part of the image's first pixel, or null; pixels have `pitch` elements.
+    template <class E>
+    __device__ __forceinline__ void aim(const E* first, int pitch, int height, int width, int y, int x, int rows,
+                                        int columns, int lanes) {
+        int row = threadIdx.x / LANES, column = threadIdx.x % LANES / lanes;
+        y += row, x += column;
+        int begin = (max(-y, 0) + 1) / ROWS, end = (min(rows - row, height - y) + 1) / ROWS;
+        // Unsigned, what is negative is too large as well.
+        bool inside = first && column < columns && static_cast<unsigned>(x) < static_cast<unsigned>(width);
+        at = reinterpret_cast<unsigned long long>(first) +
+             static_cast<long long>((y * width + x) * pitch) * static_cast<int>(sizeof(E));
+        down = ROWS * width * pitch * static_cast<int>(sizeof(E));
+        taps = inside && begin < end ? begin << 16 | (end - begin) : 0;
+    }
+    __device__ __forceinline__ void fetch(int tap) const {
+        if (static_cast<unsigned>(tap) - (taps >> 16) < (taps & 0xffff))
+            prefetch(reinterpret_cast<const void*>(at + static_cast<long long>(tap) * down));
+    }
+};

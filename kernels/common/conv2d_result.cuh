@@ -1,6 +1,7 @@
 // What a convolution does with the sums of a tile: adds, rounds, stores, and leaves moments.
 #pragma once
 #include "common/conv2d_source.cuh"
+#include "common/slices.cuh"
 #include "common/warp_product.cuh"
 
 // What only fills and results need of a tile: it waits in shared memory, not in registers.
@@ -109,16 +110,18 @@ __device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* 
 // order of ResultLayout. `stage` is shared memory of the warp's own. `one_by_one(m, stage)` stores the 16
 // rows `m` where that is not done 16 bytes at a time.
 template <class E, int MT, int NT, class OneByOne>
-__device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, const float* bias, E* y, int sample,
-                                              int column, float* stage, const ResultPlaces<E, NT>& places,
-                                              OneByOne one_by_one) {
+__device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, E* y, const float4* added_row,
+                                              float* stage, const ResultPlaces<E, NT>& places, OneByOne one_by_one) {
     typedef WarpProduct<E> Product;
     typedef ResultLayout<E, NT> Layout;
     const int SIZE = Layout::SIZE;
     bool pieces = p.flags & PIECES;
     float row[SIZE];
 #pragma unroll
-    for (int i = 0; i < SIZE; ++i) row[i] = pieces && column < p.c_out ? row_at(p, bias, sample, column + i) : 0.0f;
+    for (int i = 0; i < SIZE; i += 4) {
+        float4 part = added_row[i / 4];
+        row[i] = part.x, row[i + 1] = part.y, row[i + 2] = part.z, row[i + 3] = part.w;
+    }
     // The residual of so many 16 rows is under way at a time.
     const int AHEAD = CYANEA_CODE_PATH >= 80 ? MT : 2;
     uint4 other[AHEAD][Layout::STEPS];
@@ -168,14 +171,15 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, c
 }
 
 // Moments of 64 pixels at a time, of slices of channels: the number of elements, their mean and the sum
-// of their squared deviations from it, in two passes over the values as they were stored.
+// of their squared deviations from it, in two passes over the values as they were stored. They go to
+// `moments`, [tile][3][slice] a sample.
 //
 // `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces. The
 // tiles of 64 pixels are 8 x 8, or in a row where a tile of the product is. `shared` is free when all
 // warps are here.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
-                                              const TileOrigin& place, int column_tile, float* shared) {
+                                              const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E, NT> Layout;
     const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, COUNT = MT * Layout::STEPS;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
@@ -224,9 +228,51 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
                 squares += fmaf(counts[part] * distance, distance, parts[(part * N + c) * 2 + 1]);
             }
         long long at = (static_cast<long long>(place.sample) * down + y) * across + x;
-        float* to = p.own_moments + at * 3 * slices + slice;
+        float* to = moments + at * 3 * slices + slice;
         to[0] = elements;
         to[slices] = mean;
         to[2 * slices] = squares;
     }
+}
+
+// The block that comes last of a sample and a tile of channels merges the moments of all tiles (Chan, Golub &
+// LeVeque 1979, eq. 2.1), so that their readers, which are many, need not. `shared` is free when all warps
+// are here.
+template <class E, int N, int THREADS>
+__device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile, float* shared) {
+    int blocks = gridDim.x / p.batch, slices = p.c_out / p.own_slice;
+    unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
+    if (!comes_last(ticket, blocks)) return;
+    bool in_row = p.tile_width_log > 3;
+    int tiles = in_row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8 * ((p.out_height + 7) / 8);
+    // Several threads share a slice.
+    int width = N / p.own_slice, parts = THREADS / width;
+    int part = threadIdx.x / width, slice = column_tile * width + threadIdx.x % width;
+    float count = 0.0f, mean = 0.0f, squares = 0.0f;
+    auto add = [&](float elements, float own, float within) {
+        float all = count + elements, share = elements / all, distance = own - mean;
+        mean = fmaf(distance, share, mean);
+        squares += fmaf(distance * distance, count * share, within);
+        count = all;
+    };
+    const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
+    if (slice < slices) {
+#pragma unroll 8
+        for (int tile = part; tile < tiles; tile += parts) {
+            const float* own = from + 3 * tile * slices;
+            add(__ldcg(own), __ldcg(own + slices), __ldcg(own + 2 * slices));
+        }
+    }
+    float* own = shared + threadIdx.x * 3;  // [part][slice][3]
+    own[0] = count, own[1] = mean, own[2] = squares;
+    __syncthreads();
+    if (part > 0 || slice >= slices) return;
+    for (int other = 1; other < min(parts, tiles); ++other) {
+        own += width * 3;
+        add(own[0], own[1], own[2]);
+    }
+    float* to = p.own_moments + 3ll * sample * slices + slice;
+    to[0] = count;
+    to[slices] = mean;
+    to[2 * slices] = squares;
 }

@@ -10,7 +10,7 @@ struct Conv2d {
     const E* x;
     const E* x2;            // null where there is one source
     const float* affine;    // scale [C], shift [C], a sample each `affine_stride`; or null
-    const float* moments[2];  // of both sources, [tile][3][slice] a sample (see store_moments); or null
+    const float* moments[2];  // of both sources, [3][slice] a sample (see store_moments); or null
     const float* gamma;     // with moments: [C], a sample each `affine_stride`
     const float* beta;
     const E* weight[3];     // packed (see conv2d_pack); siblings read the same sources
@@ -21,19 +21,20 @@ struct Conv2d {
     const float* shift;     // [c_out], a sample each `shift_stride`; or null
     const E* residual;      // as y, or null
     E* y[3];
-    float* own_moments;     // of y, or null
+    float* own_moments;     // of y, as `moments`; or null
     float* own_affine;      // what the normalisation by moments came to: scale [C], shift [C] a sample, or null
     float* own_stats;       // with it: mean, 1 / sqrt(variance + eps) of [groups] a sample
-    float* partials;        // [tile][slice][M N], where there are several slices
-    unsigned* tickets;      // [tile], zero between launches
+    float* partials;        // [tile][slice][M N], where there are several slices; then moments of tiles
+    unsigned* tickets;      // [tile], and for moments [sample][tile of channels]; zero between launches
     int batch, height, width, c1, c2;
     int out_height, out_width, c_out, kh, kw;
     int stride_h, stride_w, pad_top, pad_left;
     int upsample, silu, affine_stride, shift_stride;
     int shortcut1, shortcut2;         // channels of the shortcut's sources
     int groups;                       // of the normalisation by moments
-    int tiles1, tiles2;               // that the sources' moments are of
     int slice1, slice2, own_slice;    // channels of a slice of moments
+    int tile_moments;                 // where in `partials` those of tiles begin; or -1, for one tile a sample
+    int moment_tickets;               // where in `tickets` theirs begin
     int tile_width_log;               // of the M pixels of a tile
     int region_height, region_width;  // source pixels that a tile reaches
     int sample_pixels;                // of rows of pixels without an image; else 0
@@ -104,76 +105,54 @@ private:
     __device__ static __forceinline__ float stored_silu(float x, const __half*) { return silu_approx(x); }
 };
 
-// One source's entries of a group of channels, from `begin` to `end`: its slices of every tile.
+// What the producers of its sources left of a group of channels of a sample: slices of one source, or on
+// both sides of the seam.
 struct GroupMoments {
-    __device__ __forceinline__ GroupMoments(const float* moments, int sample, int tile_count, int channels,
-                                            int slice_channels, int begin, int end) {
-        at = nullptr, tiles = tile_count, width = slices = 0;
-        if (!slice_channels) return;
-        slices = channels / slice_channels;
-        int first = max(min(begin, channels), 0) / slice_channels;
-        width = max(min(end, channels), 0) / slice_channels - first;
-        at = moments + (static_cast<long long>(sample) * tiles * 3 * slices + first);
-    }
-    // Every `lanes`-th entry from `lane` on: its elements, mean and squared deviations. `again`: the same
-    // lane has been here.
-    template <class Visit>
-    __device__ __forceinline__ void each(int lane, int lanes, bool again, Visit visit) {
-        if (width == 0) return;
-        bool held = again && tiles * width <= BATCH * lanes;
-        int tile = 0, slice = 0;
-        if (!held) tile = lane / width, slice = lane % width;
-        do {
-            if (!held) load(tile, slice, lanes);
-            // An entry beyond the last has no elements.
+    // The group has the channels from `begin` to `end`.
+    template <class Params>
+    __device__ __forceinline__ GroupMoments(const Params& p, int sample, int begin, int end) {
+        int channels[2] = {p.c1, p.c2}, slice[2] = {p.slice1, p.slice2};
 #pragma unroll
-            for (int i = 0; i < BATCH; ++i) visit(part[i][0], part[i][1], part[i][2]);
-        } while (!held && tile < tiles);
+        for (int source = 0; source < 2; ++source) {
+            at[source] = nullptr, pitch[source] = count[source] = 0;
+            if (slice[source]) {
+                int first = max(min(begin, channels[source]), 0) / slice[source];
+                count[source] = max(min(end, channels[source]), 0) / slice[source] - first;
+                pitch[source] = channels[source] / slice[source];
+                at[source] = p.moments[source] + (3ll * sample * pitch[source] + first);
+            }
+            begin -= channels[source], end -= channels[source];
+        }
+    }
+    // Mean and variance (Chan, Golub & LeVeque 1979, eq. 2.1, for all slices at once). It is the work of
+    // `lanes` neighbouring lanes, over which `sum` adds, so that sums have one order.
+    template <class Sum>
+    __device__ __forceinline__ float2 merged(int lane, int lanes, Sum sum) const {
+        float elements = 0.0f, total = 0.0f, squares = 0.0f;
+        for (int i = lane; i < count[0] + count[1]; i += lanes) {
+            elements += of(i, 0);
+            total = fmaf(of(i, 0), of(i, 1), total);
+            squares += of(i, 2);
+        }
+        elements = sum(elements);
+        float mean = sum(total) / elements;
+        for (int i = lane; i < count[0] + count[1]; i += lanes) {
+            float distance = of(i, 1) - mean;
+            squares = fmaf(of(i, 0) * distance, distance, squares);
+        }
+        return make_float2(mean, sum(squares) / elements);
     }
 
 private:
-    static const int BATCH = 8;  // loads under way at a time
+    const float* at[2];
+    int pitch[2], count[2];
 
-    const float* at;
-    int slices, tiles, width;
-    float part[BATCH][3];  // what was loaded last
-
-    __device__ __forceinline__ void load(int& tile, int& slice, int lanes) {
-        int more_tiles = lanes / width, more = lanes % width;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            const float* own = at + (tile * 3 * slices + slice);
-#pragma unroll
-            for (int j = 0; j < 3; ++j) part[i][j] = tile < tiles ? own[j * slices] : 0.0f;
-            tile += more_tiles;
-            slice += more;
-            if (slice >= width) slice -= width, ++tile;
-        }
+    // Elements, mean and squared deviations of a slice.
+    __device__ __forceinline__ float of(int slice, int which) const {
+        bool second = slice >= count[0];
+        return second ? at[1][which * pitch[1] + slice - count[0]] : at[0][which * pitch[0] + slice];
     }
 };
-
-// Mean and variance of a group from the moments that the producers of its sources left (Chan, Golub &
-// LeVeque 1979, eq. 2.1, for all tiles at once). It is the work of `lanes` neighbouring lanes, over which
-// `sum` adds, so that sums have one order.
-template <class Sum>
-__device__ __forceinline__ float2 merged(GroupMoments& first, GroupMoments& second, int lane, int lanes, Sum sum) {
-    float count = 0.0f, total = 0.0f, squares = 0.0f;
-    auto add = [&](float elements, float mean, float) {
-        count += elements;
-        total = fmaf(elements, mean, total);
-    };
-    first.each(lane, lanes, false, add);
-    second.each(lane, lanes, false, add);
-    count = sum(count);
-    float mean = sum(total) / count;
-    auto deviate = [&](float elements, float own, float within) {
-        float distance = own - mean;
-        squares += fmaf(elements * distance, distance, within);
-    };
-    first.each(lane, lanes, true, deviate);
-    second.each(lane, lanes, true, deviate);
-    return make_float2(mean, sum(squares) / count);
-}
 
 // Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from
 // moments; the block that `keeps` them leaves these in memory, too.
@@ -198,18 +177,19 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
     for (int base = 0; base < p.groups; base += threads / lanes) {
         // All lanes of a warp take part in the sums.
         int group = min(base + thread / lanes, p.groups - 1), begin = group * width;
-        GroupMoments first(p.moments[0], sample, p.tiles1, p.c1, p.slice1, begin, begin + width);
-        GroupMoments second(p.moments[1], sample, p.tiles2, p.c2, p.slice2, begin - p.c1,
-                            begin + width - p.c1);
-        float2 group_moments = merged(first, second, lane, lanes, sum);
-        float mean = group_moments.x, rstd = 1.0f / sqrtf(group_moments.y + p.eps);
+        // On their way while moments are merged.
+        int c = min(begin + lane, begin + width - 1);
+        float gamma = p.gamma[row + c], beta = p.beta[row + c];
+        float2 moments = GroupMoments(p, sample, begin, begin + width).merged(lane, lanes, sum);
+        float mean = moments.x, rstd = 1.0f / sqrtf(moments.y + p.eps);
         if (base + thread / lanes >= p.groups) continue;
         if (keeps && lane == 0) {
             float* stats = p.own_stats + 2 * (sample * p.groups + group);
             stats[0] = mean, stats[1] = rstd;
         }
-        for (int c = begin + lane; c < begin + width; c += lanes) {
-            float scale = rstd * p.gamma[row + c], shift = fmaf(-mean, scale, p.beta[row + c]);
+        for (c = begin + lane; c < begin + width; c += lanes) {
+            if (c != begin + lane) gamma = p.gamma[row + c], beta = p.beta[row + c];
+            float scale = rstd * gamma, shift = fmaf(-mean, scale, beta);
             affine[c] = make_float2(scale, shift);
             if (!keeps) continue;
             float* own = p.own_affine + (2ll * sample * channels + c);

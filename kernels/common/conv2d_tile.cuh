@@ -125,11 +125,16 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const int WEIGHTS = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
+    CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
+    // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
+    const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
+    CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
     E* weights = shared;
     E* region = shared + 2 * WEIGHTS;
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, M >> p.tile_width_log);
     if (threadIdx.x == 0) origin[0] = of;
+    if (AHEAD) __syncthreads();
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> columns = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     int tap_rows = rows.count(), tap_columns = columns.count();
@@ -137,6 +142,11 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int column_tiles = (p.c_out + N - 1) / N, sibling = column / column_tiles;
     int column_tile = column - sibling * column_tiles;
     const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
+    const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
+    static_assert(N <= THREADS, "a thread each");
+    int own_column = column_tile * N + threadIdx.x;
+    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES);
+    float added = adds ? row_at(p, bias, of.sample, own_column) : 0.0f;
 
     // Chunks of input channels, then those of the shortcut.
     int plane = ((p.region_height * p.region_width) | 1) * SIZE;
@@ -156,9 +166,10 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     bool own = true, more = chunk < last_chunk && tap_rows > 0 && tap_columns > 0;
     int across_taps = columns.steps() * pieces * PIECE_BYTES;
     int down_taps = rows.steps() * p.kw * pieces * PIECE_BYTES - (tap_columns - 1) * across_taps;
+    auto channel_of = [&](int chunk) { return (chunk < main_chunks ? chunk : chunk - main_chunks) * p.chunk * SIZE; };
     auto start = [&]() {
         own = chunk < main_chunks;
-        int c = (own ? chunk : chunk - main_chunks) * p.chunk, all = own ? p.kh * p.kw * pieces : more_pieces;
+        int c = channel_of(chunk) / SIZE, all = own ? p.kh * p.kw * pieces : more_pieces;
         // A shortcut has the tap in the middle alone.
         place = own ? 0 : p.pad_top << 16 | p.pad_left;
         count = min(p.chunk, (own ? pieces : more_pieces) - c);
@@ -179,13 +190,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     WeightStage<CHUNK, WEIGHTS / SIZE / THREADS, THREADS> stage;
     auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * WEIGHTS); };
 
-    float2* affine = nullptr;
-    if (p.affine || p.gamma) {
-        affine = reinterpret_cast<float2*>(region + p.chunk * plane);
-        bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
-        fill_affine(p, of.sample, affine, pieces * SIZE, keeps);
-    }
-
     // What the lane's rows of the first 16 read of the region by the first tap, before upsampling: row and
     // column in one register. Since a tile is 8 wide or one row, the next 16 lie at a fixed distance.
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * NT * 16;
@@ -201,51 +205,81 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
     step *= SIZE;
     int right = (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
+
+    // Tap by tap: the weights of one are in `buffer`, those of the next on their way.
+    int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0;
+    bool arrives = false, ended = false;
+    typename Product::template Taps<MT, NT> taps, upcoming;
+    auto aim = [&]() {
+        const E* a[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            int at = TRANSPOSED ? places[i] - arriving_place : places[i] + arriving_place;
+            a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
+        }
+        upcoming.aim(a, step, plane, weights + (buffer ^ 1) * WEIGHTS + right);
+    };
+    auto fetch = [&]() {
+        arrives = more, arriving = chunk, arriving_count = count, arriving_place = place;
+        stage.fetch(buffer_at(buffer ^ 1), from, count, weight_blocks, pitch, arrives);
+        if (CYANEA_CODE_PATH < 80) aim();
+        if (AHEAD) ahead[threadIdx.x].fetch((place >> 16) * tap_columns + (place & 0xffff));
+        ended = advance();
+    };
+    // What follows the chunk in memory that blocks read: the next one, or the residual.
+    auto look_ahead = [&]() {
+        const TileOrigin& o = origin[0];
+        const int PART = 32 / static_cast<int>(sizeof(E));
+        Ahead& next = ahead[AHEAD ? threadIdx.x : 0];
+        if (chunk + 1 < last_chunk) {
+            int part = threadIdx.x % 4 * PART;
+            ChunkSource<E> source(p, o.sample, chunk + 1 < main_chunks, channel_of(chunk + 1) + part);
+            bool has = part < p.chunk * SIZE && !source.beyond();
+            next.aim(has ? source.at() : nullptr, source.pitch(), p.height, p.width, o.base_y, o.base_x,
+                     p.region_height, p.region_width, 4);
+        } else {
+            int c = column_tile * N + threadIdx.x % 8 * PART;
+            bool has = p.residual && !TRANSPOSED && c < p.c_out;
+            int image = o.sample * p.out_height * p.out_width * p.c_out;
+            next.aim(has ? p.residual + (image + c) : nullptr, p.c_out, p.out_height, p.out_width, o.first_y,
+                     o.first_x, M / 8, 8, 8);
+        }
+    };
+    if (more) start();
+    if (AHEAD) look_ahead();
+    fetch();
+    // The first weights are on their way.
+    float2* affine = nullptr;
+    if (p.affine || p.gamma) {
+        affine = reinterpret_cast<float2*>(region + p.chunk * plane);
+        bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
+        fill_affine(p, of.sample, affine, pieces * SIZE, keeps);
+    }
+    if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added;
+
     float sums[MT * NT * 8];
 #pragma unroll
     for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
-
-    // Tap by tap: its weights are in `buffer`, those of the next on their way.
-    int loaded = -1, loaded_count = 0, buffer = 1;
-    if (more) start();
-    typename Product::template Taps<MT, NT> taps, upcoming;
-    while (true) {
-        bool arrives = more, ended = false;
-        int arriving = chunk, arriving_count = count, arriving_place = place;
-        unsigned char* next = buffer_at(buffer ^ 1);
-        auto aim = [&]() {
-            const E* a[ROWS];
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                int at = TRANSPOSED ? places[i] - arriving_place : places[i] + arriving_place;
-                a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
-            }
-            upcoming.aim(a, step, plane, weights + (buffer ^ 1) * WEIGHTS + right);
-        };
-        // Beside the products as far as registers allow.
-        taps.template add<CHUNK>(sums, step, plane, loaded_count, [&]() {
-            stage.fetch(next, from, count, weight_blocks, pitch, arrives);
-            if (CYANEA_CODE_PATH < 80) aim();
-            ended = advance();
-        });
-        if (!arrives) break;
-        stage.land(next, arriving_count, weight_blocks);
+    int loaded = -1;
+    while (arrives) {
+        stage.land(buffer_at(buffer ^ 1), arriving_count, weight_blocks);
         if (CYANEA_CODE_PATH >= 80) aim();
         if (arriving != loaded) {
             __syncthreads();
-            bool itself = arriving < main_chunks;
-            int c = (itself ? arriving : arriving - main_chunks) * p.chunk * SIZE;
-            fill_region<E, THREADS>(p, ChunkSource<E>(p, origin[0].sample, itself, c), origin[0].base_y, origin[0].base_x,
-                                    arriving_count, affine, region, plane);
+            ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
+            fill_region<E, THREADS>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region, plane);
         }
         __syncthreads();
         taps = upcoming;
         if (ended) {
             more = ++chunk < last_chunk;
             if (more) start();
+            if (AHEAD) look_ahead();
         }
         buffer ^= 1;
-        loaded = arriving, loaded_count = arriving_count;
+        loaded = arriving;
+        // Beside the products as far as registers allow.
+        taps.template add<CHUNK>(sums, step, plane, arriving_count, fetch);
     }
 
     if (p.slices > 1) {
@@ -254,7 +288,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         if (!join_slices<MT * NT * 8, THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
     __syncthreads();
-    const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
     of = origin[0];
     Axis<TRANSPOSED> down = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
@@ -264,10 +297,16 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     ResultPlaces<E, NT> to(p, MT, of.sample, down.output(pixel >> p.tile_width_log),
                            across.output(pixel & (tile_width - 1)), down.steps(), across.steps(), first_column);
     float* staged = reinterpret_cast<float*>(shared) + warp * Layout::STAGE;
-    store_results<E, MT, NT>(p, sums, bias, y, of.sample, first_column, staged, to, [&](int m, float* stage) {
+    const float4* own_row = row + (warp_n + Layout::column()) / 4;
+    store_results<E, MT, NT>(p, sums, y, own_row, staged, to, [&](int m, float* stage) {
         store_elements<E, NT>(p, bias, y, of, down.steps(), across.steps(), warp_m + m * 16, column_tile * N + warp_n,
                               stage);
     });
-    if (!TRANSPOSED && p.own_moments)
-        store_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
+    if (!TRANSPOSED && p.own_moments) {
+        bool several = p.tile_moments >= 0;
+        float* free = reinterpret_cast<float*>(shared);
+        float* moments = several ? p.partials + p.tile_moments : p.own_moments;
+        store_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, moments, free);
+        if (several) merge_moments<E, N, THREADS>(p, of.sample, column_tile, free);
+    }
 }

@@ -114,6 +114,11 @@ __device__ __forceinline__ void copy_wait() {
 }
 #endif
 
+// Starts to bring the 32 bytes around `at` from DRAM to L2.
+__device__ __forceinline__ void prefetch(const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(at)));
+}
+
 // Keeps a value in a register that the compiler would rather compute again and again.
 __device__ __forceinline__ void keep(int& x) { asm volatile("" : "+r"(x)); }
 

@@ -2,23 +2,31 @@
 #pragma once
 #include "common/shared.cuh"
 
+// Whether the block is the last of `blocks` to come here, and so sees what each wrote before. All of its
+// threads take part. The ticket is zero again then.
+__device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
+    CYANEA_SHARED(unsigned, drawn, 1);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) drawn[0] = atomicAdd(ticket, 1u);
+    __syncthreads();
+    if (drawn[0] != static_cast<unsigned>(blocks - 1)) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *ticket = 0;
+    return true;
+}
+
 // Adds the sums of all slices in their order; true in the block that came last, which has them all.
 // No block waits for another. THREADS: of a block, where that is known at compile time, which saves
 // registers where there are many sums.
 template <int SUMS, int THREADS = 0>
 __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
                                             int slice, int slices) {
-    CYANEA_SHARED(unsigned, drawn, 1);
     int threads = THREADS ? THREADS : static_cast<int>(blockDim.x);
     float* own = partials + static_cast<long long>(slice) * SUMS * threads;
 #pragma unroll
     for (int i = 0; i < SUMS; ++i) own[i * threads + threadIdx.x] = sums[i];
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) drawn[0] = atomicAdd(ticket, 1u);
-    __syncthreads();
-    if (drawn[0] != static_cast<unsigned>(slices - 1)) return false;
-    __threadfence();
+    if (!comes_last(ticket, slices)) return false;
     // So many loads under way at a time, and no more registers, where there are many sums.
     const int BATCH = THREADS ? 32 : SUMS;
 #pragma unroll
@@ -33,7 +41,6 @@ __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials
                 sums[i] += __ldcg(other + (i * threads + threadIdx.x));
         }
     }
-    if (threadIdx.x == 0) *ticket = 0;
     return true;
 }
 

@@ -137,6 +137,7 @@ inline void copy_async_if(bool wanted, void* to, const void* from) {
 }
 
 inline void keep(int&) {}
+inline void prefetch(const void*) {}
 
 inline float exp2_approx(float x) {
     float y = exp2f(x);

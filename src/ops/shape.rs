@@ -157,7 +157,7 @@ pub fn expect(operation: &str, role: &str, ty: &TensorType, wanted: &TensorType)
     Err(Error::operation(operation, format!("{role} must be {wanted:?}, not {ty:?}")))
 }
 
-/// Channels of a slice of the moments `[B, tiles, 3, C / slice]` that a convolution left of a source with
+/// Channels of a slice of the moments `[B, 3, C / slice]` that a convolution left of a source with
 /// so many channels from `offset` on; `None` if they are not those of such a source, or a slice belongs to
 /// two groups of `width` channels.
 pub fn moments_slice(
@@ -167,11 +167,11 @@ pub fn moments_slice(
     offset: usize,
     width: usize,
 ) -> Option<usize> {
-    let &[samples, tiles, 3, slices] = &ty.shape[..] else { return None };
+    let &[samples, 3, slices] = &ty.shape[..] else { return None };
     if ty.dtype != DType::F32 || slices == 0 || !channels.is_multiple_of(slices) {
         return None;
     }
     let slice = channels / slices;
     let alone = width.is_multiple_of(slice) && offset.is_multiple_of(slice);
-    (samples == batch && tiles > 0 && alone).then_some(slice)
+    (samples == batch && alone).then_some(slice)
 }

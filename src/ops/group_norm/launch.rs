@@ -33,7 +33,7 @@ kernels::params! {
     {
         source: [u64; 2], moments: [u64; 2], gamma: u64, beta: u64, y: u64, stats: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, slab: i32, share: i32,
-        wide: i32, tiles1: i32, tiles2: i32, slice1: i32, slice2: i32, eps: f32, unused: i32,
+        wide: i32, slice1: i32, slice2: i32, eps: f32, unused: i32,
     }
 }
 
@@ -172,9 +172,8 @@ impl GroupNorm {
             _ => (SHARE / (slab * y.ty.dtype.size())).clamp(1, pixels),
         };
         let int = |size| kernels::dimension(name, size);
-        let tiles = |index: usize| moments.get(index).map_or(Ok(0), |view| int(view.ty.shape[1]));
         let slice = |index: usize, channels: i32| match moments.get(index) {
-            Some(view) => Ok(channels / int(view.ty.shape[3])?),
+            Some(view) => Ok(channels / int(view.ty.shape[2])?),
             None => Ok(0),
         };
         let params = Forward {
@@ -192,8 +191,6 @@ impl GroupNorm {
             slab: int(slab)?,
             share: int(share)?,
             wide: i32::from(inputs.wide(&[y], None)),
-            tiles1: tiles(0)?,
-            tiles2: tiles(1)?,
             slice1: slice(0, inputs.c1)?,
             slice2: slice(1, inputs.c2)?,
             eps: self.eps,

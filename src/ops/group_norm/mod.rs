@@ -181,7 +181,7 @@ impl Op for GroupNormOfMoments {
             let width = extent.channels / groups;
             if shape::moments_slice(moments, extent.batch, channels, offset, width).is_none() {
                 return refuse(format!(
-                    "moments are {moments:?}; they must be [{}, tiles, 3, slices] of {channels} \
+                    "moments are {moments:?}; they must be [{}, 3, slices] of {channels} \
                      channels, in slices that divide groups of {width}",
                     extent.batch
                 ));

@@ -77,28 +77,23 @@ pub(super) fn group_norm_gradient() {
     }
 }
 
-/// Moments as a convolution leaves them: of tiles of 64 pixels and `slice` channels the number of
-/// elements, their mean and the sum of their squared deviations.
+/// Moments as a convolution leaves them: of a sample's slices of channels the number of elements, their mean
+/// and the sum of their squared deviations.
 fn moments(x: &Host, slice: usize) -> Host {
     let &[batch, .., channels] = &x.ty.shape[..] else { unreachable!("it is an image") };
-    let sample = x.data.len() / batch;
     let mut data = Vec::new();
-    let mut tiles = 0;
-    for sample in x.data.chunks(sample) {
-        tiles = sample.chunks(64 * channels).len();
-        for tile in sample.chunks(64 * channels) {
-            let slices = (0..channels / slice).map(|at| {
-                let rows = tile.chunks(channels).flat_map(move |row| &row[at * slice..][..slice]);
-                let values: Vec<f64> = rows.map(|&x| f64::from(x)).collect();
-                let mean = values.iter().sum::<f64>() / values.len() as f64;
-                let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
-                [values.len() as f32, mean as f32, squares as f32]
-            });
-            let slices: Vec<[f32; 3]> = slices.collect();
-            data.extend((0..3).flat_map(|which| slices.iter().map(move |slice| slice[which])));
-        }
+    for sample in x.data.chunks(x.data.len() / batch) {
+        let slices = (0..channels / slice).map(|at| {
+            let rows = sample.chunks(channels).flat_map(move |row| &row[at * slice..][..slice]);
+            let values: Vec<f64> = rows.map(|&x| f64::from(x)).collect();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            [values.len() as f32, mean as f32, squares as f32]
+        });
+        let slices: Vec<[f32; 3]> = slices.collect();
+        data.extend((0..3).flat_map(|which| slices.iter().map(move |slice| slice[which])));
     }
-    Host::new(&[batch, tiles, 3, channels / slice], data)
+    Host::new(&[batch, 3, channels / slice], data)
 }
 
 /// The same normalisation from moments of its sources, in slices as wide as a group or narrower.

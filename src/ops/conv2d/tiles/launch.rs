@@ -1,7 +1,8 @@
 //! Launches of the kernels in kernels/conv2d_tiles.cu.
 
-use super::cut::Shape;
-use super::{Norm, TiledConv2d};
+use super::cut::{Shape, moment_tiles};
+use super::{Extras, Norm, TiledConv2d};
+use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{self, UNSET, dimension};
 use crate::device::{KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
@@ -21,8 +22,8 @@ kernels::params! {
         shift: u64, residual: u64,
         y: [u64; 3], own_moments: u64, own_affine: u64, own_stats: u64, partials: u64, tickets: u64,
         geometry: Geometry, shift_stride: i32,
-        shortcut1: i32, shortcut2: i32, groups: i32, tiles1: i32, tiles2: i32,
-        slice1: i32, slice2: i32, own_slice: i32,
+        shortcut1: i32, shortcut2: i32, groups: i32, slice1: i32, slice2: i32, own_slice: i32,
+        tile_moments: i32, moment_tickets: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, sample_pixels: i32,
         slices: i32, chunk: i32, flags: i32, eps: f32, residual_scale: f32, limit: f32,
     }
@@ -33,17 +34,41 @@ const WIDE: i32 = 1;
 const WIDE_SHORTCUT: i32 = 2;
 const PIECES: i32 = 4;
 
-/// Tickets and elements of partial sums, both 0 where channels are not split.
-pub(super) fn split(shape: &Shape, target: &Target) -> [usize; 2] {
-    let (cut, slices) = (shape.best(target), shape.slices(target));
-    if slices == 1 {
-        return [0; 2];
+/// What blocks share: elements of partial sums, none where channels are not split, then of the moments of
+/// tiles before they are merged, none where a sample is one tile; and tickets for each.
+pub(super) struct Shared {
+    partials: usize,
+    moments: usize,
+    join_tickets: usize,
+    moment_tickets: usize,
+}
+
+impl Shared {
+    pub fn elements(&self) -> usize {
+        self.partials + self.moments
     }
-    let places = cut.grid[0] * cut.grid[1];
-    [places, places * slices * cut.pixels * cut.channels]
+
+    pub fn tickets(&self) -> usize {
+        self.join_tickets + self.moment_tickets
+    }
 }
 
 impl TiledConv2d {
+    /// `conv` is the convolution as it stands in the graph.
+    pub(super) fn shared(&self, conv: &Conv, shape: &Shape, target: &Target) -> Shared {
+        let (cut, slices) = (shape.best(target), shape.slices(target));
+        let places = if slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
+        let Extras { moments: slice, .. } = self.extras;
+        let tiles = if slice > 0 { moment_tiles(conv) } else { 0 };
+        let samples = if tiles > 1 { conv.batch } else { 0 };
+        Shared {
+            partials: places * slices * cut.pixels * cut.channels,
+            moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
+            join_tickets: places,
+            moment_tickets: samples * cut.grid[1],
+        }
+    }
+
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
         let original = self.conv(&types)?;
@@ -88,13 +113,13 @@ impl TiledConv2d {
         let whole = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
         // In a row of the pixels of all samples neighbours may have different time rows.
         let stored = whole && (shape.sample_pixels == 0 || shift.is_none());
-        let tiles = |view: Option<&View>| view.map_or(Ok(0), |view| int(view.ty.shape[1]));
         let slice = |view: Option<&View>, channels: usize| match view {
-            Some(view) => int(channels / view.ty.shape[3]),
+            Some(view) => int(channels / view.ty.shape[2]),
             None => Ok(0),
         };
         let Norm { groups, eps } = self.extras.norm.unwrap_or(Norm { groups: 0, eps: 0.0 });
         let flag = |bit: i32, set: bool| if set { bit } else { 0 };
+        let shared = self.shared(&original, &shape, args.target);
         let params = Params {
             x: [UNSET; 2],
             affine: UNSET,
@@ -119,11 +144,11 @@ impl TiledConv2d {
             shortcut1: int(shortcut_channels[0])?,
             shortcut2: int(shortcut_channels[1])?,
             groups: int(groups)?,
-            tiles1: tiles(moments[0])?,
-            tiles2: tiles(moments[1])?,
             slice1: slice(moments[0], conv.channels[0])?,
             slice2: slice(moments[1], conv.channels[1])?,
             own_slice: int(self.extras.moments)?,
+            tile_moments: if shared.moments > 0 { int(shared.partials)? } else { -1 },
+            moment_tickets: int(shared.join_tickets)?,
             tile_width_log: cut.tile[1].trailing_zeros() as i32,
             region_height: int(cut.region[0])?,
             region_width: int(cut.region[1])?,

@@ -60,9 +60,9 @@ impl Default for Finish {
 /// - of the shortcut: its source, its second source, its packed weight, its bias.
 ///
 /// Further outputs: of each sibling its result, and with `moments` those of the (first) result:
-/// \[B, tiles, 3, C_out / moments\]: of 64 pixels and so many channels the number of elements, their
-/// mean, and the sum of their squared deviations from it. With `keeps` what `norm` came to, for gradients:
-/// the sources' scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
+/// \[B, 3, C_out / moments\]: of so many channels of a sample the number of elements, their mean, and the
+/// sum of their squared deviations from it. With `keeps` what `norm` came to, for gradients: the sources'
+/// scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Extras {
     pub norm: Option<Norm>,
@@ -235,7 +235,7 @@ impl TiledConv2d {
     /// What its moments are, in slices of so many channels.
     fn moments(&self, conv: &Conv) -> TensorType {
         let slices = conv.c_out / self.extras.moments;
-        TensorType::f32([conv.batch, cut::moment_tiles(conv), 3, slices])
+        TensorType::f32([conv.batch, 3, slices])
     }
 }
 
@@ -396,7 +396,7 @@ impl Op for TiledConv2d {
                 let width = conv.c_in() / groups;
                 if moments_slice(ty, conv.batch, channels, offset, width).is_none() {
                     return self.refuse(format!(
-                        "moments are {ty:?}; they must be [{}, tiles, 3, slices] of {channels} channels, \
+                        "moments are {ty:?}; they must be [{}, 3, slices] of {channels} channels, \
                          in slices that divide groups of {width}",
                         conv.batch
                     ));
@@ -433,12 +433,12 @@ impl Op for TiledConv2d {
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let Ok(conv) = self.conv(inputs) else { return 0 };
-        launch::split(&self.shape(&conv, inputs), target)[1]
+        self.shared(&conv, &self.shape(&conv, inputs), target).elements()
     }
 
     fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let Ok(conv) = self.conv(inputs) else { return 0 };
-        launch::split(&self.shape(&conv, inputs), target)[0]
+        self.shared(&conv, &self.shape(&conv, inputs), target).tickets()
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
