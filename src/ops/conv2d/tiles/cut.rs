@@ -191,7 +191,8 @@ impl Shape {
 
     /// Parts that the input channels are split into: as many as few tiles need to occupy the target,
     /// those of the batch or, batch-invariant, of one sample, so that its bits do not depend on the
-    /// batch.
+    /// batch. Tiles that are too many for that, but leave multiprocessors with one block, are split for
+    /// two each as far as a part has two chunks: a block alone waits at each of its barriers.
     pub fn slices(&self, target: &Target) -> usize {
         let small = self.small(target);
         let tiles = match (target.batch_invariant, self.sample_pixels) {
@@ -201,6 +202,12 @@ impl Shape {
         };
         let chunks = |channels| pieces(channels, self.dtype).div_ceil(small.chunk);
         let chunks = chunks(self.conv.c_in()) + chunks(self.shortcut);
-        (target.multiprocessors as usize / tiles).clamp(1, chunks.min(MOST_SLICES))
+        let parts = |blocks: usize, most: usize| {
+            (blocks * target.multiprocessors as usize / tiles).clamp(1, most.clamp(1, MOST_SLICES))
+        };
+        match parts(1, chunks) {
+            1 => parts(2, chunks / 2),
+            parts => parts,
+        }
     }
 }
