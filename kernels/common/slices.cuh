@@ -7,7 +7,7 @@
 __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     CYANEA_SHARED(unsigned, drawn, 1);
     __threadfence();
-    __syncthreads();
+    __syncthreads();  // Stays: what all threads wrote, in memory that no check watches, precedes the ticket.
     if (threadIdx.x == 0) drawn[0] = atomicAdd(ticket, 1u);
     __syncthreads();
     if (drawn[0] != static_cast<unsigned>(blocks - 1)) return false;
