@@ -17,9 +17,9 @@ attention_head_dim = 64
     };
 }
 
-/// A small network that is trained in minutes: what it is made of, what it predicts, its learning rate.
+/// A small network that is trained in minutes: what it is made of, what it predicts, its optimizer.
 macro_rules! quickstart {
-    ($model:literal, $prediction:literal, $rate:literal) => {
+    ($model:literal, $prediction:literal, $optimizer:literal) => {
         concat!(
             r#"
 [data]
@@ -38,8 +38,8 @@ prediction = ""#,
             r#""
 [training]
 batch_size = 16
-learning_rate = "#,
-            $rate,
+"#,
+            $optimizer,
             r#"
 lr_schedule = "cosine"
 warmup_steps = 50
@@ -137,12 +137,20 @@ norm_groups = 32
     (
         "quickstart",
         "32×32 pixels, channels 32-48-64, predicting v: recognisable pictures after minutes on a CPU",
-        quickstart!("channels = [32, 48, 64]\nnorm_groups = 16", "v_prediction", "2e-3"),
+        quickstart!(
+            "channels = [32, 48, 64]\nnorm_groups = 16",
+            "v_prediction",
+            "learning_rate = 2e-3"
+        ),
     ),
     (
         "quickstart-edm2",
         "the same with an EDM2 U-Net of as many FLOPs, channels 24-48-64, predicting noise",
-        quickstart!("kind = \"edm2\"\nchannels = [24, 48, 64]", "epsilon", "4e-2"),
+        quickstart!(
+            "kind = \"edm2\"\nchannels = [24, 48, 64]",
+            "epsilon",
+            "learning_rate = 4e-2\nbetas = [0.9, 0.99]"
+        ),
     ),
     (
         "lobster-64",
