@@ -10,7 +10,12 @@ mod pictures;
 
 use assert_cmd::Command;
 use command::cyanea;
-use cyanea::formats::tensors::Tensors;
+use cyanea::diffusion::{EdmProcess, Process};
+use cyanea::formats::diffusers;
+use cyanea::formats::tensors::{Tensor, Tensors};
+use cyanea::models::{Edm2Config, Edm2Unet, NetworkConfig};
+use cyanea::training::init::initial;
+use cyanea::training::run::to_tensors;
 use failure::error;
 use pictures::pictures;
 use std::fs;
@@ -121,6 +126,26 @@ fn a_resumed_run_has_the_same_bits_and_so_have_its_averages() {
     );
 }
 
+/// Averages follow the images that were seen, in slots that have numbers and no names.
+#[test]
+fn a_run_goes_on_with_its_own_averages_alone() {
+    let place = Place::new();
+    place.train("run", &["training.steps=4"]).assert().success();
+    let config = bytes(place.path("run/config.toml"));
+    for (setting, parts) in [
+        ("training.ema_widths=[0.1, 0.05]", ["ema_widths was [0.05, 0.1]", "[0.1, 0.05]"]),
+        ("training.ema_widths=[0.05]", ["ema_widths was [0.05, 0.1]", "[0.05]"]),
+        ("training.batch_size=2", ["batch_size was 4", "2"]),
+        ("training.accumulate=1", ["accumulate was 2", "1"]),
+    ] {
+        let mut resume = cyanea();
+        resume.args(["train", "--set", setting, "--resume"]).arg(place.path("run"));
+        let said = error(&mut resume);
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        assert_eq!(bytes(place.path("run/config.toml")), config);
+    }
+}
+
 #[test]
 fn averages_are_made_from_snapshots() {
     let place = Place::new();
@@ -153,12 +178,25 @@ fn averages_are_made_from_snapshots() {
     for (std, more, part) in [
         ("0.3", &[][..], "0.2887"),
         ("0", &[], "0.2887"),
+        ("0.001", &[], "out of reach"),
         ("0.1", &["--step", "13"], "there are: 1, 2"),
     ] {
         let said = error(&mut ema(std, "nothing", more));
         assert!(said.contains(part), "{said}");
         assert!(!place.path("nothing").exists());
     }
+    let mut beside = cyanea();
+    beside.arg("ema").arg(place.path("run")).args(["--std", "0.075"]).assert().success();
+    assert!(place.path("run/ema-0.075/model_index.json").is_file());
+    let late = place.path("run/averages/step-00000012.safetensors");
+    let mut snapshot = Tensors::read(&late).unwrap();
+    snapshot.insert("average0.more", Tensor::f32([1], vec![0.0]));
+    snapshot.write(&late).unwrap();
+    let said = error(&mut ema("0.1", "nothing", &[]));
+    assert!(said.contains("`average0.more`"), "{said}");
+    fs::copy(place.path("run/averages/step-00000003.safetensors"), &late).unwrap();
+    let said = error(&mut ema("0.1", "nothing", &[]));
+    assert!(said.contains("step-00000012") && said.contains("another run"), "{said}");
     fs::write(place.path("run/averages/step-00000003.safetensors"), "broken").unwrap();
     let said = error(&mut ema("0.1", "nothing", &[]));
     assert!(said.contains("step-00000003"), "{said}");
@@ -221,6 +259,9 @@ fn what_can_not_be_is_refused() {
     for (settings, parts) in [
         (&["sampling.sigma_min=0.0"][..], &["sigma_min is 0", "positive"]),
         (&["sampling.sigma_min=90.0"], &["sigma_min is 90", "sigma_max = 80"]),
+        (&["sampling.sigma_min=1e-46"], &["sigma_min is 1e-46", "1e-10"]),
+        (&["sampling.sigma_max=1e39"], &["sigma_max is 1e39", "1e10"]),
+        (&["sampling.rho=1e-9"], &["rho is 1e-9", "7 is usual"]),
         (&["sampling.churn=-1.0"], &["churn is -1", "at least 0"]),
         (&["sampling.sampler=ddim"], &["ddim", "take heun"]),
         (&["model.channels=[8, 12]"], &["model.channels[1] = 12", "head_dim = 8"]),
@@ -238,6 +279,76 @@ fn what_can_not_be_is_refused() {
     fs::write(place.path("pictures/stray.png"), bytes(first_picture(&place))).unwrap();
     let said = error(&mut place.train("none", &[]));
     assert!(said.contains("stray.png") && said.contains("no folder of its own"), "{said}");
+}
+
+/// Latents are no pictures, and can be written as numbers all the same.
+#[test]
+fn networks_on_latents_are_sampled_as_numbers() {
+    let place = Place::new();
+    let config = Edm2Config {
+        img_resolution: 8,
+        img_channels: 4,
+        model_channels: 8,
+        channel_mult: vec![1.0],
+        attn_resolutions: vec![],
+        channels_per_head: 8,
+        num_blocks: 1,
+        ..Edm2Config::default()
+    };
+    let network = Edm2Unet::new(config.clone()).unwrap();
+    let weights = to_tensors(&initial(&network, [8, 8], 0).unwrap());
+    let process = Process::Edm(EdmProcess::default());
+    diffusers::write(&place.path("latents"), &NetworkConfig::Edm2(config), &process, &weights)
+        .unwrap();
+    let options = ["--seeds", "1-3", "--size", "4x8", "--set", "sampling.rho=5", "--steps", "3"];
+    let samples = place.sample("latents", &options);
+    assert_eq!(samples.len(), 3 * 4 * 4 * 8);
+    assert!(samples.iter().all(|value| value.is_finite()));
+    let other = place.sample("latents", &[&options[..4], &["--steps", "3"]].concat());
+    assert!(samples != other, "rho has no effect");
+    for (options, part) in [
+        (&[][..], "--raw"),
+        (&["--raw", "--eta", "0.5"], "for ddim, not for heun"),
+        (&["--raw", "--set", "data.size=8"], "no setting of [sampling]"),
+        (&["--raw", "--labels", "-1"], "-1"),
+    ] {
+        let mut command = cyanea();
+        command.args(["sample", "--model"]).arg(place.path("latents")).args(options);
+        let said = error(command.arg("--out").arg(place.path("none")));
+        assert!(said.contains(part), "{options:?}: {said}");
+    }
+}
+
+/// Cases whose noise levels or inputs can't be.
+#[test]
+fn cases_that_can_not_be_are_refused() {
+    let place = Place::new();
+    let refused = |fixture: &str, change: &dyn Fn(&mut Tensors)| {
+        let mut case = Tensors::read(Path::new("tests/fixtures").join(fixture)).unwrap();
+        change(&mut case);
+        let file = place.path("case.safetensors");
+        case.write(&file).unwrap();
+        let mut command = cyanea();
+        error(command.arg("compare").arg(&file))
+    };
+    for sigma in [0.0, -1.0, f32::INFINITY] {
+        let said = refused("edm2_precond_tiny.safetensors", &|case| {
+            let shape = case.get("input.sigma").unwrap().shape.clone();
+            let count = shape.iter().product();
+            case.insert("input.sigma", Tensor::f32(shape, vec![sigma; count]));
+        });
+        assert!(said.contains(&format!("`sigma` is {sigma}")), "{said}");
+    }
+    let extra = |case: &mut Tensors| {
+        case.insert("input.labels", Tensor::f32([1, 2], vec![0.0; 2]));
+    };
+    let said = refused("edm_heun_tiny.safetensors", &extra);
+    assert!(said.contains("`input.labels`") && said.contains("edm_heun"), "{said}");
+    let said = refused("edm2_precond_labels.safetensors", &|case| {
+        let batch = case.get("input.labels").unwrap().shape[0];
+        case.insert("input.labels", Tensor::f32([batch, 9], vec![0.0; 9 * batch]));
+    });
+    assert!(said.contains("one-hot rows [B, "), "{said}");
 }
 
 fn first_picture(place: &Place) -> PathBuf {

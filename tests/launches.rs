@@ -25,16 +25,39 @@ fn json(arguments: &[&[&str]]) -> Value {
     serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
 }
 
+/// The magnitude-preserving one, of so many channels and levels.
+const SMALL_EDM2: [&str; 10] = [
+    "--set",
+    "model.kind=edm2",
+    "--set",
+    "data.size=[8, 12]",
+    "--set",
+    "model.channels=[8, 16]",
+    "--set",
+    "model.attention=[false, true]",
+    "--set",
+    "model.attention_head_dim=8",
+];
+
 #[test]
 fn the_emulator_executes_as_many_launches_as_are_planned() {
+    check_against_the_emulator(&SMALL);
+}
+
+#[test]
+fn the_emulator_executes_as_many_launches_of_the_edm2_network() {
+    check_against_the_emulator(&SMALL_EDM2);
+}
+
+fn check_against_the_emulator(network: &[&str]) {
     let accumulated = ["--set", "training.accumulate=2"];
     for (target, precision) in [("v100", "fp16"), ("h100", "fp16"), ("h100", "fp32")] {
         let precision = ["--precision", precision, "--batch", "2"];
-        let plan = json(&[&["plan", "--target", target], &precision, &SMALL, &accumulated]);
+        let plan = json(&[&["plan", "--target", target], &precision, network, &accumulated]);
         let device = format!("emulated:{target}");
         let bench = |what: &str| {
             let counts = ["--device", &device, "--warmup", "0", "--repetitions", "1"];
-            let bench = json(&[&["bench", what], &counts, &precision, &SMALL, &accumulated]);
+            let bench = json(&[&["bench", what], &counts, &precision, network, &accumulated]);
             assert_eq!(bench["device"], device.as_str());
             bench["launches"].clone()
         };

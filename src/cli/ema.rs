@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   cyanea train --preset ddpm-32 --data photos --out runs/photos \\
       --set training.ema_widths=[0.05,0.1] --set training.average_every=500
-  cyanea ema runs/photos --std 0.075 --out model
+  cyanea ema runs/photos --std 0.075
 
 What comes out: a model folder like that of `cyanea export`, for `cyanea sample --model`. A run keeps
 snapshots of its averages where training.average_every is set; each is as large as the model, times
@@ -31,20 +31,23 @@ pub struct Args {
     /// Run folder
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Width of the average, as a share of the training, above 0 and below 0.288
+    /// Width of the average, as a share of the training, above 0 and below 0.2887
     #[arg(long, value_name = "WIDTH", allow_negative_numbers = true)]
     std: f64,
-    /// Folder to write to; made where missing, refused where it holds something
+    /// Folder to write to; made where missing, refused where it holds something [default: ema-WIDTH in
+    /// the run's folder]
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     /// Step at which the average ends [default: that of the last snapshot]
     #[arg(long, value_name = "STEP", allow_negative_numbers = true)]
     step: Option<u64>,
 }
 
 pub fn run(args: &Args, interruption: &Interruption) -> Result<()> {
-    fresh_folder::check_free(&args.out)?;
     let folder = RunFolder::open(&args.run)?;
+    let own = || folder.root().join(format!("ema-{}", args.std));
+    let out = args.out.clone().unwrap_or_else(own);
+    fresh_folder::check_free(&out)?;
     let config = Config::load(None, Some(&folder.config()), &[])?;
     let network = config.build_network()?;
     let size = [config.data.size.height, config.data.size.width];
@@ -71,10 +74,10 @@ pub fn run(args: &Args, interruption: &Interruption) -> Result<()> {
         interruption.check()
     })?;
     bar.finish_and_clear();
-    diffusers::write(&args.out, &config.network(), &config.process(), &to_tensors(&weights))?;
+    diffusers::write(&out, &config.network(), &config.process(), &to_tensors(&weights))?;
     output::say_line(&format!(
-        "{}: average of width {} at step {last}, from {} snapshots",
-        args.out.display(),
+        "{}: average of width {} at step {last}, snapshots used: {}",
+        out.display(),
         args.std,
         paths.len()
     ))

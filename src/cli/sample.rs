@@ -69,7 +69,7 @@ pub struct Args {
     steps: Option<usize>,
     /// Classes of the images, written like seeds, or one for all, of a model that was trained with
     /// labels [default: one class after another]
-    #[arg(long, value_name = "LABELS")]
+    #[arg(long, value_name = "LABELS", allow_negative_numbers = true)]
     labels: Option<String>,
     /// How far to follow the label, or the difference to --guide: 1 not at all, 2 twice as far
     #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true)]
@@ -83,7 +83,11 @@ pub struct Args {
     /// Height and width in pixels, as 64 or 48x80 [default: the model's]
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Also write the images before conversion to 8 bits
+    /// Another setting of [sampling], as sampling.rho=5; `cyanea config` lists them; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Also write the images before conversion to 8 bits, as samples.safetensors [N, C, H, W]; images
+    /// that are neither grey nor RGB, as latents, can be written only so
     #[arg(long)]
     raw: bool,
     /// Precision of activations and weights; fp16 needs a device with kernels
@@ -119,10 +123,14 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
     let size = size(args, &checked)?;
     let (network, weights) = guided(args, checked)?;
     let channels = network.channels()[0];
-    if channels != 1 && channels != 3 {
+    let shown = channels == 1 || channels == 3;
+    if !(shown || args.raw) {
         return Err(Error::file(
             &args.model,
-            format!("makes images of {channels} channels; 1 (grey) or 3 (RGB) can be shown"),
+            format!(
+                "makes images of {channels} channels; 1 (grey) or 3 (RGB) can be shown, and --raw writes \
+                 any as numbers"
+            ),
         ));
     }
     network.check_size(size[0], size[1])?;
@@ -147,15 +155,19 @@ pub fn run(args: &Args, device: &dyn Device, interruption: &Interruption) -> Res
             interruption.check()
         })?;
         samples.truncate(here * each);
-        let pictures = Pictures::from_values(&samples, here, size[0], size[1], channels)?;
-        pictures
-            .write_each(folder.path(), |index| format!("{}.png", starts.names[first + index]))?;
+        if shown {
+            let pictures = Pictures::from_values(&samples, here, size[0], size[1], channels)?;
+            let name = |index| format!("{}.png", starts.names[first + index]);
+            pictures.write_each(folder.path(), name)?;
+        }
         let room = if args.raw { count } else { MOST_IN_GRID };
         kept.extend_from_slice(&samples[..each * here.min(room.saturating_sub(first))]);
     }
-    let shown = count.min(MOST_IN_GRID);
-    let grid = Pictures::from_values(&kept[..shown * each], shown, size[0], size[1], channels)?;
-    write_grid(&folder.path().join("samples.png"), &grid)?;
+    if shown {
+        let first = count.min(MOST_IN_GRID);
+        let grid = Pictures::from_values(&kept[..first * each], first, size[0], size[1], channels)?;
+        write_grid(&folder.path().join("samples.png"), &grid)?;
+    }
     if args.raw {
         let values = nhwc_to_nchw(&kept, [count, channels, size[0], size[1]]);
         let mut tensors = Tensors::new();
@@ -177,18 +189,37 @@ fn settings(args: &Args, checked: &Checked) -> Result<Config> {
     let (model, process) = (&args.model, &checked.model.process);
     let file = model.join("config.toml");
     let own = file.is_file() && model_folder::locate(model) != model.as_path();
-    let mut settings = Config::load(None, own.then_some(file.as_path()), &[])?;
+    if let Some(other) = args.set.iter().find(|text| !text.starts_with("sampling.")) {
+        let what =
+            format!("--set {other} is no setting of [sampling], the only ones that matter here");
+        return Err(Error::invalid(what));
+    }
+    let mut sets = Vec::new();
+    if matches!(process, Process::Edm(_)) && !own {
+        let steps = format!("sampling.steps={}", Levels::default().steps);
+        let others = ["model.kind=edm2", "diffusion.process=edm", "sampling.sampler=heun", &steps];
+        sets.extend(others.map(String::from));
+    }
+    sets.extend_from_slice(&args.set);
+    let mut settings = Config::load(None, own.then_some(file.as_path()), &sets)?;
     let sampling = &mut settings.sampling;
     if let Process::Ddpm(scheduler) = process {
         sampling.steps = sampling.steps.min(scheduler.num_train_timesteps);
-    } else if !own {
-        (sampling.sampler, sampling.steps) = (Sampler::Heun, Levels::default().steps);
     }
     if let Some(name) = &args.sampler {
         sampling.sampler = name.parse()?;
     }
     sampling.steps = args.steps.unwrap_or(sampling.steps);
-    sampling.eta = args.eta.unwrap_or(sampling.eta);
+    if let Some(eta) = args.eta {
+        if sampling.sampler != Sampler::Ddim {
+            let what = format!(
+                "--eta {eta} is for ddim, not for {}; leave it out",
+                sampling.sampler.name()
+            );
+            return Err(Error::invalid(what));
+        }
+        sampling.eta = eta;
+    }
     if let Some(labels) = &args.labels {
         sampling.labels.clone_from(labels);
     }
@@ -202,8 +233,9 @@ fn guided(args: &Args, checked: Checked) -> Result<(Box<dyn Network>, Weights)> 
         None => (None, None),
         Some(folder) => {
             let guide = model_folder::load(folder)?;
-            if guide.model.process.class() != checked.model.process.class() {
-                let what = "was trained for another process than the model that it is to guide";
+            if !guide.model.process.agrees_with(&checked.model.process)? {
+                let what = "was trained for another process than the model that it is to guide; \
+                            timesteps, betas and prediction must be the same";
                 return Err(Error::file(folder, what));
             }
             (Some(guide.network), Some(guide.weights))

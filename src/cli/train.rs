@@ -86,7 +86,9 @@ fn resume(
     interruption: &Interruption,
 ) -> Result<()> {
     let folder = RunFolder::open(root)?;
+    let was = Config::load(None, Some(&folder.config()), &[])?;
     let mut config = args.settings.load_from(&folder.config())?;
+    config.check_continues(&was)?;
     set_data(&mut config, args.data.as_deref())?;
     let images = training_run::load_images(&config)?;
     // Written once the checkpoint was found to fit: a refusal leaves the run as it was.

@@ -36,6 +36,17 @@ fn network(attributes: &Attributes) -> Result<Edm2Unet> {
     Edm2Unet::new(Edm2Config::from_json(attributes.nested("config")?.object())?)
 }
 
+/// # Errors
+/// Noise levels that are not positive numbers.
+pub fn check_levels(sigma: &[f32]) -> Result<()> {
+    match sigma.iter().find(|sigma| !(sigma.is_finite() && **sigma > 0.0)) {
+        None => Ok(()),
+        Some(sigma) => Err(Error::invalid(format!(
+            "`sigma` is {sigma}; noise levels are standard deviations, finite and above 0"
+        ))),
+    }
+}
+
 /// The case's parameters as the network's weights and buffers, for images of a size.
 fn weights(case: &ReferenceCase, network: &Edm2Unet, size: [usize; 2]) -> Result<Weights> {
     let given = case.parameters.iter();
@@ -63,6 +74,7 @@ pub fn edm_heun(
         rho: attributes.number_or("rho", default.rho)?,
     };
     attributes.refuse_unread(&case.op)?;
+    case.refuse_other_inputs(&["noise"])?;
     let (shape, noise) = case.input_f32("noise")?;
     let nchw = image(shape, "noise")?;
     let [batch, _, height, width] = nchw;
@@ -85,6 +97,10 @@ pub fn power_ema(
     let stds = attributes.numbers("stds")?;
     let batch = attributes.size("batch_size")? as f64;
     attributes.refuse_unread(&case.op)?;
+    if stds.is_empty() {
+        return Err(Error::invalid("the attribute `stds` is empty; a width at least is needed"));
+    }
+    case.refuse_other_inputs(&["weights"])?;
     let (shape, weights) = case.input_f32("weights")?;
     let updates = shape.first().copied().unwrap_or(0);
     if updates == 0 || weights.is_empty() {
@@ -137,11 +153,7 @@ pub fn training(
     if sigma.len() != steps * batch {
         return Err(missing("sigma"));
     }
-    if let Some(sigma) = sigma.iter().find(|sigma| sigma.is_nan() || **sigma <= 0.0) {
-        return Err(Error::invalid(format!(
-            "`sigma` is {sigma}; noise levels are standard deviations, above 0"
-        )));
-    }
+    check_levels(sigma)?;
     let process = EdmProcess::default();
     let objective = EdmDenoising { network: &network, process };
     let recipe = settings.recipe();

@@ -241,13 +241,7 @@ fn unet2d(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
 fn edm2_precond(attributes: &Attributes, r: &mut Recipe) -> Result<()> {
     let network = Edm2Unet::new(Edm2Config::from_json(attributes.object())?)?;
     let x = image("x", r)?;
-    if let Some(sigma) =
-        r.values("sigma")?.into_iter().find(|sigma| sigma.is_nan() || *sigma <= 0.0)
-    {
-        return Err(Error::invalid(format!(
-            "`sigma` is {sigma}; noise levels are standard deviations, above 0"
-        )));
-    }
+    super::edm::check_levels(&r.values("sigma")?)?;
     let sigma = r.operand("sigma", Same)?;
     let levels = r.graph.ty(sigma).elements();
     let sigma = r.graph.reshape(sigma, &[levels])?;

@@ -5,6 +5,10 @@ use super::samplers::SamplerTable;
 use crate::error::{Error, Result};
 use crate::ops::sampler_update::{Row, pair};
 
+/// Bounds of noise levels, in standard deviations of the noise.
+const LEAST_LEVEL: f64 = 1e-10;
+const MOST_LEVEL: f64 = 1e10;
+
 /// The noise levels of a run of `steps` steps, from noise to image, and 0 behind the last (the same
 /// paper, eq. 5).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +43,15 @@ impl Levels {
                 )));
             }
         }
+        // Networks are told levels in float32, and so is an image that they are added to.
+        for (name, value) in [("sigma_min", sigma_min), ("sigma_max", sigma_max)] {
+            if !(LEAST_LEVEL..=MOST_LEVEL).contains(&value) {
+                return Err(Error::invalid(format!(
+                    "{name} is {value:e}, which float32 can't tell from nothing or from everything; a \
+                     level from {LEAST_LEVEL:e} to {MOST_LEVEL:e} is needed"
+                )));
+            }
+        }
         if sigma_min > sigma_max {
             return Err(Error::invalid(format!(
                 "sigma_min is {sigma_min}, above sigma_max = {sigma_max}; exchange them"
@@ -49,7 +62,13 @@ impl Levels {
             0 => sigma_max,
             _ => (high + step as f64 / (steps - 1) as f64 * (low - high)).powf(rho),
         };
-        Ok((0..steps).map(level).chain([0.0]).collect())
+        let list: Vec<f64> = (0..steps).map(level).chain([0.0]).collect();
+        match list[..steps].iter().find(|level| !(LEAST_LEVEL..=MOST_LEVEL).contains(*level)) {
+            None => Ok(list),
+            Some(level) => Err(Error::invalid(format!(
+                "rho is {rho:e}, with which a noise level would be {level:e}; 7 is usual"
+            ))),
+        }
     }
 }
 

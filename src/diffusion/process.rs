@@ -107,6 +107,20 @@ impl Process {
         }
     }
 
+    /// Whether networks for both are told and predict the same, so that one can guide the other.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn agrees_with(&self, other: &Process) -> Result<bool> {
+        Ok(match (self, other) {
+            (Process::Ddpm(a), Process::Ddpm(b)) => {
+                NoiseSchedule::new(a)? == NoiseSchedule::new(b)?
+            }
+            (Process::Edm(_), Process::Edm(_)) => true,
+            _ => false,
+        })
+    }
+
     /// The network for this process.
     ///
     /// # Errors
@@ -124,6 +138,7 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::scheduler_config::Prediction;
     use serde_json::json;
 
     fn parse(value: Value) -> Result<Process> {
@@ -150,6 +165,27 @@ mod tests {
         }
         let said = parse(json!({"_class_name": "EdmProcess", "p_men": 0})).unwrap_err();
         assert!(said.to_string().contains("did you mean `p_mean`"), "{said}");
+    }
+
+    #[test]
+    fn processes_agree_where_networks_are_told_and_predict_the_same() {
+        let ddpm = |change: &dyn Fn(&mut SchedulerConfig)| {
+            let mut config = SchedulerConfig::default();
+            change(&mut config);
+            Process::Ddpm(config)
+        };
+        let plain = ddpm(&|_| ());
+        let edm = Process::Edm(EdmProcess::default());
+        let edms = Process::Edm(EdmProcess { p_mean: -0.8, p_std: 1.6 });
+        for (a, b, agree) in [
+            (&plain, &ddpm(&|config| config.clip_sample = !config.clip_sample), true),
+            (&plain, &ddpm(&|config| config.prediction_type = Prediction::Velocity), false),
+            (&plain, &ddpm(&|config| config.num_train_timesteps = 500), false),
+            (&edm, &edms, true),
+            (&plain, &edm, false),
+        ] {
+            assert_eq!(a.agrees_with(b).unwrap(), agree, "{a:?} {b:?}");
+        }
     }
 
     #[test]

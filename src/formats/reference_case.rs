@@ -221,6 +221,18 @@ impl ReferenceCase {
         floats(&self.inputs, "input", name, &self.path)
     }
 
+    /// # Errors
+    /// An input that is not among those that the case's operation takes.
+    pub fn refuse_other_inputs(&self, taken: &[&str]) -> Result<()> {
+        match self.inputs.keys().find(|name| !taken.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("`input.{name}` is nothing that `{}` takes", self.op);
+                Err(Error::file(&self.path, what))
+            }
+        }
+    }
+
     /// An int64 input.
     ///
     /// # Errors

@@ -185,9 +185,9 @@ impl Edm2Config {
             let what = format!("1 to {MOST_LEVELS} levels are needed");
             return Err(refuse("channel_mult", format!("a list of {levels}"), &what));
         }
-        let multiple = self.size_multiple();
-        if self.img_resolution == 0 || !self.img_resolution.is_multiple_of(multiple) {
-            let what = format!("{levels} levels need a multiple of {multiple}");
+        // It names levels, so each must have one of its own.
+        if self.resolution(levels - 1) == 0 {
+            let what = format!("{levels} levels need at least {}", self.size_multiple());
             return Err(refuse("img_resolution", self.img_resolution, &what));
         }
         if self.resample_filter != [1.0, 1.0] {
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn what_can_not_be_built_is_named_with_a_remedy() {
         for (text, parts) in [
-            (r#"{"img_resolution": 36}"#, ["img_resolution is 36", "multiple of 8"]),
+            (r#"{"img_resolution": 7}"#, ["img_resolution is 7", "at least 8"]),
             (r#"{"channel_mult": []}"#, ["channel_mult is a list of 0", "1 to 16"]),
             (r#"{"channel_mult": [1, 0]}"#, ["channel_mult[1] is 0 channels", "1 to"]),
             (r#"{"model_channels": 100}"#, ["300 channels", "channels_per_head = 64"]),

@@ -145,6 +145,14 @@ impl Edm2Unet {
             let balance = Combine::mp_sum(config.label_balance);
             embedding = match labels {
                 Some(labels) => {
+                    let ty = g.ty(labels);
+                    if ty.shape.len() != 2 || ty.shape[1] != classes {
+                        let what = format!(
+                            "labels must be one-hot rows [B, {classes}] of as many numbers as label_dim \
+                             says, not {ty:?}"
+                        );
+                        return Err(Error::operation("edm2", what));
+                    }
                     // A one-hot row of L classes has magnitude 1/√L.
                     let gain = (classes as f64).sqrt() as f32;
                     let norm = WeightNorm { gain, ..WeightNorm::PLAIN };

@@ -47,10 +47,18 @@ impl Guided {
                     network.channels()[0]
                 )));
             }
+            Some(guide) if ![0, network.classes()].contains(&guide.classes()) => {
+                return Err(Error::invalid(format!(
+                    "the guide knows {} classes, the model {}; a guide with as many or without labels is \
+                     needed",
+                    guide.classes(),
+                    network.classes()
+                )));
+            }
             Some(guide) if guide.tables() != network.tables() => {
                 return Err(Error::invalid(
-                    "the guide was trained for another process; a guide with the same timesteps and \
-                     betas is needed",
+                    "the guide is another kind of network or was trained for another process; a guide of \
+                     the same kind, timesteps, betas and prediction is needed",
                 ));
             }
             _ => {}
@@ -98,5 +106,25 @@ impl Network for Guided {
 
     fn unit_weights(&self) -> bool {
         self.network.unit_weights()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::{Edm2Config, Edm2Unet};
+
+    #[test]
+    fn a_guide_knows_the_same_classes_or_none() {
+        let network = |label_dim| {
+            let config = Edm2Config { label_dim, ..Edm2Config::default() };
+            Box::new(Edm2Unet::new(config).unwrap())
+        };
+        assert!(Guided::new(network(2), Some(network(2)), 2.0).is_ok());
+        assert!(Guided::new(network(2), Some(network(0)), 2.0).is_ok());
+        for (own, other) in [(2, 3), (0, 2)] {
+            let said = Guided::new(network(own), Some(network(other)), 2.0).err().unwrap();
+            assert!(said.to_string().contains(&format!("knows {other} classes")), "{said}");
+        }
     }
 }

@@ -78,6 +78,10 @@ pub fn reconstruct(
     let Some(images) = profiles.iter().map(|p| p.images).reduce(f64::max) else {
         return Err(Error::invalid("there are no snapshots to make an average from"));
     };
+    if let Some(late) = each.windows(2).position(|pair| pair[0][0].images >= pair[1][0].images) {
+        let what = "has seen no more images than the snapshot before it; is it of another run?";
+        return Err(Error::file(&snapshots[late + 1], what));
+    }
     let shares = reconstruction(&profiles, Profile { gamma, images })?;
     let mut shares = shares.into_iter();
     let mut sums: Vec<Vec<f64>> =
@@ -93,6 +97,10 @@ pub fn reconstruct(
                     *sum += share * f64::from(value);
                 }
             }
+        }
+        if let Some(name) = snapshot.names().next() {
+            let what = format!("holds the tensor `{name}`, which the run's network lacks");
+            return Err(Error::file(path, what));
         }
         observe(done + 1, snapshots.len())?;
     }

@@ -24,6 +24,8 @@ const NOISE: u32 = philox::purpose("training.noise");
 const LEVELS: u32 = philox::purpose("training.levels");
 /// Word that tells the timesteps of a run from its other random numbers.
 const TIMESTEPS: u64 = 1;
+/// And labels that are kept from the network.
+const LABELS: u64 = 2;
 
 /// See the module.
 pub trait Objective {
@@ -66,6 +68,15 @@ pub struct Denoising<'a> {
 pub struct EdmDenoising<'a> {
     pub network: &'a Edm2Unet,
     pub process: EdmProcess,
+}
+
+/// Takes away the labels of about `share` of the samples of a run that begin at `first`; guidance by the
+/// same model without its label needs one that has seen images without.
+pub fn drop_labels(labels: &mut [Option<usize>], share: f64, seed: u64, first: u64) {
+    for (sample, label) in (first..).zip(labels) {
+        let drawn = counter::hash(&[seed, LABELS, sample]) as f64 / 2f64.powi(64);
+        *label = label.filter(|_| drawn >= share);
+    }
 }
 
 /// What a run trains, and for which process.
@@ -212,5 +223,24 @@ impl Objective for EdmDenoising<'_> {
 
     fn unit_weights(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_dropped_for_their_share_of_samples_wherever_a_batch_begins() {
+        let labels = |first, count, share| {
+            let mut labels = vec![Some(7); count];
+            drop_labels(&mut labels, share, 3, first);
+            labels
+        };
+        let all = labels(100, 4000, 0.25);
+        let dropped = all.iter().filter(|label| label.is_none()).count();
+        assert!((900..1100).contains(&dropped), "{dropped}");
+        assert_eq!(labels(110, 50, 0.25), all[10..60]);
+        assert_eq!(labels(100, 4000, 0.0), vec![Some(7); 4000]);
     }
 }

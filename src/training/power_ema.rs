@@ -33,6 +33,10 @@ pub fn exponent(std: f64) -> Result<f64> {
     Ok(0.5 * (low + high))
 }
 
+/// How far the profile of a reconstruction may be from the wanted one. Beyond, shares of either sign are
+/// large, and what they add up to is another average than was asked for.
+const FARTHEST: f64 = 0.25;
+
 /// What is kept of the average at an update after which `seen` images have been seen, `batch` of
 /// them since the update before (the same paper, eq. 127).
 pub fn decay(gamma: f64, batch: f64, seen: f64) -> f64 {
@@ -62,7 +66,8 @@ impl Profile {
 /// up to 1 (the same paper, algorithm 3).
 ///
 /// # Errors
-/// No profiles, and those of which one is a sum of others, such as the same one twice.
+/// No profiles, those of which one is a sum of others, such as the same one twice, and those that no sum
+/// of comes near what is wanted.
 pub fn reconstruction(profiles: &[Profile], wanted: Profile) -> Result<Vec<f64>> {
     let count = profiles.len();
     let mut rows: Vec<Vec<f64>> = profiles
@@ -96,7 +101,26 @@ pub fn reconstruction(profiles: &[Profile], wanted: Profile) -> Result<Vec<f64>>
         ));
     }
     shares.iter_mut().for_each(|share| *share /= sum);
+    let error = distance(profiles, &shares, wanted);
+    if !(error <= FARTHEST) {
+        return Err(Error::invalid(format!(
+            "such an average is out of reach of these snapshots: what comes closest to its profile is \
+             {:.0} % off; take a width nearer to those that were tracked, or more snapshots",
+            100.0 * error
+        )));
+    }
     Ok(shares)
+}
+
+/// How far a sum of profiles is from the wanted one, as a share of that: root of the ratio of squares.
+fn distance(profiles: &[Profile], shares: &[f64], wanted: Profile) -> f64 {
+    let all = || profiles.iter().zip(shares);
+    let crossed: f64 = all().map(|(p, s)| s * p.overlap(wanted)).sum();
+    let squared: f64 =
+        all().flat_map(|(a, s)| all().map(move |(b, t)| s * t * a.overlap(*b))).sum();
+    let whole = wanted.overlap(wanted);
+    // Rounding can take the square of what is nearly 0 below it.
+    ((squared - 2.0 * crossed + whole) / whole).max(0.0).sqrt()
 }
 
 #[cfg(test)]
@@ -137,14 +161,11 @@ mod tests {
         }
         let between = Profile { gamma: exponent(0.075).unwrap(), images: 1e4 };
         let shares = reconstruction(&snapshots, between).unwrap();
-        // The squared difference of the profiles, as a share of the wanted one's square.
-        let all = || snapshots.iter().zip(&shares);
-        let crossed: f64 = all().map(|(p, s)| s * p.overlap(between)).sum();
-        let squared: f64 =
-            all().flat_map(|(a, s)| all().map(move |(b, t)| s * t * a.overlap(*b))).sum();
-        let whole = between.overlap(between);
-        let error = (squared - 2.0 * crossed + whole) / whole;
-        assert!(error.abs() <= 1e-4, "{error}");
+        let error = distance(&snapshots, &shares, between);
+        assert!(error <= 1e-2, "{error}");
+        let narrow = Profile { gamma: exponent(0.01).unwrap(), images: 1e4 };
+        let said = reconstruction(&snapshots, narrow).unwrap_err().to_string();
+        assert!(said.contains("out of reach") && said.contains("30 % off"), "{said}");
         let twice = [between, between];
         let said = reconstruction(&twice, between).unwrap_err().to_string();
         assert!(said.contains("copies"), "{said}");

@@ -5,7 +5,8 @@ use super::checkpoint::{self, Checkpoint, Progress};
 use super::config::{Config, NonFinite};
 use super::held_out::{Evaluator, HeldOut};
 use super::init::initial;
-use super::objective::Task;
+use super::lr_schedule::Decay;
+use super::objective::{Task, drop_labels};
 use super::pictures::Gallery;
 use super::power_ema::{decay, exponent};
 use super::trainer::{NoiseSource, Recipe, StepSettings, Trainer};
@@ -271,7 +272,9 @@ impl<'a> Run<'a> {
     fn learning_rate(&self) -> f64 {
         let training = &self.config.training;
         let mut schedule = self.config.lr_schedule();
-        if training.minutes <= 0.0 || self.done.step < training.warmup_steps {
+        // A root of steps knows no end.
+        let endless = training.lr_schedule == Decay::InverseSqrt;
+        if training.minutes <= 0.0 || self.done.step < training.warmup_steps || endless {
             return schedule.rate(self.done.step);
         }
         schedule.warmup = 0;
@@ -312,7 +315,8 @@ impl<'a> Run<'a> {
             let first = (step * training.accumulate as u64 + micro as u64) * batch as u64;
             self.images.fill(first, training.seed, self.config.data.flip, &mut x0);
             let drawn = objective.draw(training.seed, first..first + batch as u64);
-            let labels = self.images.labels(first, training.seed, batch);
+            let mut labels = self.images.labels(first, training.seed, batch);
+            drop_labels(&mut labels, training.label_dropout, training.seed, first);
             let labels = one_hot(&labels, self.task.network().classes());
             let mut inputs: Vec<(&str, &[f32])> = vec![("x0", &x0)];
             if !labels.is_empty() {

@@ -81,6 +81,7 @@ impl Default for Training {
             non_finite: NonFinite::Stop,
             ema_decay: 0.9999,
             ema_widths: Vec::new(),
+            label_dropout: 0.0,
             seed: 0,
             log_every: 10,
             sample_every: 1000,

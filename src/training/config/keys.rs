@@ -10,7 +10,7 @@ pub(super) const SECTIONS: [(&str, &str); 5] = [
 ];
 
 /// Section, key and explanation, in the order they are printed.
-pub(super) const KEYS: [(&str, &str, &str); 66] = [
+pub(super) const KEYS: [(&str, &str, &str); 67] = [
     ("data", "path", "folder of images, searched recursively; --data replaces it"),
     ("data", "size", "height and width in pixels: one number, or [height, width]"),
     ("data", "channels", "channels of an image: 3; latents of an autoencoder have others"),
@@ -126,6 +126,11 @@ pub(super) const KEYS: [(&str, &str, &str); 66] = [
         "training",
         "ema_widths",
         "widths of power-function averages, as shares of the training, instead of ema_decay: [0.05, 0.1]",
+    ),
+    (
+        "training",
+        "label_dropout",
+        "share of images shown without their label, which `sample --guidance` without --guide needs",
     ),
     ("training", "seed", "of weights, order of images, timesteps and noise"),
     ("training", "log_every", "steps between lines in the metrics"),

@@ -128,6 +128,7 @@ pub struct Training {
     pub non_finite: NonFinite,
     pub ema_decay: f64,
     pub ema_widths: Vec<f64>,
+    pub label_dropout: f64,
     pub seed: u64,
     pub log_every: u64,
     pub sample_every: u64,
@@ -305,6 +306,34 @@ impl Config {
     /// Settings out of range; validated configurations have none.
     pub fn sampler_table(&self) -> Result<SamplerTable> {
         self.sampling.table(&self.process())
+    }
+
+    /// Whether a run that began with the settings `was` can go on with these, as far as its checkpoint
+    /// can't tell.
+    ///
+    /// # Errors
+    /// Other power-function averages, or other images a step, which their profiles follow.
+    pub fn check_continues(&self, was: &Config) -> Result<()> {
+        let (now, then) = (&self.training, &was.training);
+        let refuse = |key: &str, then: String, now: String| {
+            Err(Error::invalid(format!(
+                "training.{key} was {then} in this run and can't become {now}: its averages are of that; \
+                 leave it, or begin another run"
+            )))
+        };
+        if now.ema_widths != then.ema_widths {
+            let [then, now] = [then, now].map(|training| format!("{:?}", training.ema_widths));
+            return refuse("ema_widths", then, now);
+        }
+        for (key, then, now) in [
+            ("batch_size", then.batch_size, now.batch_size),
+            ("accumulate", then.accumulate, now.accumulate),
+        ] {
+            if then != now && !self.training.ema_widths.is_empty() {
+                return refuse(key, then.to_string(), now.to_string());
+            }
+        }
+        Ok(())
     }
 
     /// The learning rate of each optimizer step.

@@ -1,6 +1,6 @@
 //! Configurations with a name.
 
-/// What sets the images, and behind it the network of the model case, which is the same for all.
+/// What sets the images (latents have no range to be clipped to), and behind it the network of the model case, which is the same for all.
 macro_rules! lobster {
     ($data:literal) => {
         concat!(
@@ -160,12 +160,12 @@ norm_groups = 32
     (
         "lobster-256",
         "the same on latents 4×32×32, of 256×256 pixels at an eighth of their size",
-        lobster!("[data]\nsize = 32\nchannels = 4\n"),
+        lobster!("[data]\nsize = 32\nchannels = 4\n[sampling]\nclip = false\n"),
     ),
     (
         "lobster-640x1024",
         "the same on latents 4×80×128, of 640×1024 pixels at an eighth of their size",
-        lobster!("[data]\nsize = [80, 128]\nchannels = 4\n"),
+        lobster!("[data]\nsize = [80, 128]\nchannels = 4\n[sampling]\nclip = false\n"),
     ),
     (
         "edm2-xs",

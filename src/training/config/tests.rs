@@ -186,6 +186,7 @@ fn values_that_can_not_be_used_name_key_value_and_remedy() {
         ("[training]\nema_widths = [0.05, 0.3]", ["training.ema_widths", "0.2887"]),
         ("[training]\nema_widths = [0.1, 0.1]", ["training.ema_widths", "twice"]),
         ("[training]\nema_widths = [0.1]\nema_decay = 0.5", ["training.ema_decay", "leave it out"]),
+        ("[training]\nlabel_dropout = 0.1", ["training.label_dropout is 0.1", "model.classes"]),
         ("[training]\naverage_every = 5", ["training.average_every", "ema_widths"]),
         ("[training]\nnon_finite = \"zero\"", ["training.max_grad_norm is 1", "set it to 0"]),
         ("[training]\ndecay_after = 5", ["training.decay_after", "inverse_sqrt"]),

@@ -243,6 +243,14 @@ impl Config {
             return problem(["training.max_grad_norm", "training.non_finite"], what);
         }
         fraction("training.ema_decay", training.ema_decay)?;
+        fraction("training.label_dropout", training.label_dropout)?;
+        if training.label_dropout > 0.0 && self.model.classes == 0 {
+            let what = format!(
+                "training.label_dropout is {}, but there are no labels (model.classes); leave it out",
+                training.label_dropout
+            );
+            return problem(["training.label_dropout", "model.classes"], what);
+        }
         let widths = &training.ema_widths;
         let most = state::EMA_DECAYS.len();
         if widths.len() > most {
