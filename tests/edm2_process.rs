@@ -298,7 +298,7 @@ fn networks_on_latents_are_sampled_as_numbers() {
     let network = Edm2Unet::new(config.clone()).unwrap();
     let weights = to_tensors(&initial(&network, [8, 8], 0).unwrap());
     let process = Process::Edm(EdmProcess::default());
-    diffusers::write(&place.path("latents"), &NetworkConfig::Edm2(config), &process, &weights)
+    diffusers::write(place.path("latents"), &NetworkConfig::Edm2(config), &process, &weights)
         .unwrap();
     let options = ["--seeds", "1-3", "--size", "4x8", "--set", "sampling.rho=5", "--steps", "3"];
     let samples = place.sample("latents", &options);

@@ -102,7 +102,7 @@ pub fn reconstruction(profiles: &[Profile], wanted: Profile) -> Result<Vec<f64>>
     }
     shares.iter_mut().for_each(|share| *share /= sum);
     let error = distance(profiles, &shares, wanted);
-    if !(error <= FARTHEST) {
+    if error.is_nan() || error > FARTHEST {
         return Err(Error::invalid(format!(
             "such an average is out of reach of these snapshots: what comes closest to its profile is \
              {:.0} % off; take a width nearer to those that were tracked, or more snapshots",
