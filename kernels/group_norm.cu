@@ -1,21 +1,18 @@
-// Group normalisation of NHWC activations [B, P pixels, C], with an optional SiLU, and its
-// gradient. C = c1 + c2 channels come from one tensor or from two, of elements of type E; everything
-// else is float32.
+// Group normalisation of NHWC activations [B, P pixels, C], with an optional SiLU. C = c1 + c2 channels come
+// from one tensor or from two, of elements of type E; everything else is float32.
 //
-// A block of forward and dgrad has a slab of one sample's channels, whole groups of at least two pieces
-// of 16 bytes, and a thread one piece of every `rows`-th pixel. Groups wider than a piece for each thread
-// are gone through in windows of so many channels.
+// A block of `fwd` has a slab of one sample's channels, whole groups of at least two pieces of 16 bytes, and a
+// thread one piece of every `rows`-th pixel. Groups wider than a piece for each thread are gone through in
+// windows of so many channels.
 //
-//   forward   where the sources' producers left moments, blocks share a sample's pixels and each merges
-//             the moments of its groups; else a block has all pixels and reads them three times: for
-//             means, for squared deviations, for the result.
-//   dgrad     a block has all pixels: it reads them for the sums of its channels and again for dx. The
-//             block that comes last of a slab adds the samples' sums to dgamma and dbeta.
-//   stats     one block a sample and group, for `affine`: one thread an element.
+//   fwd           a block has all pixels. They stay in registers, as far as these go, while it finds mean and
+//                 variance, so that memory is read once.
+//   moments_fwd   the sources' producers left moments: blocks share a sample's pixels, and each merges the
+//                 moments of its groups.
+//   stats         one block a sample and group, for `affine`: one thread an element.
 #include "common/activation.cuh"
 #include "common/channel_slab.cuh"
 #include "common/conv2d_source.cuh"
-#include "common/slices.cuh"
 
 template <class E>
 struct GroupNormStats {
@@ -87,242 +84,241 @@ struct GroupNormForward {
     int unused;
 };
 
-// Calls `use(pixel, values, WHOLE)` for the calling thread's piece of the pixels `from` .. `to` of a
-// sample, DEPTH of which are on their way at a time.
-template <bool WHOLE, int DEPTH, class E, class Use>
-__device__ __forceinline__ void each_piece(const GroupNormForward<E>& p, const Slab<E>& slab, int from,
-                                           int to, const Use& use) {
-    const int SIZE = Piece<E>::SIZE;
-    long long start = static_cast<long long>(blockIdx.z) * p.pixels;
-    for (int base = from + slab.row; base < to; base += DEPTH * slab.rows) {
-        uint4 held[DEPTH];
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d)
-            held[d] = source_piece(p.source.x, p.source.x2, p.c1, p.c2, WHOLE,
-                                   start + min(base + d * slab.rows, to - 1), slab.c);
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (base + d * slab.rows >= to) continue;
-            float value[SIZE];
-            unpack(held[d], value);
-            use(start + base + d * slab.rows, value, WHOLE);
-        }
-    }
-}
-
-template <bool SILU, class E>
-__global__ void __launch_bounds__(256, 2) group_norm_fwd(GroupNormForward<E> p) {
-    const int SIZE = Piece<E>::SIZE;
-    CYANEA_SHARED(float, parts, 2048);
-    CYANEA_SHARED(float, own, 64);  // mean and rstd of the slab's groups
-    CYANEA_DYNAMIC_SHARED(float, totals);
-    int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.z, thread = threadIdx.x;
-    int from = blockIdx.y * p.share, to = min(from + p.share, p.pixels);
-    int windows = Slab<E>::windows(p.slab), first_channel = blockIdx.x * p.slab;
-    int groups = (min(first_channel + p.slab, channels) - first_channel) / width;
-    if (p.moments[0]) {
-        for (int group = thread / 32; group < groups; group += 8) {
-            int begin = first_channel + group * width, end = begin + width;
-            auto sum = [](float value) { return warp_sum(value); };
-            float2 moments = GroupMoments(p, sample, begin, end).merged(thread % 32, 32, sum);
-            if (thread % 32 > 0) continue;
-            own[2 * group] = moments.x;
-            own[2 * group + 1] = 1.0f / sqrtf(moments.y + p.eps);
-        }
-        __syncthreads();
-    }
-    // Means, then squared deviations.
-#pragma unroll 1
-    for (int pass = 0; pass < 2 && !p.moments[0]; ++pass) {
-#pragma unroll 1
-        for (int window = 0; window < windows; ++window) {
-            Slab<E> slab(p.slab, channels, p.pixels, window);
-            float mean[SIZE] = {}, sums[SIZE] = {};
-#pragma unroll
-            for (int i = 0; i < SIZE && pass > 0; ++i) {
-                int c = min(slab.c + i, slab.end - 1) - slab.first;
-                mean[i] = own[2 * (c / width)];
-            }
-            auto add = [&](long long, const float(&x)[SIZE], bool) {
-#pragma unroll
-                for (int i = 0; i < SIZE; ++i) {
-                    float distance = x[i] - mean[i];
-                    sums[i] += pass == 0 ? distance : distance * distance;
-                }
-            };
-            if (p.wide) each_piece<true, 2>(p, slab, from, to, add);
-            else each_piece<false, 1>(p, slab, from, to, add);
-            total_pixels<1>(slab, sums, parts, totals);
-        }
-        if (thread < groups) {
-            float total = 0.0f;
-            for (int c = 0; c < width; ++c) total += totals[thread * width + c];
-            total /= static_cast<float>(width) * p.pixels;
-            own[2 * thread + pass] = pass == 0 ? total : 1.0f / sqrtf(total + p.eps);
-        }
-        __syncthreads();
-    }
-    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + first_channel;
-    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + first_channel;
-#pragma unroll 1
-    for (int window = 0; window < windows; ++window) {
-        Slab<E> slab(p.slab, channels, p.pixels, window);
-        ChannelNorm<SIZE> norm(slab, own, gamma, beta, width);
-        auto apply = [&](long long pixel, float(&x)[SIZE], bool wide) {
-#pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                float z = fmaf(x[i] - norm.mean[i], norm.scale[i], norm.shift[i]);
-                x[i] = SILU ? silu(z) : z;
-            }
-            store_piece<E>(p.y, nullptr, channels, 0, wide, pixel, slab.c, slab.end, x);
-        };
-        if (p.wide) each_piece<true, 2>(p, slab, from, to, apply);
-        else each_piece<false, 1>(p, slab, from, to, apply);
-    }
-    if (blockIdx.y == 0 && thread < 2 * groups)
-        p.stats[2 * (sample * p.groups + first_channel / width) + thread] = own[thread];
-}
-
+// The pixels of a block.
 template <class E>
-struct GroupNormBackward {
-    const E* dy;
-    Source<E> source;
-    const float* gamma;
-    const float* beta;
-    const float* stats;
-    const E* residual[2];  // as dy, added to dx; or null
-    E* dx;
-    E* dx2;
-    float* dgamma;         // as gamma
-    float* dbeta;
-    float* rows;           // [B, C]: sums of dx, without residuals, over the pixels; or null
-    float* sums;           // [B, 2, C]: sums of dz and of dz * xhat over the pixels, with `tickets`
-    unsigned* tickets;     // a slab each, where samples share gamma; or null
-    int pixels, c1, c2, groups, affine_stride, batch, slab, wide;
+__device__ __forceinline__ int block_start(const GroupNormForward<E>& p) {
+    return static_cast<int>(blockIdx.y) * p.share;
+}
+template <class E>
+__device__ __forceinline__ int block_end(const GroupNormForward<E>& p) {
+    return min(block_start(p) + p.share, p.pixels);
+}
+
+// The calling thread's pieces of a window of its block: `count` of them, from pixel `first` of the sample on.
+// WHOLE: all tensors can be read and written a piece at a time.
+template <bool WHOLE, class E>
+struct OwnPieces {
+    const GroupNormForward<E>& p;
+    const Slab<E>& slab;
+    int first, count;
+
+    __device__ __forceinline__ OwnPieces(const GroupNormForward<E>& p, const Slab<E>& slab) : p(p), slab(slab) {
+        first = block_start(p) + slab.row;
+        int to = block_end(p);
+        count = first < to ? (to - first - 1) / slab.rows + 1 : 0;
+    }
+    __device__ __forceinline__ int pixel(int index) const { return first + index * slab.rows; }
+    __device__ __forceinline__ uint4 read(int index) const {
+        long long start = static_cast<long long>(blockIdx.z) * p.pixels;
+        if (!WHOLE) return source_piece(p.source.x, p.source.x2, p.c1, p.c2, false, start + pixel(index), slab.c);
+        // The same, in terms that don't depend on `index` but for a product. A whole piece is of one source.
+        bool second = slab.c >= p.c1;
+        int stride = second ? p.c2 : p.c1;
+        const E* from = (second ? p.source.x2 - p.c1 : p.source.x) + ((start + first) * stride + slab.c);
+        return *reinterpret_cast<const uint4*>(from + index * (slab.rows * stride));
+    }
+    __device__ __forceinline__ void write(int index, const uint4& piece) const {
+        int channels = p.c1 + p.c2;
+        long long start = static_cast<long long>(blockIdx.z) * p.pixels + first;
+        *reinterpret_cast<uint4*>(p.y + (start * channels + slab.c) + index * (slab.rows * channels)) = piece;
+    }
+    // Calls use(index, piece) from piece `index` on, DEPTH of which are on their way at a time.
+    template <int DEPTH, class Use>
+    __device__ __forceinline__ void each(int index, const Use& use) const {
+#pragma unroll 1
+        for (; index < count; index += DEPTH) {
+            uint4 piece[DEPTH];
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d) piece[d] = read(min(index + d, count - 1));
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d)
+                if (index + d < count) use(index + d, piece[d]);
+        }
+    }
 };
 
-// Calls `use(pixel, dz, x - mean, WHOLE)` for the calling thread's piece of all pixels of its sample.
-template <bool SILU, bool WHOLE, int DEPTH, class E, int SIZE, class Use>
-__device__ __forceinline__ void each_gradient(const GroupNormBackward<E>& p, const Slab<E>& slab,
-                                              const ChannelNorm<SIZE>& norm, const Use& use) {
-    long long start = static_cast<long long>(blockIdx.y) * p.pixels;
-    for (int base = slab.row; base < p.pixels; base += DEPTH * slab.rows) {
-        uint4 held_x[DEPTH] = {}, held_dy[DEPTH] = {};
+// Mean and squared deviations of the channels of a thread's pieces (Welford 1962).
+template <class E>
+struct PieceMoments {
+    float mean[Piece<E>::SIZE] = {}, squares[Piece<E>::SIZE] = {};
+
+    __device__ __forceinline__ void add(int index, const uint4& piece) {
+        float x[Piece<E>::SIZE], part = 1.0f / (index + 1);
+        unpack(piece, x);
 #pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            long long pixel = start + min(base + d * slab.rows, p.pixels - 1);
-            held_x[d] = source_piece(p.source.x, p.source.x2, p.c1, p.c2, WHOLE, pixel, slab.c);
-            held_dy[d] = source_piece<E>(p.dy, nullptr, p.c1 + p.c2, 0, WHOLE, pixel, slab.c);
+        for (int i = 0; i < Piece<E>::SIZE; ++i) {
+            float distance = x[i] - mean[i];
+            mean[i] = fmaf(distance, part, mean[i]);
+            squares[i] = fmaf(distance, x[i] - mean[i], squares[i]);
         }
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (base + d * slab.rows >= p.pixels) continue;
-            float distance[SIZE], dz[SIZE];
-            unpack(held_x[d], distance);
-            unpack(held_dy[d], dz);
-#pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                distance[i] -= norm.mean[i];
-                if (SILU) dz[i] *= silu_derivative(fmaf(distance[i], norm.scale[i], norm.shift[i]));
-            }
-            use(start + base + d * slab.rows, dz, distance, WHOLE);
+    }
+};
+
+// What a block knows of its channels, in shared memory: first gamma and beta, then how they are normalised.
+struct ChannelTable {
+    float2* moments;
+    float *mean, *scale, *shift;
+
+    __device__ __forceinline__ ChannelTable(float2* at, int slab)
+        : moments(at), mean(reinterpret_cast<float*>(at + slab)), scale(mean + slab), shift(scale + slab) {}
+
+    template <class E>
+    __device__ __forceinline__ void start(const GroupNormForward<E>& p) const {
+        int first = blockIdx.x * p.slab, count = min(p.slab, p.c1 + p.c2 - first);
+        long long row = static_cast<long long>(blockIdx.z) * p.affine_stride + first;
+        for (int c = threadIdx.x; c < count; c += blockDim.x) {
+            scale[c] = p.gamma[row + c];
+            shift[c] = p.beta[row + c];
         }
+    }
+    // With the moments of a group, which are the work of `lanes` lanes.
+    template <class E>
+    __device__ __forceinline__ void finish(const GroupNormForward<E>& p, int group, int width, float mean_of,
+                                           float variance, int lane, int lanes) const {
+        float rstd = 1.0f / sqrtf(variance + p.eps);
+        for (int c = group * width + lane; c < (group + 1) * width; c += lanes) {
+            mean[c] = mean_of;
+            scale[c] *= rstd;
+        }
+        if (blockIdx.y > 0 || lane > 0) return;
+        float* stats = p.stats + 2 * (blockIdx.z * p.groups + blockIdx.x * p.slab / width + group);
+        stats[0] = mean_of;
+        stats[1] = rstd;
+    }
+    // From the moments of each channel.
+    template <class E>
+    __device__ __forceinline__ void merge(const GroupNormForward<E>& p, int groups, int width) const {
+        float pixels = p.pixels;
+        auto part = [&](int group, int c) {
+            float2 of = moments[group * width + c];
+            return make_float3(pixels, of.x, of.y);
+        };
+        float elements = pixels * width;
+        auto write = [&](int group, float mean_of, float squares, int lane, int lanes) {
+            finish(p, group, width, mean_of, squares / elements, lane, lanes);
+        };
+        block_moments(groups, width, elements, part, write);
+        __syncthreads();
+    }
+};
+
+// A normalised value, as exact as the stored type is.
+template <bool SILU, class E>
+__device__ __forceinline__ float activated(float z) {
+    return !SILU ? z : sizeof(E) == 2 ? silu_approx(z) : silu(z);
+}
+
+// Normalises pieces of the calling thread's channels.
+template <bool SILU, class E>
+struct PieceNorm {
+    float mean[Piece<E>::SIZE], scale[Piece<E>::SIZE], shift[Piece<E>::SIZE];
+
+    __device__ __forceinline__ PieceNorm(const ChannelTable& table, const Slab<E>& slab) {
+        int first = min(slab.c, slab.end - Piece<E>::SIZE) - slab.first;
+#pragma unroll
+        for (int i = 0; i < Piece<E>::SIZE; ++i)
+            mean[i] = table.mean[first + i], scale[i] = table.scale[first + i], shift[i] = table.shift[first + i];
+    }
+    __device__ __forceinline__ uint4 of(const uint4& piece) const {
+        float x[Piece<E>::SIZE];
+        unpack(piece, x);
+#pragma unroll
+        for (int i = 0; i < Piece<E>::SIZE; ++i)
+            x[i] = activated<SILU, E>(fmaf(x[i] - mean[i], scale[i], shift[i]));
+        return pack(x);
+    }
+};
+
+// Normalises all of a block's elements, one after another.
+template <bool SILU, class E>
+__device__ __forceinline__ void apply_elements(const GroupNormForward<E>& p, const ChannelTable& table) {
+    int channels = p.c1 + p.c2, first = blockIdx.x * p.slab, width = min(p.slab, channels - first);
+    int start = block_start(p), count = (block_end(p) - start) * width;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        int c = i % width;
+        long long pixel = static_cast<long long>(blockIdx.z) * p.pixels + (start + i / width);
+        float distance = load(p.source, pixel, first + c, p.c1, p.c2) - table.mean[c];
+        put(p.y + (pixel * channels + first + c), activated<SILU, E>(fmaf(distance, table.scale[c], table.shift[c])));
     }
 }
 
+// Blocks of up to 512 threads, which then have a multiprocessor to themselves.
 template <bool SILU, class E>
-__global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> p) {
-    const int SIZE = Piece<E>::SIZE;
-    CYANEA_SHARED(float, parts, 6144);
-    CYANEA_SHARED(float2, own, 32);  // of the slab's groups the factor of x - mean in dx, and what is added
-    CYANEA_DYNAMIC_SHARED(float2, table);  // `own` for each channel
-    float* totals = reinterpret_cast<float*>(table + p.slab);
-    int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.y, thread = threadIdx.x;
-    int windows = Slab<E>::windows(p.slab), first_channel = blockIdx.x * p.slab;
-    int slab_width = min(p.slab, channels - first_channel), groups = slab_width / width;
-    const float* stats = p.stats + 2 * (sample * p.groups + first_channel / width);
-    const float* gamma = p.gamma + static_cast<long long>(sample) * p.affine_stride + first_channel;
-    const float* beta = p.beta + static_cast<long long>(sample) * p.affine_stride + first_channel;
-
-    const int DEPTH = CYANEA_CODE_PATH < 80 ? 1 : 2;  // sm_70 is short of registers
-#pragma unroll 1
-    for (int window = 0; window < windows; ++window) {
-        Slab<E> slab(p.slab, channels, p.pixels, window);
-        ChannelNorm<SIZE> norm(slab, stats, gamma, beta, width);
-        float sums[3 * SIZE] = {};
-        // Sums of dz, of dz (x - mean), and of x - mean.
-        auto add = [&](long long, const float(&dz)[SIZE], const float(&distance)[SIZE], bool) {
+__global__ void __launch_bounds__(512, 1) group_norm_fwd(GroupNormForward<E> p) {
+    const int HELD = 16, BATCH = 2;  // pieces that a thread keeps, and reads at a time
+    CYANEA_SHARED(float, parts, 2 * 512 * Piece<E>::SIZE);
+    CYANEA_DYNAMIC_SHARED(float2, channel_table);
+    ChannelTable table(channel_table, p.slab);
+    int channels = p.c1 + p.c2, width = channels / p.groups, windows = Slab<E>::windows(p.slab);
+    int groups = min(p.slab, channels - static_cast<int>(blockIdx.x) * p.slab) / width;
+    table.start(p);
+    if (p.wide && windows == 1) {
+        Slab<E> slab(p.slab, channels, p.pixels, 0);
+        OwnPieces<true, E> pieces(p, slab);
+        PieceMoments<E> moments;
+        uint4 held[HELD];
+        // Some are on their way while those before them are added.
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                sums[i] += dz[i];
-                sums[SIZE + i] = fmaf(dz[i], distance[i], sums[SIZE + i]);
-                sums[2 * SIZE + i] += distance[i];
+        for (int batch = 0; batch <= HELD; batch += BATCH) {
+            if (batch < min(pieces.count, HELD)) {
+#pragma unroll
+                for (int d = batch; d < batch + BATCH; ++d)
+                    if (d < pieces.count) held[d] = pieces.read(d);
             }
-        };
-        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, add);
-        else each_gradient<SILU, false, 1>(p, slab, norm, add);
-        total_pixels<3>(slab, sums, parts, totals);
-    }
-    if (thread < groups) {
-        float sum = 0.0f, product = 0.0f, count = static_cast<float>(width) * p.pixels;
-        for (int c = thread * width; c < (thread + 1) * width; ++c) {
-            sum = fmaf(gamma[c], totals[c], sum);
-            product = fmaf(gamma[c], totals[slab_width + c], product);
+            int before = batch - BATCH;
+            if (0 <= before && before < pieces.count) {
+#pragma unroll
+                for (int d = before; d < before + BATCH; ++d)
+                    if (d < pieces.count) moments.add(d, held[d]);
+            }
         }
-        float rstd = stats[2 * thread + 1];
-        own[thread] = make_float2(-rstd * rstd * rstd * product / count, -rstd * sum / count);
+        pieces.template each<2>(HELD, [&](int index, const uint4& piece) { moments.add(index, piece); });
+        merge_pixels(slab, moments.mean, moments.squares, p.pixels, parts, table.moments);
+        table.merge(p, groups, width);
+        PieceNorm<SILU, E> norm(table, slab);
+#pragma unroll
+        for (int d = 0; d < HELD; ++d)
+            if (d < pieces.count) pieces.write(d, norm.of(held[d]));
+        pieces.template each<2>(HELD, [&](int index, const uint4& piece) { pieces.write(index, norm.of(piece)); });
+        return;
     }
-    for (int o = thread; o < 2 * slab_width; o += 256) {
-        int c = o % slab_width;
-        float total = totals[o] * (o < slab_width ? 1.0f : stats[2 * (c / width) + 1]);
-        float* to = o < slab_width ? p.dbeta : p.dgamma;
-        if (p.tickets) p.sums[(2ll * sample + o / slab_width) * channels + first_channel + c] = total;
-        else to[static_cast<long long>(sample) * p.affine_stride + first_channel + c] = total;
-    }
-    __syncthreads();
-
-    for (int c = thread; c < slab_width; c += 256) {
-        float2 line = table[c] = own[c / width];
-        if (!p.rows) continue;
-        float sum = fmaf(stats[2 * (c / width) + 1] * gamma[c], totals[c], line.x * totals[2 * slab_width + c]);
-        p.rows[static_cast<long long>(sample) * channels + first_channel + c] =
-            fmaf(static_cast<float>(p.pixels), line.y, sum);
-    }
-    __syncthreads();
 #pragma unroll 1
     for (int window = 0; window < windows; ++window) {
         Slab<E> slab(p.slab, channels, p.pixels, window);
-        ChannelNorm<SIZE> norm(slab, stats, gamma, beta, width);
-        auto finish = [&](long long pixel, const float(&dz)[SIZE], const float(&distance)[SIZE],
-                          bool wide) {
-            // Read anew each time: there are no registers for what the table says.
-            int first = slab.c - slab.first + thread_again() - thread;
-            float dx[SIZE];
-#pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                float2 line = table[wide ? first + i : min(first + i, slab_width - 1)];
-                dx[i] = fmaf(norm.scale[i], dz[i], fmaf(line.x, distance[i], line.y));
-            }
-#pragma unroll
-            for (int which = 0; which < 2; ++which) {
-                if (!p.residual[which]) continue;
-                float other[SIZE];
-                unpack(source_piece<E>(p.residual[which], nullptr, channels, 0, wide, pixel, slab.c), other);
-#pragma unroll
-                for (int i = 0; i < SIZE; ++i) dx[i] += other[i];
-            }
-            store_piece<E>(p.dx, p.dx2, p.c1, p.c2, wide, pixel, slab.c, slab.end, dx);
-        };
-        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, finish);
-        else each_gradient<SILU, false, 1>(p, slab, norm, finish);
+        PieceMoments<E> moments;
+        OwnPieces<false, E>(p, slab).template each<1>(
+            0, [&](int index, const uint4& piece) { moments.add(index, piece); });
+        merge_pixels(slab, moments.mean, moments.squares, p.pixels, parts, table.moments);
     }
+    table.merge(p, groups, width);
+    apply_elements<SILU>(p, table);
+}
 
-    if (!p.tickets) return;
-    if (!comes_last(p.tickets + blockIdx.x, p.batch)) return;
-    auto of_sample = [&](int o, int other) {
-        return __ldcg(p.sums + ((2ll * other + o / slab_width) * channels + first_channel + o % slab_width));
-    };
-    block_totals(2 * slab_width, p.batch, of_sample, [&](int o, float total) {
-        (o < slab_width ? p.dbeta : p.dgamma)[first_channel + o % slab_width] = total;
-    });
+// With the moments that the sources' producers left.
+template <bool SILU, class E>
+__global__ void __launch_bounds__(256, 3) group_norm_moments_fwd(GroupNormForward<E> p) {
+    CYANEA_DYNAMIC_SHARED(float2, channel_table);
+    ChannelTable table(channel_table, p.slab);
+    int channels = p.c1 + p.c2, width = channels / p.groups, first_channel = blockIdx.x * p.slab;
+    int groups = min(p.slab, channels - first_channel) / width, lane = threadIdx.x % 32;
+    table.start(p);
+    __syncthreads();
+    for (int group = threadIdx.x / 32; group < groups; group += 8) {
+        int begin = first_channel + group * width, end = begin + width;
+        auto sum = [](float value) { return warp_sum(value); };
+        float2 of = GroupMoments(p, blockIdx.z, begin, end).merged(lane, 32, sum);
+        table.finish(p, group, width, of.x, of.y, lane, 32);
+    }
+    __syncthreads();
+    if (!p.wide) {
+        apply_elements<SILU>(p, table);
+        return;
+    }
+#pragma unroll 1
+    for (int window = 0; window < Slab<E>::windows(p.slab); ++window) {
+        Slab<E> slab(p.slab, channels, p.pixels, window);
+        OwnPieces<true, E> pieces(p, slab);
+        PieceNorm<SILU, E> norm(table, slab);
+        pieces.template each<4>(0, [&](int index, const uint4& piece) { pieces.write(index, norm.of(piece)); });
+    }
 }

@@ -1,10 +1,12 @@
-//! Kernel launches of group normalisation; kernels/group_norm.cu says how work is split.
+//! Kernel launches of group normalisation; kernels/group_norm.cu and group_norm_grad.cu say how work is split.
 
 use super::{GroupNorm, GroupNormAffine, GroupNormGrad};
 use crate::device::kernels::{
     self, GROUP_NORM_AFFINE_FWD_NHWC_F32, GROUP_NORM_DGRAD_NHWC_F16, GROUP_NORM_DGRAD_NHWC_F32,
-    GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16,
+    GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_MOMENTS_FWD_NHWC_F16,
+    GROUP_NORM_MOMENTS_FWD_NHWC_F32, GROUP_NORM_SILU_DGRAD_NHWC_F16,
     GROUP_NORM_SILU_DGRAD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32,
+    GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F16, GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F32,
     GROUP_NORM_STATS_FWD_NHWC_F16, GROUP_NORM_STATS_FWD_NHWC_F32, UNSET, of_type,
 };
 use crate::device::{DType, KernelWork, TensorType, View};
@@ -15,6 +17,9 @@ use crate::ops::shape::Extent;
 
 /// Threads of a block, each with a piece of a pixel's channels at a time.
 const THREADS: usize = 256;
+/// Pieces that a thread of the forward kernel keeps (`HELD` in kernels/group_norm.cu). A block that would
+/// have more is of twice as many threads.
+const HELD: usize = 16;
 /// Bytes of a source that a block of the forward kernel has, where others have the rest of the sample.
 const SHARE: usize = 32 << 10;
 
@@ -29,7 +34,7 @@ kernels::params! {
 
 kernels::params! {
     /// `GroupNormForward`.
-    struct Forward for GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16
+    struct Forward for GROUP_NORM_FWD_NHWC_F32, GROUP_NORM_FWD_NHWC_F16, GROUP_NORM_SILU_FWD_NHWC_F32, GROUP_NORM_SILU_FWD_NHWC_F16, GROUP_NORM_MOMENTS_FWD_NHWC_F32, GROUP_NORM_MOMENTS_FWD_NHWC_F16, GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F32, GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F16
     {
         source: [u64; 2], moments: [u64; 2], gamma: u64, beta: u64, y: u64, stats: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, slab: i32, share: i32,
@@ -196,17 +201,26 @@ impl GroupNorm {
             eps: self.eps,
             unused: 0,
         };
-        let (f32, f16) = match self.silu {
-            true => (&GROUP_NORM_SILU_FWD_NHWC_F32, &GROUP_NORM_SILU_FWD_NHWC_F16),
-            false => (&GROUP_NORM_FWD_NHWC_F32, &GROUP_NORM_FWD_NHWC_F16),
+        let (f32, f16) = match (self.silu, moments.is_empty()) {
+            (true, true) => (&GROUP_NORM_SILU_FWD_NHWC_F32, &GROUP_NORM_SILU_FWD_NHWC_F16),
+            (false, true) => (&GROUP_NORM_FWD_NHWC_F32, &GROUP_NORM_FWD_NHWC_F16),
+            (true, false) => {
+                (&GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F32, &GROUP_NORM_SILU_MOMENTS_FWD_NHWC_F16)
+            }
+            (false, false) => (&GROUP_NORM_MOMENTS_FWD_NHWC_F32, &GROUP_NORM_MOMENTS_FWD_NHWC_F16),
         };
         let kernel = of_type(&inputs.x.ty, f32, f16);
         let (gamma, beta) = (Some(inputs.gamma), Some(inputs.beta));
         let read = [Some(inputs.x), inputs.x2, moments.first(), moments.get(1), gamma, beta];
         let grid = [slabs, int(pixels.div_ceil(share))? as u32, inputs.batch as u32];
-        let shared = 4 * slab as u32;
+        let pieces = pixels * slab.div_ceil(piece(y.ty.dtype));
+        let threads = match moments {
+            [] if pieces > HELD * THREADS => 2 * THREADS,
+            _ => THREADS,
+        };
+        let shared = 20 * slab as u32;
         let written = [Some(y), Some(stats)];
-        Ok(vec![kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written)])
+        Ok(vec![kernel.launch(grid, [threads as u32, 1, 1], shared, &params, &read, &written)])
     }
 }
 
