@@ -319,6 +319,19 @@ fn quickstart_ends_in_time_with_everything_in_place() {
 }
 
 #[test]
+fn quickstart_trains_the_edm2_network_too() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("run");
+    let mut command = cyanea();
+    command.args(["quickstart", "--model", "edm2", "--minutes", "0.01", "--out"]).arg(&run);
+    command.assert().success().stdout(predicate::str::is_match(r"held-out loss \d\.\d+").unwrap());
+    let config = fs::read_to_string(run.join("config.toml")).unwrap();
+    holds(&config, &["kind = \"edm2\"", "prediction = \"epsilon\"", "betas = [0.9, 0.99]"]);
+    assert!(run.join("samples.png").is_file());
+    holds(&error(cyanea().args(["quickstart", "--model", "unet"])), &["unet", "edm2"]);
+}
+
+#[test]
 fn bad_images_and_folders_are_refused_before_anything_is_written() {
     let place = Place::new();
     let (empty, texts, broken) = (place.path("empty"), place.path("texts"), place.path("broken"));

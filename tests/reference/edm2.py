@@ -52,17 +52,6 @@ def twins(run):
     return {"call": call, "half": half}
 
 
-# Of every kind of weight one gradient, where all would make a large file.
-def some_gradients(model):
-    names, kinds = ["x", "sigma"], set()
-    for name, _ in model.named_parameters():
-        kind = (name.split(".")[1], name.split(".", 3)[-1])
-        if kind not in kinds:
-            kinds.add(kind)
-            names.append(name)
-    return names
-
-
 TINY = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8], "img_resolution": 16,
         "channels_per_head": 8, "img_channels": 4, "label_dim": 0}  # fmt: skip
 ONE_LEVEL = {**TINY, "channel_mult": [1], "img_channels": 3, "attn_resolutions": []}
@@ -98,7 +87,7 @@ for name, config, shape, sigma, options in [
         return export_case(
             path, "edm2_precond", config, model, inputs, outputs=("y", "logvar"),
             **twins(lambda m, i: m(i["x"], i["sigma"], i.get("labels"), return_logvar=True)),
-            gradients=False if "forward only" in options else some_gradients(model),
+            gradients="forward only" not in options,
             intermediates=paths if "intermediates" in options else (),
         )
 

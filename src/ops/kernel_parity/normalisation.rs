@@ -81,7 +81,7 @@ pub(super) fn group_norm_gradient() {
 
 /// Moments as a convolution leaves them: of a sample's slices of channels the number of elements, their mean
 /// and the sum of their squared deviations.
-fn moments(x: &Host, slice: usize) -> Host {
+pub(super) fn moments(x: &Host, slice: usize) -> Host {
     let &[batch, .., channels] = &x.ty.shape[..] else { unreachable!("it is an image") };
     let mut data = Vec::new();
     for sample in x.data.chunks(x.data.len() / batch) {

@@ -1,9 +1,13 @@
 //! A small case for each kernel of convolutions: what checked mode has time for, where a launch of one large
 //! tile takes seconds.
 
-use super::{assert_launched, check_on_chips_of};
-use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
-use crate::ops::testing::Host;
+use super::normalisation::moments;
+use super::{BOTH, assert_launched, check_on_chips_of, compare_on, emulate};
+use crate::device::Target;
+use crate::ops::Op;
+use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands, TiledConv2d};
+use crate::ops::testing::{Host, run};
+use std::any::Any;
 
 /// Enough channels for two slices on a chip of two multiprocessors.
 #[test]
@@ -20,6 +24,25 @@ fn small_tiles() {
     let dgrad = Conv2dDgrad { stride: [2, 2], padding: [1; 4], input: [3, 4] };
     check_on_chips_of(1, &dgrad, &[&Host::random(&[1, 2, 2, 6], 3), &weight], 1e-5);
     assert_launched(&["conv2d_small_fwd", "conv2d_small_dgrad", "conv2d_pack_fwd"]);
+}
+
+/// A sample is one tile, or several whose last block merges what the others left.
+#[test]
+fn small_tiles_that_leave_moments() {
+    let (conv, slice) = (Conv2d::same([3, 3], false), 4);
+    for [batch, height, width] in [[2, 3, 4], [2, 9, 13]] {
+        let x = Host::random(&[batch, height, width, 5], 1);
+        let weight = Host::random(&[8, 5, 3, 3], 2);
+        let y = run(&conv, &[&x, &weight]).remove(0);
+        let want = [y.clone(), moments(&y, slice)];
+        for target in BOTH.map(|full| Target { multiprocessors: 1, ..full }) {
+            let lowered = conv.lower(&target, &[&x.ty, &weight.ty]).expect("it has a tiled form");
+            let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
+            let tiled = tiled.expect("it is one").with_moments(slice);
+            let packed = emulate(&target, 1, &*lowered.prepare[0].1, &[&weight], &[]).remove(0);
+            compare_on(&target, &tiled, &[&x, &packed], &[], &want, 1e-5);
+        }
+    }
 }
 
 /// 130 pixels and 65 channels are more than small tiles are for.
