@@ -5,6 +5,7 @@
 #include "common/noise.cuh"
 #include "common/preconditioned.cuh"
 #include "common/reduce.cuh"
+#include "common/slices.cuh"
 #include "common/state.cuh"
 
 // noise [B, P, C], standard normal. Without seeds [B, 2] the stream is the run's, with them each
@@ -297,11 +298,5 @@ template <class E>
 __global__ void __launch_bounds__(256) sampler_update(SamplerUpdate<E> p) {
     update_element(p, static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
     // The last block to come here counts on: no other will read the row any more.
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    __threadfence();
-    if (atomicAdd(p.ticket, 1u) + 1 < gridDim.x) return;
-    __threadfence();
-    *p.ticket = 0;
-    p.state[STATE_ROW] += 1;
+    if (comes_last(p.ticket, gridDim.x) && threadIdx.x == 0) p.state[STATE_ROW] += 1;
 }
