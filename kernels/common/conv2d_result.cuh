@@ -170,13 +170,25 @@ __device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, E
     }
 }
 
-// Moments of 64 pixels at a time, of slices of channels: the number of elements, their mean and the sum
-// of their squared deviations from it, in two passes over the values as they were stored. They go to
-// `moments`, [tile][3][slice] a sample.
+// The 64 pixels at a time of a sample that moments are of: 8 x 8, or in a row where a tile of the product is.
+struct MomentTiles {
+    bool in_row;
+    int across, down;
+
+    template <class E>
+    __device__ __forceinline__ explicit MomentTiles(const Conv2d<E>& p) {
+        in_row = p.tile_width_log > 3;
+        across = in_row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8;
+        down = in_row ? 1 : (p.out_height + 7) / 8;
+    }
+};
+
+// Moments of the tiles, of slices of channels: the number of elements, their mean and the sum of their squared
+// deviations from it, in two passes over the values as they were stored. They go to `moments`, [tile][3][slice]
+// a sample.
 //
-// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces. The
-// tiles of 64 pixels are 8 x 8, or in a row where a tile of the product is. `shared` is free when all
-// warps are here.
+// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces. `shared`
+// is free when all warps are here.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
@@ -207,14 +219,13 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
         to[1] = squares;
     }
     __syncthreads();
-    bool row = p.tile_width_log > 3;
-    int across = row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8;
-    int down = row ? 1 : (p.out_height + 7) / 8, slices = p.c_out / p.own_slice;
+    MomentTiles tiles(p);
+    int slices = p.c_out / p.own_slice;
     for (int i = threadIdx.x; i < TILES * (N / p.own_slice); i += blockDim.x) {
         int tile = i / (N / p.own_slice), first = i % (N / p.own_slice) * p.own_slice;
-        int x = row ? place.first_x / 64 + tile : place.first_x / 8;
-        int y = row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) / p.own_slice;
-        if (x >= across || y >= down || slice >= slices) continue;
+        int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
+        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) / p.own_slice;
+        if (x >= tiles.across || y >= tiles.down || slice >= slices) continue;
         float elements = 0.0f, total = 0.0f, squares = 0.0f;
         for (int part = tile * PARTS; part < (tile + 1) * PARTS; ++part)
             for (int c = first; c < first + p.own_slice; ++c) {
@@ -227,7 +238,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
                 float distance = parts[(part * N + c) * 2] - mean;
                 squares += fmaf(counts[part] * distance, distance, parts[(part * N + c) * 2 + 1]);
             }
-        long long at = (static_cast<long long>(place.sample) * down + y) * across + x;
+        long long at = (static_cast<long long>(place.sample) * tiles.down + y) * tiles.across + x;
         float* to = moments + at * 3 * slices + slice;
         to[0] = elements;
         to[slices] = mean;
@@ -243,8 +254,8 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     int blocks = gridDim.x / p.batch, slices = p.c_out / p.own_slice;
     unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
     if (!comes_last(ticket, blocks)) return;
-    bool in_row = p.tile_width_log > 3;
-    int tiles = in_row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8 * ((p.out_height + 7) / 8);
+    MomentTiles area(p);
+    int tiles = area.across * area.down;
     // Several threads share a slice.
     int width = N / p.own_slice, parts = THREADS / width;
     int part = threadIdx.x / width, slice = column_tile * width + threadIdx.x % width;
