@@ -74,7 +74,8 @@ pub fn edm_heun(
         rho: attributes.number_or("rho", default.rho)?,
     };
     attributes.refuse_unread(&case.op)?;
-    case.refuse_other_inputs(&["noise"])?;
+    // Which parameters it has, the network says.
+    case.refuse_unless(|name| name == "input.noise" || name.starts_with("parameter."))?;
     let (shape, noise) = case.input_f32("noise")?;
     let nchw = image(shape, "noise")?;
     let [batch, _, height, width] = nchw;
@@ -100,7 +101,7 @@ pub fn power_ema(
     if stds.is_empty() {
         return Err(Error::invalid("the attribute `stds` is empty; a width at least is needed"));
     }
-    case.refuse_other_inputs(&["weights"])?;
+    case.refuse_unless(|name| name == "input.weights")?;
     let (shape, weights) = case.input_f32("weights")?;
     let updates = shape.first().copied().unwrap_or(0);
     if updates == 0 || weights.is_empty() {

@@ -191,15 +191,7 @@ impl<'a> Recipe<'a> {
     /// # Errors
     /// An input or a parameter that the operation does not have.
     pub fn refuse_unread(&self) -> Result<()> {
-        let inputs = self.case.inputs.keys().map(|name| format!("input.{name}"));
-        let parameters = self.case.parameters.keys().map(|name| format!("parameter.{name}"));
-        let taken = |name: &String| self.operands.iter().any(|op| op.case_name == *name);
-        match inputs.chain(parameters).find(|name| !taken(name)) {
-            None => Ok(()),
-            Some(name) => {
-                Err(Error::invalid(format!("`{name}` is nothing that `{}` takes", self.case.op)))
-            }
-        }
+        self.case.refuse_unless(|name| self.operands.iter().any(|op| op.case_name == name))
     }
 
     /// Declares a result of the operation.

@@ -222,12 +222,14 @@ impl ReferenceCase {
     }
 
     /// # Errors
-    /// An input that is not among those that the case's operation takes.
-    pub fn refuse_other_inputs(&self, taken: &[&str]) -> Result<()> {
-        match self.inputs.keys().find(|name| !taken.contains(&name.as_str())) {
+    /// An input or a parameter, under its name in the file, that the case's operation does not take.
+    pub fn refuse_unless(&self, taken: impl Fn(&str) -> bool) -> Result<()> {
+        let inputs = self.inputs.keys().map(|name| format!("input.{name}"));
+        let parameters = self.parameters.keys().map(|name| format!("parameter.{name}"));
+        match inputs.chain(parameters).find(|name| !taken(name)) {
             None => Ok(()),
             Some(name) => {
-                let what = format!("`input.{name}` is nothing that `{}` takes", self.op);
+                let what = format!("`{name}` is nothing that `{}` takes", self.op);
                 Err(Error::file(&self.path, what))
             }
         }
