@@ -59,25 +59,21 @@ impl NoiseSchedule {
     /// # Errors
     /// A timestep beyond the table.
     pub fn shares(&self, timestep: usize) -> Result<(f32, f32)> {
-        let alpha_bar = self.alpha_bar.get(timestep).ok_or_else(|| {
+        self.alpha_bar.get(timestep).copied().map(roots).ok_or_else(|| {
             Error::invalid(format!(
                 "timestep {timestep} is beyond the schedule, whose last one is {}",
                 self.timesteps() - 1
             ))
-        })?;
-        Ok((alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()))
+        })
     }
 
     /// What a network has to know of each timestep.
     pub fn steps(&self) -> Vec<Timestep> {
-        let of = |&alpha_bar: &f32| {
-            let (image, noise) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
-            Timestep { alpha_bar, target: self.target(image, noise) }
-        };
+        let of = |&alpha_bar: &f32| Timestep { alpha_bar, target: self.target(roots(alpha_bar)) };
         self.alpha_bar.iter().map(of).collect()
     }
 
-    fn target(&self, image: f32, noise: f32) -> (f32, f32) {
+    fn target(&self, (image, noise): (f32, f32)) -> (f32, f32) {
         match self.prediction {
             Prediction::Epsilon => (0.0, 1.0),
             Prediction::Sample => (1.0, 0.0),
@@ -91,8 +87,7 @@ impl NoiseSchedule {
     /// # Errors
     /// A timestep beyond the table.
     pub fn target_shares(&self, timestep: usize) -> Result<(f32, f32)> {
-        let (image, noise) = self.shares(timestep)?;
-        Ok(self.target(image, noise))
+        Ok(self.target(self.shares(timestep)?))
     }
 
     /// x₀ from what the network is given and what it predicts, as (share of x_t, share of the
@@ -122,6 +117,11 @@ impl NoiseSchedule {
             Prediction::Velocity => (noise, image),
         })
     }
+}
+
+/// (√ᾱ, √(1−ᾱ)).
+fn roots(alpha_bar: f32) -> (f32, f32) {
+    (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())
 }
 
 fn betas(config: &SchedulerConfig) -> Vec<f32> {

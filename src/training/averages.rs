@@ -89,6 +89,10 @@ pub fn reconstruct(
     for (done, (path, averages)) in snapshots.iter().zip(&each).enumerate() {
         let mut snapshot = Tensors::read(path)?;
         snapshot.require_finite(path)?;
+        let names: Vec<String> = (0..averages.len())
+            .flat_map(|number| parameters.iter().map(move |(name, _)| prefix(number) + name))
+            .collect();
+        snapshot.require_names(names.iter().map(String::as_str), path)?;
         for (number, share) in shares.by_ref().take(averages.len()).enumerate() {
             for (sum, (name, shape)) in sums.iter_mut().zip(parameters) {
                 let name = format!("{}{name}", prefix(number));
@@ -97,10 +101,6 @@ pub fn reconstruct(
                     *sum += share * f64::from(value);
                 }
             }
-        }
-        if let Some(name) = snapshot.names().next() {
-            let what = format!("holds the tensor `{name}`, which the run's network lacks");
-            return Err(Error::file(path, what));
         }
         observe(done + 1, snapshots.len())?;
     }
