@@ -74,8 +74,8 @@ pub struct EdmDenoising<'a> {
 /// same model without its label needs one that has seen images without.
 pub fn drop_labels(labels: &mut [Option<usize>], share: f64, seed: u64, first: u64) {
     for (sample, label) in (first..).zip(labels) {
-        let drawn = counter::hash(&[seed, LABELS, sample]) as f64 / 2f64.powi(64);
-        *label = label.filter(|_| drawn >= share);
+        let dropped = counter::Stream::new(&[seed, LABELS, sample]).chance(share as f32);
+        *label = label.filter(|_| !dropped);
     }
 }
 
