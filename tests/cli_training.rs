@@ -289,13 +289,19 @@ fn ruined_weights_never_become_a_checkpoint() {
     resume.assert().success();
 }
 
+/// The command of a quick start of moments into a folder, after it has run.
+fn quickstart(options: &[&str], run: &Path) -> Command {
+    let mut command = cyanea();
+    command.args(["quickstart", "--minutes", "0.01"]).args(options).arg("--out").arg(run);
+    command.assert().success().stdout(predicate::str::is_match(r"held-out loss \d\.\d+").unwrap());
+    command
+}
+
 #[test]
 fn quickstart_ends_in_time_with_everything_in_place() {
     let root = tempfile::tempdir().unwrap();
     let run = root.path().join("run");
-    let mut command = cyanea();
-    command.args(["quickstart", "--minutes", "0.01", "--seed", "3", "--out"]).arg(&run);
-    command.assert().success().stdout(predicate::str::is_match(r"held-out loss \d\.\d+").unwrap());
+    let mut command = quickstart(&["--seed", "3"], &run);
     assert_eq!(fs::read_dir(run.join("data")).unwrap().count(), 512);
     let first = image::open(run.join("data/00000.png")).unwrap().into_rgb8();
     assert_eq!(first, cyanea::data::synthetic::render(3, 0, 32).unwrap());
@@ -322,9 +328,7 @@ fn quickstart_ends_in_time_with_everything_in_place() {
 fn quickstart_trains_the_edm2_network_too() {
     let root = tempfile::tempdir().unwrap();
     let run = root.path().join("run");
-    let mut command = cyanea();
-    command.args(["quickstart", "--model", "edm2", "--minutes", "0.01", "--out"]).arg(&run);
-    command.assert().success().stdout(predicate::str::is_match(r"held-out loss \d\.\d+").unwrap());
+    quickstart(&["--model", "edm2"], &run);
     let config = fs::read_to_string(run.join("config.toml")).unwrap();
     holds(&config, &["kind = \"edm2\"", "prediction = \"epsilon\"", "betas = [0.9, 0.99]"]);
     assert!(run.join("samples.png").is_file());
