@@ -1,6 +1,7 @@
 //! Configurations with a name.
 
-/// What sets the images (latents have no range to be clipped to), and behind it the network of the model case, which is the same for all.
+/// What sets the images, and behind it the network of the model case, which is the same for all. Latents
+/// have no range that predicted images could be clipped to.
 macro_rules! lobster {
     ($data:literal) => {
         concat!(
