@@ -202,12 +202,6 @@ struct ChannelTable {
     }
 };
 
-// A normalised value, as exact as the stored type is.
-template <bool SILU, class E>
-__device__ __forceinline__ float activated(float z) {
-    return !SILU ? z : sizeof(E) == 2 ? silu_approx(z) : silu(z);
-}
-
 // Normalises pieces of the calling thread's channels.
 template <bool SILU, class E>
 struct PieceNorm {
@@ -223,8 +217,8 @@ struct PieceNorm {
         float x[Piece<E>::SIZE];
         unpack(piece, x);
 #pragma unroll
-        for (int i = 0; i < Piece<E>::SIZE; ++i)
-            x[i] = activated<SILU, E>(fmaf(x[i] - mean[i], scale[i], shift[i]));
+        for (int i = 0; i < Piece<E>::SIZE; ++i) x[i] = fmaf(x[i] - mean[i], scale[i], shift[i]);
+        if (SILU) stored_silu<E>(x);
         return pack(x);
     }
 };
@@ -238,7 +232,9 @@ __device__ __forceinline__ void apply_elements(const GroupNormForward<E>& p, con
         int c = i % width;
         long long pixel = static_cast<long long>(blockIdx.z) * p.pixels + (start + i / width);
         float distance = load(p.source, pixel, first + c, p.c1, p.c2) - table.mean[c];
-        put(p.y + (pixel * channels + first + c), activated<SILU, E>(fmaf(distance, table.scale[c], table.shift[c])));
+        float value = fmaf(distance, table.scale[c], table.shift[c]);
+        if (SILU) value = stored_silu(value, static_cast<const E*>(nullptr));
+        put(p.y + (pixel * channels + first + c), value);
     }
 }
 

@@ -92,17 +92,11 @@ struct Normalisation {
         float value[Piece<E>::SIZE];
         unpack(piece, value);
 #pragma unroll
-        for (int i = 0; i < Piece<E>::SIZE; ++i) {
+        for (int i = 0; i < Piece<E>::SIZE; ++i)
             if (affine) value[i] = fmaf(value[i], scale[i], shift[i]);
-            if (silu) value[i] = stored_silu(value[i], static_cast<const E*>(nullptr));
-        }
+        if (silu) stored_silu<E>(value);
         return pack(value);
     }
-
-private:
-    // SiLU as exact as the type of the result is.
-    __device__ static __forceinline__ float stored_silu(float x, const float*) { return ::silu(x); }
-    __device__ static __forceinline__ float stored_silu(float x, const __half*) { return silu_approx(x); }
 };
 
 // What the producers of its sources left of a group of channels of a sample: slices of one source, or on

@@ -142,12 +142,6 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
 }
 #endif
 
-// SiLU for results that are rounded to float16: the relative error is below 2^-18 down to x = -20, beyond
-// which they are zero.
-__device__ __forceinline__ float silu_approx(float x) {
-    return x * reciprocal_approx(1.0f + exp2_approx(x * -1.44269504f));
-}
-
 // Two values as float16, the first in the lower half.
 __device__ __forceinline__ unsigned pack_half2(float low, float high) {
     return static_cast<unsigned>(__half_as_ushort(__float2half_rn(low))) |

@@ -1,11 +1,12 @@
 //! Functions of single elements, and normalisations.
 
-use super::{BOTH, check, check_state, compare, rounded};
+use super::{BOTH, check, check_state, compare, emulate, rounded};
 use crate::ops::activation::{Activation, ActivationGrad};
 use crate::ops::group_norm::{GroupNorm, GroupNormAffine, GroupNormGrad, GroupNormOfMoments};
 use crate::ops::pixel_norm::{PixelNorm, PixelNormGrad, PooledPixelNorm};
 use crate::ops::testing::{Host, run};
 use crate::ops::weight_norm::{ForceUnitNorm, WeightNorm, WeightNormGrad};
+use half::f16;
 
 #[test]
 pub(super) fn activations() {
@@ -131,6 +132,35 @@ pub(super) fn group_norm_of_moments() {
                 let tolerance = if half { 1e-3 } else { 1e-5 };
                 compare(&BOTH, &GroupNormOfMoments(norm), &all, &[], &want, tolerance);
             }
+        }
+    }
+}
+
+/// In float16, two channels share a reciprocal. Whatever one of them is, the other has its own SiLU.
+#[test]
+fn extremes_beside_each_other() {
+    let tiny = 2f32.powi(-24);
+    let extremes =
+        [0.0, -tiny, 1.5, -20.0, -65504.0, 65504.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    let pairs = extremes.iter().flat_map(|&x| extremes.iter().flat_map(move |&y| [x, y]));
+    let channels = 16;
+    let whole = pairs.chain([0.0; 14]).collect::<Vec<f32>>();
+    let x = rounded(&Host::new(&[1, whole.len() / channels, channels], whole));
+    let [gamma, beta] = [1.0, 0.0].map(|value| Host::new(&[channels], vec![value; channels]));
+    // Mean 0 and variance 1, whatever x is: values pass as they are.
+    let moments = Host::new(&[1, 3, 1], vec![1.0, 0.0, 1.0]);
+    let norm = GroupNormOfMoments(GroupNorm { groups: 1, eps: 0.0, silu: true });
+    for target in &BOTH {
+        let got = emulate(target, 1, &norm, &[&x, &gamma, &beta, &moments], &[]).remove(0);
+        for (x, got) in x.data.iter().zip(&got.data) {
+            let want = f16::from_f32(x / (1.0 + (-x).exp())).to_f32();
+            let as_it_should = match *x {
+                x if x.is_nan() => got.is_nan(),
+                f32::INFINITY => *got == f32::INFINITY,
+                f32::NEG_INFINITY => !got.is_finite(),
+                _ => (got - want).abs() <= 1e-3 * want.abs() + tiny,
+            };
+            assert!(as_it_should, "silu({x}) = {got}, not {want}, on {}", target.name);
         }
     }
 }
