@@ -10,40 +10,34 @@ struct Chunk {
     static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;
 };
 
-// Fills `region` with `count` pieces of channels from `c` on of the source pixels from (y, x) on, zeros
-// outside of the image. A thread stays with one piece, and has BATCH of them under way at a time;
-// `load(place)` makes that of a pixel.
-template <class E, int STEP, int BATCH, class Load>
-__device__ __forceinline__ void fill_pixels(const Conv2d<E>& p, int y, int x, int pixel,
-                                            const Normalisation<E>& normalisation, E* to, Load load) {
-    int row = pixel / p.region_width, column = pixel - row * p.region_width;
-    int more_rows = STEP / p.region_width, more_columns = STEP - more_rows * p.region_width;
+// How a thread fills a region: it stays with one piece, and takes every STEP-th pixel from `pixel` on, BATCH of
+// them under way at a time. `load(place, has)` makes the piece of a pixel of the source, zeros where there is
+// none; `convert` what is stored of it. The region begins at (y, x), and is zero outside of the image, which has
+// `height` rows.
+template <class E, int STEP, int BATCH, class Load, class Convert>
+__device__ __forceinline__ void fill_pixels(const Conv2d<E>& p, int y, int x, int height, int pixel, E* to, Load load,
+                                            Convert convert) {
     int pixels = p.region_height * p.region_width;
-    y += row, x += column;
-    int end = x - column + p.region_width;
 #pragma unroll 1
-    while (pixel < pixels) {
+    for (; pixel < pixels; pixel += BATCH * STEP, to += BATCH * STEP * Piece<E>::SIZE) {
         uint4 value[BATCH];
-        unsigned inside = 0;
+        bool inside[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            value[i] = make_uint4(0, 0, 0, 0);
+            int own = pixel + i * STEP, row = divided(own, p.region_reciprocal);
+            int at_y = y + row, at_x = x + (own - row * p.region_width);
             // Unsigned, what is negative is too large as well.
-            if (static_cast<unsigned>(y) < static_cast<unsigned>(p.height) &&
-                static_cast<unsigned>(x) < static_cast<unsigned>(p.width) && pixel + i * STEP < pixels) {
-                value[i] = load(y * p.width + x);
-                inside |= 1u << i;
-            }
-            y += more_rows, x += more_columns;
-            if (x >= end) x -= p.region_width, ++y;
+            inside[i] = static_cast<unsigned>(at_y) < static_cast<unsigned>(height) &&
+                        static_cast<unsigned>(at_x) < static_cast<unsigned>(p.width) && own < pixels;
+            value[i] = load(at_y * p.width + at_x, inside[i]);
         }
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            if (pixel + i * STEP >= pixels) continue;
-            if (inside >> i & 1) value[i] = normalisation.of(value[i]);
-            *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = value[i];
+            if (pixel + i * STEP >= pixels) return;
+            uint4 piece = convert(value[i]);
+            if (!inside[i]) piece = make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;
         }
-        pixel += BATCH * STEP, to += BATCH * STEP * Piece<E>::SIZE;
     }
 }
 
@@ -69,29 +63,45 @@ struct ChunkSource {
     __device__ __forceinline__ bool beyond() const { return c >= c1 + c2; }
 };
 
-template <class E, int THREADS>
+// The same from a source whose piece is the thread's.
+template <class E, int STEP, int BATCH, class Convert>
+__device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSource<E>& source, int y, int x, int pixel,
+                                            E* to, Convert convert) {
+    if (source.wide) {
+        // The piece lies in one source, or beyond both.
+        int height = source.beyond() ? 0 : p.height, pitch = source.pitch();
+        keep(pitch);
+        const E* from = source.at();
+        fill_pixels<E, STEP, BATCH>(p, y, x, height, pixel, to, [&](int place, bool has) {
+            uint4 value = make_uint4(0, 0, 0, 0);
+            if (has) value = *reinterpret_cast<const uint4*>(from + place * pitch);
+            return value;
+        }, convert);
+    } else {
+        fill_pixels<E, STEP, 1>(p, y, x, p.height, pixel, to, [&](int place, bool has) {
+            if (!has) return make_uint4(0, 0, 0, 0);
+            return source_piece(source.first, source.second, source.c1, source.c2, false, source.image + place,
+                                source.c);
+        }, convert);
+    }
+}
+
+// Fills `region` with `count` pieces of channels of `source`, of the source pixels from (y, x) on. BATCH: pixels
+// that a thread has under way.
+template <class E, int THREADS, int BATCH>
 __device__ __forceinline__ void fill_region(const Conv2d<E>& p, ChunkSource<E> source, int y, int x, int count,
                                             const float2* affine, E* region, int plane) {
     const int SIZE = Piece<E>::SIZE, STEP = THREADS / Chunk<E>::MOST;
     int piece = threadIdx.x % Chunk<E>::MOST, pixel = threadIdx.x / Chunk<E>::MOST;
     if (piece >= count) return;
     source.c += piece * SIZE;
-    Normalisation<E> normalisation(source.own && affine ? affine + source.c : nullptr, source.own && p.silu);
     E* to = region + (piece * plane + pixel * SIZE);
-    if (source.wide) {
-        // The piece lies in one source, or beyond both.
-        bool beyond = source.beyond();
-        int pitch = source.pitch();
-        const E* from = source.at();
-        fill_pixels<E, STEP, 4>(p, y, x, pixel, normalisation, to, [&](int place) {
-            if (beyond) return make_uint4(0, 0, 0, 0);
-            return *reinterpret_cast<const uint4*>(from + place * pitch);
-        });
+    if (source.own && (affine || p.silu)) {
+        Normalisation<E> normalisation(affine ? affine + source.c : nullptr, p.silu);
+        auto convert = [&](const uint4& value) { return normalisation.of(value); };
+        fill_pieces<E, STEP, BATCH>(p, source, y, x, pixel, to, convert);
     } else {
-        fill_pixels<E, STEP, 1>(p, y, x, pixel, normalisation, to, [&](int place) {
-            return source_piece(source.first, source.second, source.c1, source.c2, false, source.image + place,
-                                source.c);
-        });
+        fill_pieces<E, STEP, BATCH>(p, source, y, x, pixel, to, [](const uint4& value) { return value; });
     }
 }
 

@@ -32,16 +32,20 @@ struct ResultLayout {
     __device__ static __forceinline__ bool first_row() { return warp_lane() < LANES; }
 };
 
-// What pixels of a sample get added in channel `c`.
-template <class E>
-__device__ __forceinline__ float row_at(const Conv2d<E>& p, const float* bias, int sample, int c) {
-    const float* parts[3] = {bias, p.shortcut_bias, p.shift ? p.shift + sample * p.shift_stride : nullptr};
-    float row = 0.0f;
-#pragma unroll
-    for (int part = 0; part < 3; ++part)
-        if (parts[part]) row += parts[part][c];
-    return row;
-}
+// What pixels of a sample get added in channel `c`, where `wanted`: loaded here, and summed when it is needed.
+struct AddedRow {
+    float parts[3];
+
+    template <class E>
+    __device__ __forceinline__ AddedRow(const Conv2d<E>& p, const float* bias, int sample, int c, bool wanted) {
+        parts[0] = parts[1] = parts[2] = 0.0f;
+        if (!wanted) return;
+        if (bias) parts[0] = bias[c];
+        if (p.shortcut_bias) parts[1] = p.shortcut_bias[c];
+        if (p.shift) parts[2] = p.shift[sample * p.shift_stride + c];
+    }
+    __device__ __forceinline__ float sum() const { return parts[0] + parts[1] + parts[2]; }
+};
 
 // A result from what its residual is added to.
 template <class E>
@@ -98,7 +102,7 @@ __device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* 
         if (out_y >= p.out_height || out_x >= p.out_width || c >= p.c_out) continue;
         int at = ((tile.sample * p.out_height + out_y) * p.out_width + out_x) * p.c_out + c;
         float& value = stage[ResultLayout<E, NT>::staged(row, i % COLUMNS)];
-        value += row_at(p, bias, p.sample_pixels ? out_x / p.sample_pixels : tile.sample, c);
+        value += AddedRow(p, bias, p.sample_pixels ? out_x / p.sample_pixels : tile.sample, c, true).sum();
         value = finished(p, value, p.residual ? get(p.residual + at) : 0.0f);
         put(y + at, value);
         value = rounded(value, y);
@@ -220,11 +224,11 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     }
     __syncthreads();
     MomentTiles tiles(p);
-    int slices = p.c_out / p.own_slice;
-    for (int i = threadIdx.x; i < TILES * (N / p.own_slice); i += blockDim.x) {
-        int tile = i / (N / p.own_slice), first = i % (N / p.own_slice) * p.own_slice;
+    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log;
+    for (int i = threadIdx.x; i < TILES * N >> log; i += blockDim.x) {
+        int tile = (i << log) / N, first = (i << log) % N;
         int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
-        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) / p.own_slice;
+        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) >> log;
         if (x >= tiles.across || y >= tiles.down || slice >= slices) continue;
         float elements = 0.0f, total = 0.0f, squares = 0.0f;
         for (int part = tile * PARTS; part < (tile + 1) * PARTS; ++part)
@@ -251,14 +255,14 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
 // are here.
 template <class E, int N, int THREADS>
 __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile, float* shared) {
-    int blocks = gridDim.x / p.batch, slices = p.c_out / p.own_slice;
+    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log;
     unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
-    if (!comes_last(ticket, blocks)) return;
+    if (!comes_last(ticket, gridDim.x / p.batch)) return;
     MomentTiles area(p);
     int tiles = area.across * area.down;
     // Several threads share a slice.
-    int width = N / p.own_slice, parts = THREADS / width;
-    int part = threadIdx.x / width, slice = column_tile * width + threadIdx.x % width;
+    int width = N >> log, parts = THREADS / N << log;
+    int part = (threadIdx.x << log) / N, slice = column_tile * width + (threadIdx.x & (width - 1));
     float count = 0.0f, mean = 0.0f, squares = 0.0f;
     auto add = [&](float elements, float own, float within) {
         float all = count + elements, share = elements / all, distance = own - mean;

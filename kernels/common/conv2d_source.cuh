@@ -31,20 +31,29 @@ struct Conv2d {
     int stride_h, stride_w, pad_top, pad_left;
     int upsample, silu, affine_stride, shift_stride;
     int shortcut1, shortcut2;         // channels of the shortcut's sources
-    int groups;                       // of the normalisation by moments
-    int slice1, slice2, own_slice;    // channels of a slice of moments
+    int groups, group_width;          // of the normalisation by moments, and channels of a group
+    int lanes_log;                    // of the threads that share a group, up to a warp
+    int slice1, slice2, own_slice;    // channels of a slice of moments, powers of two
     int tile_moments;                 // where in `partials` those of tiles begin; or -1, for one tile a sample
     int moment_tickets;               // where in `tickets` theirs begin
     int tile_width_log;               // of the M pixels of a tile
     int region_height, region_width;  // source pixels that a tile reaches
+    unsigned region_reciprocal;       // of region_width (see divided)
     int sample_pixels;                // of rows of pixels without an image; else 0
     int slices;                       // that the input channels are split into
+    unsigned slices_reciprocal;       // see divided; 0 where they are not split
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
+    int main_chunks, chunks;          // of the sources, and with those of the shortcut
     int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
 };
+
+// x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.
+__device__ __forceinline__ int divided(int x, unsigned reciprocal) {
+    return static_cast<int>(__umulhi(static_cast<unsigned>(x), reciprocal));
+}
 
 // The sources (those of the shortcut) can be read, the results stored 16 bytes at a time.
 #define WIDE 1
@@ -110,9 +119,10 @@ struct GroupMoments {
         for (int source = 0; source < 2; ++source) {
             at[source] = nullptr, pitch[source] = count[source] = 0;
             if (slice[source]) {
-                int first = max(min(begin, channels[source]), 0) / slice[source];
-                count[source] = max(min(end, channels[source]), 0) / slice[source] - first;
-                pitch[source] = channels[source] / slice[source];
+                int log = __ffs(slice[source]) - 1;
+                int first = max(min(begin, channels[source]), 0) >> log;
+                count[source] = (max(min(end, channels[source]), 0) >> log) - first;
+                pitch[source] = channels[source] >> log;
                 at[source] = p.moments[source] + (3ll * sample * pitch[source] + first);
             }
             begin -= channels[source], end -= channels[source];
@@ -122,19 +132,24 @@ struct GroupMoments {
     // `lanes` neighbouring lanes, over which `sum` adds, so that sums have one order.
     template <class Sum>
     __device__ __forceinline__ float2 merged(int lane, int lanes, Sum sum) const {
-        float elements = 0.0f, total = 0.0f, squares = 0.0f;
-        for (int i = lane; i < count[0] + count[1]; i += lanes) {
+        float elements = 0.0f, total = 0.0f, squares = 0.0f, own = 0.0f, own_mean = 0.0f;
+        int all = count[0] + count[1];
+        // Most often a lane has one slice, which it then keeps.
+        if (lane < all) own = of(lane, 0), own_mean = of(lane, 1), squares = of(lane, 2);
+        elements = own, total = own * own_mean;
+        for (int i = lane + lanes; i < all; i += lanes) {
             elements += of(i, 0);
             total = fmaf(of(i, 0), of(i, 1), total);
             squares += of(i, 2);
         }
         elements = sum(elements);
-        float mean = sum(total) / elements;
-        for (int i = lane; i < count[0] + count[1]; i += lanes) {
+        float inverse = 1.0f / elements, mean = sum(total) * inverse;
+        squares = fmaf(own * (own_mean - mean), own_mean - mean, squares);
+        for (int i = lane + lanes; i < all; i += lanes) {
             float distance = of(i, 1) - mean;
             squares = fmaf(of(i, 0) * distance, distance, squares);
         }
-        return make_float2(mean, sum(squares) / elements);
+        return make_float2(mean, sum(squares) * inverse);
     }
 
 private:
@@ -160,23 +175,22 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
             affine[c] = make_float2(p.affine[row + c], p.affine[row + channels + c]);
         return;
     }
-    int lanes = 1;
-    while (lanes < 32 && lanes * 2 * p.groups <= threads) lanes *= 2;
-    int width = channels / p.groups, lane = thread % lanes;
+    int lanes = 1 << p.lanes_log, width = p.group_width, lane = thread & (lanes - 1);
     auto sum = [&](float value) {
-        for (int bits = lanes / 2; bits > 0; bits /= 2)
-            value += __shfl_xor_sync(0xffffffffu, value, bits);
+#pragma unroll
+        for (int bits = 16; bits > 0; bits /= 2)
+            if (bits < lanes) value += __shfl_xor_sync(0xffffffffu, value, bits);
         return value;
     };
-    for (int base = 0; base < p.groups; base += threads / lanes) {
+    for (int base = 0; base < p.groups; base += threads >> p.lanes_log) {
         // All lanes of a warp take part in the sums.
-        int group = min(base + thread / lanes, p.groups - 1), begin = group * width;
+        int group = min(base + (thread >> p.lanes_log), p.groups - 1), begin = group * width;
         // On their way while moments are merged.
         int c = min(begin + lane, begin + width - 1);
         float gamma = p.gamma[row + c], beta = p.beta[row + c];
         float2 moments = GroupMoments(p, sample, begin, begin + width).merged(lane, lanes, sum);
         float mean = moments.x, rstd = 1.0f / sqrtf(moments.y + p.eps);
-        if (base + thread / lanes >= p.groups) continue;
+        if (base + (thread >> p.lanes_log) >= p.groups) continue;
         if (keeps && lane == 0) {
             float* stats = p.own_stats + 2 * (sample * p.groups + group);
             stats[0] = mean, stats[1] = rstd;

@@ -93,17 +93,18 @@ private:
     }
 };
 
-// Where the tile of M pixels lies.
+__device__ __forceinline__ int tiles_of(int size, int log) { return (size + (1 << log) - 1) >> log; }
+
+// Where the tile lies.
 template <bool TRANSPOSED, class E>
-__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height) {
-    int tile_width = 1 << p.tile_width_log;
+__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height_log) {
     int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
-    int tiles_x = ((p.out_width + steps_w - 1) / steps_w + tile_width - 1) >> p.tile_width_log;
-    int tiles_y = ((p.out_height + steps_h - 1) / steps_h + tile_height - 1) / tile_height;
+    int tiles_x = tiles_of((p.out_width + steps_w - 1) / steps_w, p.tile_width_log);
+    int tiles_y = tiles_of((p.out_height + steps_h - 1) / steps_h, tile_height_log);
     TileOrigin at;
-    at.first_x = tile % tiles_x * tile_width;
+    at.first_x = tile % tiles_x << p.tile_width_log;
     tile /= tiles_x;
-    at.first_y = tile % tiles_y * tile_height;
+    at.first_y = tile % tiles_y << tile_height_log;
     tile /= tiles_y;
     at.phase_x = tile % steps_w;
     tile /= steps_w;
@@ -132,7 +133,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     E* weights = shared;
     E* region = shared + 2 * WEIGHTS;
 
-    TileOrigin of = tile_origin<TRANSPOSED>(p, tile, M >> p.tile_width_log);
+    TileOrigin of = tile_origin<TRANSPOSED>(p, tile, (M == 128 ? 7 : 6) - p.tile_width_log);
     if (threadIdx.x == 0) origin[0] = of;
     if (AHEAD) __syncthreads();
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
@@ -146,15 +147,16 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     static_assert(N <= THREADS, "a thread each");
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES);
-    float added = adds ? row_at(p, bias, of.sample, own_column) : 0.0f;
 
     // Chunks of input channels, then those of the shortcut.
     int plane = ((p.region_height * p.region_width) | 1) * SIZE;
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int more_pieces = (p.shortcut1 + p.shortcut2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    int main_chunks = (pieces + p.chunk - 1) / p.chunk;
-    int chunks = main_chunks + (more_pieces + p.chunk - 1) / p.chunk;
-    int chunk = chunks * slice / p.slices, last_chunk = chunks * (slice + 1) / p.slices;
+    int main_chunks = p.main_chunks, chunk = 0, last_chunk = p.chunks;
+    if (p.slices > 1) {
+        chunk = divided(p.chunks * slice, p.slices_reciprocal);
+        last_chunk = divided(p.chunks * (slice + 1), p.slices_reciprocal);
+    }
     int weight_blocks = min(BLOCKS, (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK - column_tile * BLOCKS);
 
     // The next weights: the calling thread's first bytes of the tap, bytes to the next block, pieces of the
@@ -249,13 +251,14 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (AHEAD) look_ahead();
     fetch();
     // The first weights are on their way.
+    AddedRow added(p, bias, of.sample, own_column, adds);
     float2* affine = nullptr;
     if (p.affine || p.gamma) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
         fill_affine(p, of.sample, affine, pieces * SIZE, keeps);
     }
-    if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added;
+    if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added.sum();
 
     float sums[MT * NT * 8];
 #pragma unroll
@@ -267,7 +270,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         if (arriving != loaded) {
             __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
-            fill_region<E, THREADS>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region, plane);
+            // A 3x3 convolution's region in two rounds, of a small tile in one.
+            fill_region<E, THREADS, M == 128 ? 6 : 7>(p, source, origin[0].base_y, origin[0].base_x, arriving_count,
+                                                      affine, region, plane);
         }
         __syncthreads();
         taps = upcoming;

@@ -27,13 +27,14 @@ __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials
 #pragma unroll
     for (int i = 0; i < SUMS; ++i) own[i * threads + threadIdx.x] = sums[i];
     if (!comes_last(ticket, slices)) return false;
-    // So many loads under way at a time, and no more registers, where there are many sums.
+    // So many loads under way at a time, and no more registers, where there are many sums; of few sums those of
+    // two slices.
     const int BATCH = THREADS ? 32 : SUMS;
 #pragma unroll
     for (int first = 0; first < SUMS; first += BATCH) {
 #pragma unroll
         for (int i = first; i < SUMS && i < first + BATCH; ++i) sums[i] = 0.0f;
-#pragma unroll 1
+#pragma unroll(SUMS <= 32 ? 2 : 1)
         for (int from = 0; from < slices; ++from) {
             const float* other = partials + static_cast<long long>(from) * SUMS * threads;
 #pragma unroll

@@ -158,8 +158,8 @@ pub fn expect(operation: &str, role: &str, ty: &TensorType, wanted: &TensorType)
 }
 
 /// Channels of a slice of the moments `[B, 3, C / slice]` that a convolution left of a source with
-/// so many channels from `offset` on; `None` if they are not those of such a source, or a slice belongs to
-/// two groups of `width` channels.
+/// so many channels from `offset` on, a power of two; `None` if they are not those of such a source, or
+/// a slice belongs to two groups of `width` channels.
 pub fn moments_slice(
     ty: &TensorType,
     batch: usize,
@@ -173,5 +173,5 @@ pub fn moments_slice(
     }
     let slice = channels / slices;
     let alone = width.is_multiple_of(slice) && offset.is_multiple_of(slice);
-    (samples == batch && alone).then_some(slice)
+    (samples == batch && alone && slice.is_power_of_two()).then_some(slice)
 }

@@ -182,7 +182,7 @@ impl Op for GroupNormOfMoments {
             if shape::moments_slice(moments, extent.batch, channels, offset, width).is_none() {
                 return refuse(format!(
                     "moments are {moments:?}; they must be [{}, 3, slices] of {channels} \
-                     channels, in slices that divide groups of {width}",
+                     channels, in slices of a power of two that divide groups of {width}",
                     extent.batch
                 ));
             }

@@ -189,6 +189,14 @@ impl Shape {
         small
     }
 
+    /// Pieces of channels that a block holds one after another: of the sources, and with those of the
+    /// shortcut.
+    pub fn chunks(&self, cut: &Cut) -> [usize; 2] {
+        let chunks = |channels| pieces(channels, self.dtype).div_ceil(cut.chunk);
+        let own = chunks(self.conv.c_in());
+        [own, own + chunks(self.shortcut)]
+    }
+
     /// Parts that the input channels are split into: as many as few tiles need to occupy the target,
     /// those of the batch or, batch-invariant, of one sample, so that its bits do not depend on the
     /// batch. Tiles that are too many for that, but leave multiprocessors with one block, are split for
@@ -200,8 +208,7 @@ impl Shape {
             (true, 0) => small.tiles() / self.conv.batch,
             (true, pixels) => pixels.div_ceil(small.pixels) * small.grid[1],
         };
-        let chunks = |channels| pieces(channels, self.dtype).div_ceil(small.chunk);
-        let chunks = chunks(self.conv.c_in()) + chunks(self.shortcut);
+        let [_, chunks] = self.chunks(&small);
         let parts = |blocks: usize, most: usize| {
             (blocks * target.multiprocessors as usize / tiles).clamp(1, most.clamp(1, MOST_SLICES))
         };

@@ -22,10 +22,12 @@ kernels::params! {
         shift: u64, residual: u64,
         y: [u64; 3], own_moments: u64, own_affine: u64, own_stats: u64, partials: u64, tickets: u64,
         geometry: Geometry, shift_stride: i32,
-        shortcut1: i32, shortcut2: i32, groups: i32, slice1: i32, slice2: i32, own_slice: i32,
+        shortcut1: i32, shortcut2: i32, groups: i32, group_width: i32, lanes_log: i32,
+        slice1: i32, slice2: i32, own_slice: i32,
         tile_moments: i32, moment_tickets: i32,
-        tile_width_log: i32, region_height: i32, region_width: i32, sample_pixels: i32,
-        slices: i32, chunk: i32, flags: i32, eps: f32, residual_scale: f32, limit: f32,
+        tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
+        sample_pixels: i32, slices: i32, slices_reciprocal: u32,
+        chunk: i32, main_chunks: i32, chunks: i32, flags: i32, eps: f32, residual_scale: f32, limit: f32,
     }
 }
 
@@ -51,6 +53,16 @@ impl Shared {
     pub fn tickets(&self) -> usize {
         self.join_tickets + self.moment_tickets
     }
+}
+
+/// By which the kernels divide numbers x with x `divisor` below 2^32; 0 for a divisor of 1.
+fn reciprocal(divisor: usize) -> u32 {
+    u32::try_from((1u64 << 32).div_ceil(divisor as u64)).unwrap_or(0)
+}
+
+/// Of the threads that share a group of a normalisation, up to a warp: the logarithm of their number.
+fn lanes_log(groups: usize, threads: usize) -> i32 {
+    (1..=5).take_while(|log| groups << log <= threads).count() as i32
 }
 
 impl TiledConv2d {
@@ -120,6 +132,7 @@ impl TiledConv2d {
         let Norm { groups, eps } = self.extras.norm.unwrap_or(Norm { groups: 0, eps: 0.0 });
         let flag = |bit: i32, set: bool| if set { bit } else { 0 };
         let shared = self.shared(&original, &shape, args.target);
+        let [main_chunks, chunks] = shape.chunks(&cut);
         let params = Params {
             x: [UNSET; 2],
             affine: UNSET,
@@ -144,6 +157,8 @@ impl TiledConv2d {
             shortcut1: int(shortcut_channels[0])?,
             shortcut2: int(shortcut_channels[1])?,
             groups: int(groups)?,
+            group_width: int(conv.c_in().checked_div(groups).unwrap_or(0))?,
+            lanes_log: lanes_log(groups, cut.kernel.threads as usize),
             slice1: slice(moments[0], conv.channels[0])?,
             slice2: slice(moments[1], conv.channels[1])?,
             own_slice: int(self.extras.moments)?,
@@ -152,9 +167,13 @@ impl TiledConv2d {
             tile_width_log: cut.tile[1].trailing_zeros() as i32,
             region_height: int(cut.region[0])?,
             region_width: int(cut.region[1])?,
+            region_reciprocal: reciprocal(cut.region[1]),
             sample_pixels: int(shape.sample_pixels)?,
             slices: int(slices)?,
+            slices_reciprocal: reciprocal(slices),
             chunk: int(cut.chunk)?,
+            main_chunks: int(main_chunks)?,
+            chunks: int(chunks)?,
             flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PIECES, stored),
             eps,
             residual_scale: self.extras.finish.residual_scale,

@@ -397,7 +397,7 @@ impl Op for TiledConv2d {
                 if moments_slice(ty, conv.batch, channels, offset, width).is_none() {
                     return self.refuse(format!(
                         "moments are {ty:?}; they must be [{}, 3, slices] of {channels} channels, \
-                         in slices that divide groups of {width}",
+                         in slices of a power of two that divide groups of {width}",
                         conv.batch
                     ));
                 }
