@@ -143,13 +143,13 @@ struct GroupMoments {
             squares += of(i, 2);
         }
         elements = sum(elements);
-        float inverse = 1.0f / elements, mean = sum(total) * inverse;
+        float mean = sum(total) / elements;
         squares = fmaf(own * (own_mean - mean), own_mean - mean, squares);
         for (int i = lane + lanes; i < all; i += lanes) {
             float distance = of(i, 1) - mean;
             squares = fmaf(of(i, 0) * distance, distance, squares);
         }
-        return make_float2(mean, sum(squares) * inverse);
+        return make_float2(mean, sum(squares) / elements);
     }
 
 private:
