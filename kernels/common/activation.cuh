@@ -20,14 +20,17 @@ __device__ __forceinline__ float stored_silu(float x, const __half*) {
     return x * reciprocal_approx(1.0f + exp2_approx(x * -1.44269504f));
 }
 
-__device__ __forceinline__ void stored_silu(float& x, float& y, const float*) { x = silu(x), y = silu(y); }
+__device__ __forceinline__ void stored_silu(float& x, float& y, bool wanted, const float*) {
+    if (wanted) x = silu(x), y = silu(y);
+}
 // Special functions run at a quarter of the rate of others or less, so two values share one reciprocal: with
 // a = 1 + exp(-x) and b = 1 + exp(-y), sigmoid(x) is b / (a b). Within 2^62 the product of both is finite and
 // its reciprocal isn't flushed; what that makes of x from -2^37 to -43 is zero in float16 as before. The
 // minimum of NaN and a number is the number: NaN in one doesn't reach the other, and stays NaN by the last
 // product.
-__device__ __forceinline__ void stored_silu(float& x, float& y, const __half*) {
-    const float most = 4.611686018427387904e18f;
+__device__ __forceinline__ void stored_silu(float& x, float& y, bool wanted, const __half*) {
+    // Without SiLU, 0: that makes both sigmoids 1.
+    float most = wanted ? 4.611686018427387904e18f : 0.0f;
     float a = 1.0f + fminf(exp2_approx(x * -1.44269504f), most);
     float b = 1.0f + fminf(exp2_approx(y * -1.44269504f), most);
     float inverse = reciprocal_approx(a * b);
@@ -37,7 +40,7 @@ __device__ __forceinline__ void stored_silu(float& x, float& y, const __half*) {
 
 // Of all, neighbours in pairs.
 template <class E, int SIZE>
-__device__ __forceinline__ void stored_silu(float (&value)[SIZE]) {
+__device__ __forceinline__ void stored_silu(float (&value)[SIZE], bool wanted = true) {
 #pragma unroll
-    for (int i = 0; i < SIZE; i += 2) stored_silu(value[i], value[i + 1], static_cast<const E*>(nullptr));
+    for (int i = 0; i < SIZE; i += 2) stored_silu(value[i], value[i + 1], wanted, static_cast<const E*>(nullptr));
 }

@@ -1,5 +1,4 @@
-// What a convolution's weight gradient is given, and how its tiles read x and dy: a piece of 16 bytes at a
-// time, x normalised on its way.
+// What a convolution's weight gradient is given, and x as its tiles take it: normalised on its way.
 #pragma once
 #include "common/conv2d_source.cuh"
 
@@ -25,17 +24,16 @@ struct Conv2dWeights {
     int sub_width;        // region_width / stride_w
     int second_tap, third_tap;  // how much further in a row of (b) they read than the first
     int row_factor;       // 2^20 / region_width, rounded up
+    int sample_factor;    // 2^20 / region_height, rounded up
     int row_tiles;        // of one convolution's results
     int slices, fan;      // of pixels, and how many are joined at once
     int parts, groups;    // of a tile of results: room for sums, and tickets
     int flags;            // WIDE, WIDE_DY
+    int padding;          // none: it fills the last 8 bytes
 };
 
 // dy can be read 16 bytes at a time.
 #define WIDE_DY 2
-
-// How a block brings x and dy.
-enum WgradWay { GENERAL, PLAIN, NORMALISED };
 
 // Puts `value` at place `i`, without an index that would move the piece to memory.
 __device__ __forceinline__ void set_element(uint4& piece, int i, float value) {
@@ -53,23 +51,6 @@ __device__ __forceinline__ void set_element(uint4& piece, int i, __half value) {
     if (i / 2 == 3) piece.w |= bits;
 }
 
-// Neighbours that lie at a multiple of 16 bytes.
-template <int SIZE>
-__device__ __forceinline__ void load_all(float (&to)[SIZE], const float* from) {
-#pragma unroll
-    for (int i = 0; i < SIZE; i += 4) {
-        float4 four = *reinterpret_cast<const float4*>(from + i);
-        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-    }
-}
-
-// A word of a piece.
-__device__ __forceinline__ void unpack(unsigned word, float (&value)[2]) {
-    value[0] = low_half(word);
-    value[1] = high_half(word);
-}
-__device__ __forceinline__ void unpack(unsigned word, float (&value)[1]) { value[0] = __uint_as_float(word); }
-
 template <class E>
 __device__ __forceinline__ float normalised(const Conv2dWeights<E>& p, float value, int sample, int c) {
     if (p.affine && c < p.c1 + p.c2) {
@@ -79,17 +60,37 @@ __device__ __forceinline__ float normalised(const Conv2dWeights<E>& p, float val
     return p.silu ? silu(value) : value;
 }
 
-// A whole piece of x from channel `c` on, normalised as the convolution does it.
+// Four neighbours of x from channel `c` on, normalised as the convolution does it.
 template <class E>
-__device__ __forceinline__ uint4 normalised(const Conv2dWeights<E>& p, const uint4& piece, int sample, int c) {
-    Normalisation<E> normalisation(nullptr, p.silu);
+__device__ __forceinline__ void normalise_four(const Conv2dWeights<E>& p, float (&value)[4], int sample, int c) {
+    float4 scale = make_float4(1.0f, 1.0f, 1.0f, 1.0f), shift = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (p.affine) {
-        normalisation.affine = true;
-        const float* scale = p.affine + (static_cast<long long>(sample) * p.affine_stride + c);
-        load_all(normalisation.scale, scale);
-        load_all(normalisation.shift, scale + (p.c1 + p.c2));
+        const float* at = p.affine + (sample * p.affine_stride + c);
+        scale = *reinterpret_cast<const float4*>(at);
+        shift = *reinterpret_cast<const float4*>(at + (p.c1 + p.c2));
     }
-    return normalisation.of(piece);
+    value[0] = fmaf(value[0], scale.x, shift.x);
+    value[1] = fmaf(value[1], scale.y, shift.y);
+    value[2] = fmaf(value[2], scale.z, shift.z);
+    value[3] = fmaf(value[3], scale.w, shift.w);
+    stored_silu<E>(value, p.silu);
+}
+// The first or second half of a piece of float16; a whole one of float32.
+template <int PART>
+__device__ __forceinline__ void normalise_part(const Conv2dWeights<__half>& p, uint4& piece, int sample, int c) {
+    unsigned &first = PART ? piece.z : piece.x, &second = PART ? piece.w : piece.y;
+    float value[4] = {low_half(first), high_half(first), low_half(second), high_half(second)};
+    normalise_four(p, value, sample, c + 4 * PART);
+    first = pack_half2(value[0], value[1]);
+    second = pack_half2(value[2], value[3]);
+}
+template <int PART>
+__device__ __forceinline__ void normalise_part(const Conv2dWeights<float>& p, uint4& piece, int sample, int c) {
+    if (PART) return;
+    float value[4];
+    unpack(piece, value);
+    normalise_four(p, value, sample, c);
+    piece = pack(value);
 }
 
 // Channel `c` of source place (iy, ix), 0 outside the image.
@@ -100,39 +101,4 @@ __device__ __forceinline__ float source_value(const Conv2dWeights<E>& p, int sam
     long long pixel = row * p.width + (ix >> p.upsample);
     float value = get(c < p.c1 ? p.x + (pixel * p.c1 + c) : p.x2 + (pixel * p.c2 + (c - p.c1)));
     return normalised(p, value, sample, c);
-}
-
-// First output pixel of a tile.
-struct WgradTile {
-    int sample, oy, ox;
-};
-
-// A piece on its way: its sample, -1 where nothing is left to be normalised.
-struct WgradPiece {
-    uint4 value;
-    int sample;
-};
-
-// A piece that is stored as it is loaded, zeros where it is not `inside`, nothing where it is not
-// `wanted`: past the registers where the chip can.
-template <class E>
-__device__ __forceinline__ void fetch_plain(WgradPiece& piece, uint4* to, const E* from, bool inside, bool wanted) {
-#if CYANEA_CODE_PATH >= 80
-    if (inside) copy_async(to, from);
-    else if (wanted) *to = make_uint4(0, 0, 0, 0);
-#else
-    piece.value = make_uint4(0, 0, 0, 0);
-    if (inside) piece.value = *reinterpret_cast<const uint4*>(from);
-#endif
-}
-__device__ __forceinline__ void land_plain(const WgradPiece& piece, uint4* to, bool wanted) {
-#if CYANEA_CODE_PATH < 80
-    if (wanted) *to = piece.value;
-#endif
-}
-__device__ __forceinline__ void await_plain() {
-#if CYANEA_CODE_PATH >= 80
-    copy_commit();
-    copy_wait<0>();
-#endif
 }

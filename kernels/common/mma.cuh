@@ -104,6 +104,14 @@ __device__ __forceinline__ void copy_async_if(bool wanted, void* to, const void*
                  :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(static_cast<int>(wanted)) : "memory");
 }
 
+// The same where `wanted`, zeros where it is not `inside`, without a branch.
+__device__ __forceinline__ void copy_async_or_zero(bool wanted, bool inside, void* to, const void* from) {
+    asm volatile("{.reg .pred wanted; setp.ne.s32 wanted, %2, 0; "
+                 "@wanted cp.async.cg.shared.global [%0], [%1], 16, %3;}"
+                 :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(static_cast<int>(wanted)),
+                    "r"(inside ? 16 : 0) : "memory");
+}
+
 // Ends a group of copies.
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

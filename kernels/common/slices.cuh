@@ -45,17 +45,51 @@ __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials
     return true;
 }
 
-// As join_slices, for many slices of large tiles: groups of `fan` slices are joined first, and then their
-// sums, so that no block reads more than a few parts. There is room for a part of every slice and of
-// every group, and a ticket for every group and for the whole.
-template <int THREADS, int SUMS>
-__device__ __forceinline__ bool join_groups(float (&sums)[SUMS], float* partials, unsigned* tickets,
-                                            int slice, int slices, int fan) {
-    if (slices == 1) return true;
+// The sums of these slices, in their order, to `sink`(which, sum). Few registers are left of those that made
+// sums: so many loads are under way at a time.
+template <int THREADS, int SUMS, class Sink>
+__device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
+    const int BATCH = 32;
+#pragma unroll
+    for (int first = 0; first < SUMS; first += BATCH) {
+        float sums[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) sums[i] = 0.0f;
+#pragma unroll 1
+        for (int from = 0; from < slices; ++from) {
+            const float* part = partials + static_cast<long long>(from) * SUMS * THREADS;
+#pragma unroll
+            for (int i = 0; i < BATCH && first + i < SUMS; ++i)
+                sums[i] += __ldcg(part + ((first + i) * THREADS + threadIdx.x));
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH && first + i < SUMS; ++i) sink(first + i, sums[i]);
+    }
+}
+
+// Adds the sums that the first THREADS threads of a block have of all slices, in their order: `sink`(which,
+// sum) gets them in the block that came last. No block waits for another. Groups of `fan` slices are joined
+// first, and then their sums, so that no block reads more than a few parts. There is room for a part of every
+// slice and of every group, and a ticket for every group and for the whole.
+template <int THREADS, int SUMS, class Sink>
+__device__ __forceinline__ void join_groups(const float (&sums)[SUMS], float* partials, unsigned* tickets,
+                                            int slice, int slices, int fan, Sink sink) {
+    bool has_sums = threadIdx.x < THREADS;
     const long long part = static_cast<long long>(SUMS) * THREADS;
+    float* own = partials + slice * part + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i)
+        if (has_sums) own[i * THREADS] = sums[i];
     int group = slice / fan, groups = (slices + fan - 1) / fan, first = group * fan;
-    bool joined = join_slices<SUMS, THREADS>(sums, partials + first * part, tickets + group, slice - first,
-                                             min(fan, slices - first));
-    if (!joined || groups == 1) return joined;
-    return join_slices<SUMS, THREADS>(sums, partials + slices * part, tickets + groups, group, groups);
+    int count = min(fan, slices - first);
+    const float* from = partials + first * part;
+    if (!comes_last(tickets + group, count)) return;
+    if (groups > 1) {
+        float* of_group = partials + (slices + group) * part + threadIdx.x;
+        auto store = [&](int i, float sum) { of_group[i * THREADS] = sum; };
+        if (has_sums) add_parts<THREADS, SUMS>(from, count, store);
+        if (!comes_last(tickets + groups, groups)) return;
+        from = partials + slices * part, count = groups;
+    }
+    if (has_sums) add_parts<THREADS, SUMS>(from, count, sink);
 }

@@ -10,11 +10,12 @@
 
 // Adds the products of pixels `first` to `first` + 15. `left` and `right` are the warp's first planes. Pixel
 // k of dy is that of x at place(k), and tap (ky, kx) reads it ky `rows` and shift(kx) further. Eight pixels
-// are neighbours in x, too.
-template <int TAPS, int MT, int NT, class Place, class Shift>
+// are neighbours in x, too. `during` is called with 0 to TAPS, between the products of taps where there are
+// instructions to be hidden by those.
+template <int TAPS, int MT, int NT, class Place, class Shift, class During>
 __device__ __forceinline__ void wgrad_step(float* sums, const __half*, const uint4* left, int left_plane,
                                            const uint4* right, int right_plane, int first, Place place,
-                                           int rows, Shift shift) {
+                                           int rows, Shift shift, During during) {
     int lane = warp_lane();
 #if CYANEA_CODE_PATH >= 80
     const uint4* dy = left + lane / 8 % 2 * left_plane + first + lane % 8 + lane / 16 * 8;
@@ -53,6 +54,7 @@ __device__ __forceinline__ void wgrad_step(float* sums, const __half*, const uin
     unsigned a[MT][FRAGMENT(16)];
 #pragma unroll
     for (int t = 0; t < TAPS; ++t) {
+        during(t);
         unsigned b[NT][FRAGMENT(16)];
 #pragma unroll
         for (int n = 0; n < NT; ++n) load_b(b[n], 2 * n * right_plane + t / 3 * rows + shift(t % 3));
@@ -64,14 +66,16 @@ __device__ __forceinline__ void wgrad_step(float* sums, const __half*, const uin
                 multiply<16, true, true>(sums + ((t * MT + m) * NT + n) * 8, a[m], b[n]);
         }
     }
+    during(TAPS);
 }
 
-template <int TAPS, int MT, int NT, class Place, class Shift>
+template <int TAPS, int MT, int NT, class Place, class Shift, class During>
 __device__ __forceinline__ void wgrad_step(float* sums, const float*, const uint4* left, int left_plane,
                                            const uint4* right, int right_plane, int first, Place place,
-                                           int rows, Shift shift) {
+                                           int rows, Shift shift, During during) {
     left += warp_lane() / 4 * left_plane;
     right += warp_lane() % 4 * right_plane;
+    during(0);
 #pragma unroll 1
     for (int k = first; k < first + 16; ++k) {
         const uint4* x = right + place(k);
@@ -95,6 +99,8 @@ __device__ __forceinline__ void wgrad_step(float* sums, const float*, const uint
             }
         }
     }
+#pragma unroll
+    for (int t = 1; t <= TAPS; ++t) during(t);
 }
 
 // Where sum `i` of the calling lane lies in the warp's block.

@@ -135,6 +135,10 @@ inline void copy_wait() {}
 inline void copy_async_if(bool wanted, void* to, const void* from) {
     if (wanted) copy_async(to, from);
 }
+inline void copy_async_or_zero(bool wanted, bool inside, void* to, const void* from) {
+    static const uint4 zeros = {0, 0, 0, 0};
+    if (wanted) copy_async(to, inside ? from : &zeros);
+}
 
 inline void keep(int&) {}
 inline void prefetch(const void*) {}

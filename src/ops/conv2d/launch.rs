@@ -11,12 +11,14 @@ use crate::device::kernels::{
     CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
     CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
 };
-use crate::device::{DType, KernelWork, Target, TensorType, View};
+use crate::device::{CodePath, DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
-/// Threads of a block.
+/// Threads of a block that multiply.
 const THREADS: usize = 256;
+/// As `WgradLoaders`: threads that load meanwhile, where kernels have them.
+const LOADERS: usize = 128;
 /// Most slices that are joined at once.
 const FAN: usize = 6;
 /// Bytes of shared memory that a kernel has beside those of a launch: the ticket that it drew.
@@ -38,8 +40,9 @@ kernels::params! {
         geometry: Geometry, sample_pixels: i32,
         pixels: i32, samples: i32, tile_width_log: i32, tile_height_log: i32,
         tiles: i32, tiles_y: i32, tiles_x: i32,
-        region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32, row_factor: i32,
-        row_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32,
+        region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32,
+        row_factor: i32, sample_factor: i32,
+        row_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32, padding: i32,
     }
 }
 
@@ -144,10 +147,9 @@ impl Plan {
         }
     }
 
-    /// Parts of each sum in working memory and tickets, of a block's results; none for one slice.
+    /// Parts of each sum in working memory and tickets, of a block's results.
     fn joins(&self) -> [usize; 2] {
         match self.slices.div_ceil(self.fan()) {
-            _ if self.slices == 1 => [0, 0],
             1 => [self.slices, 1],
             groups => [self.slices + groups, groups + 1],
         }
@@ -205,8 +207,8 @@ impl Body {
             * conv.output[1].div_ceil(size[1]);
         let mut tile = Tile { samples, size, region, count, shared: 0 };
         let pixels = self.region(&tile);
-        // The kernel divides places of a region by its width in 20 bits.
-        if self.taps > 1 && pixels * region[1] >= 1 << 20 {
+        // The kernel divides places of a region by its width, and their rows by its height, in 20 bits.
+        if self.taps > 1 && (pixels * region[1]).max(samples * region[0] * region[0]) >= 1 << 20 {
             return None;
         }
         let units = |channels: usize| channels / piece(dtype);
@@ -279,12 +281,14 @@ impl Conv2dWgrad {
             second_tap: int(tap(1))?,
             third_tap: int(tap(2))?,
             row_factor: int((1usize << 20).div_ceil(tile.region[1]))?,
+            sample_factor: int((1usize << 20).div_ceil(tile.region[0]))?,
             row_tiles: int(plan.row_tiles)?,
             slices: int(plan.slices)?,
             fan: int(plan.fan())?,
             parts: int(parts)?,
             groups: int(groups)?,
             flags: i32::from(x_wide) | (2 * i32::from(dy_wide)),
+            padding: 0,
         };
         let rows = plan.siblings * plan.row_tiles;
         if rows > 65_535 {
@@ -293,7 +297,9 @@ impl Conv2dWgrad {
         let grid = [plan.column_tiles as u32, plan.slices as u32, rows as u32];
         let wide = conv.stride[1] == 1 && x_wide && dy_wide;
         let kernel = body.kernel(types[0], wide, affine.is_some() || self.operands.silu);
-        let block = [kernel.threads, 1, 1];
+        // Where the loads have registers of their own (kernels/common/conv2d_wgrad_loader.cuh).
+        let loads_apart = body.taps > 1 && wide && args.target.code_path == CodePath::Sm80;
+        let block = [(THREADS + if loads_apart { LOADERS } else { 0 }) as u32, 1, 1];
         // Of each convolution its weight's gradient, and its bias's.
         let each = |which: usize| {
             let stride = 1 + usize::from(self.bias);
