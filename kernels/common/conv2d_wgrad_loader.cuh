@@ -3,8 +3,9 @@
 #pragma once
 #include "common/conv2d_wgrad_source.cuh"
 
-// By the whole block between its products, or, where the chip copies past the registers and so leaves more of
-// them, by warps of their own, which normalise at the same time as the others multiply.
+// On sm_80 warps of their own do that, while the others multiply: copies go past the registers, and x is
+// normalised in shared memory. With so many threads each has 168 registers. That is too few on sm_70, where
+// operands of products take more of them: there, and in general, the whole block does it between its products.
 enum WgradWay { GENERAL, PLAIN, NORMALISED };
 template <WgradWay WAY>
 struct WgradLoaders {
@@ -56,12 +57,6 @@ __device__ __forceinline__ void fetch_plain(WgradPiece& piece, uint4* to, const 
 __device__ __forceinline__ void store_plain(const WgradPiece& piece, uint4* to, bool wanted) {
 #if CYANEA_CODE_PATH < 80
     if (wanted) *to = piece.value;
-#endif
-}
-__device__ __forceinline__ void await_plain() {
-#if CYANEA_CODE_PATH >= 80
-    copy_commit();
-    copy_wait<0>();
 #endif
 }
 
@@ -124,7 +119,8 @@ struct WgradLoader {
     }
     // No tensor has more than 2^31 elements. Unsigned, what is negative is too large as well.
     __device__ __forceinline__ bool in_source(const WgradTile& from) const {
-        return (from.sample < p.batch) & (static_cast<unsigned>(from.oy) < static_cast<unsigned>(p.height << p.upsample)) &
+        return (from.sample < p.batch) &
+               (static_cast<unsigned>(from.oy) < static_cast<unsigned>(p.height << p.upsample)) &
                (static_cast<unsigned>(from.ox) < static_cast<unsigned>(p.width << p.upsample));
     }
     __device__ __forceinline__ int source_index(const WgradTile& from) const {
@@ -134,7 +130,8 @@ struct WgradLoader {
     // A piece of x is fetched, normalised in two parts and stored, so that there can be products between.
     // Apart from GENERAL there are no branches, which would keep the compiler from mixing them. Nothing is
     // done beyond `rounds`.
-    __device__ __forceinline__ void fetch_x(uint4* buffer, const WgradTile& tile, int round, int rounds, WgradPiece& piece) {
+    __device__ __forceinline__ void fetch_x(uint4* buffer, const WgradTile& tile, int round, int rounds,
+                                            WgradPiece& piece) {
         int pixel = x_pixel(round);
         bool wanted = (pixel < p.region) & (round < rounds);
         if (WAY != GENERAL) {
@@ -145,7 +142,7 @@ struct WgradLoader {
             const E* at = second ? p.x2 : p.x;
             if (inside) at += source_index(from) * (second ? p.c2 : p.c1) + (second ? column - p.c1 : column);
             piece.sample = inside ? from.sample : -1;
-            if (WAY == PLAIN) fetch_plain(piece, x_place(buffer, round), at, inside, wanted);
+            if (WAY == PLAIN || CYANEA_CODE_PATH >= 80) fetch_plain(piece, x_place(buffer, round), at, inside, wanted);
             else piece.value = *reinterpret_cast<const uint4*>(at);
             return;
         }
@@ -168,22 +165,23 @@ struct WgradLoader {
             piece.sample = TAPS == 1 && p.affine && p.sample_pixels ? from.ox / p.sample_pixels : from.sample;
         }
     }
-    template <int PART>
-    __device__ __forceinline__ void normalise_x(WgradPiece& piece) const {
+    // Part `part` of SIZE / 4.
+    __device__ __forceinline__ void normalise_x(WgradPiece& piece, int part) const {
+        if (part >= SIZE / 4) return;
         bool inside = piece.sample >= 0;
-        if (WAY == NORMALISED) {
-            normalise_part<PART>(p, piece.value, inside ? piece.sample : 0, inside ? column : 0);
-        } else if (WAY == GENERAL && inside && (p.affine || p.silu)) {
+        bool whole = TAPS == 1 && p.flags & WIDE && column < columns;
+        if (WAY == GENERAL && !(inside && (p.affine || p.silu))) return;
+        if (WAY == NORMALISED || (WAY == GENERAL && whole)) {
+            WgradAffine<E> affine;
+            affine.load(p, part, inside ? piece.sample : 0, (inside ? column : 0) + part * 4);
+            affine.normalise(part, p.silu, piece.value);
+        } else if (WAY == GENERAL && part == 0) {
             // Registers are short where there are many taps.
-            if (TAPS == 1 && p.flags & WIDE && column < columns) {
-                normalise_part<PART>(p, piece.value, piece.sample, column);
-            } else if (PART == 0) {
-                float value[SIZE];
-                unpack(piece.value, value);
+            float value[SIZE];
+            unpack(piece.value, value);
 #pragma unroll
-                for (int i = 0; i < SIZE; ++i) value[i] = normalised(p, value[i], piece.sample, column + i);
-                piece.value = pack(value);
-            }
+            for (int i = 0; i < SIZE; ++i) value[i] = normalised(p, value[i], piece.sample, column + i);
+            piece.value = pack(value);
         }
     }
     __device__ __forceinline__ void store_x(uint4* buffer, int round, int rounds, WgradPiece& piece) const {
@@ -195,7 +193,8 @@ struct WgradLoader {
         if (WAY == NORMALISED && piece.sample < 0) piece.value = make_uint4(0, 0, 0, 0);
         if (wanted) *x_place(buffer, round) = piece.value;
     }
-    __device__ __forceinline__ void fetch_y(uint4* buffer, const WgradTile& tile, int round, int rounds, WgradPiece& piece) {
+    __device__ __forceinline__ void fetch_y(uint4* buffer, const WgradTile& tile, int round, int rounds,
+                                            WgradPiece& piece) {
         int k = y_pixel(round);
         int sample = tile.sample + sample_of(p, k), oy = tile.oy + row_of(p, k), ox = tile.ox + column_of(p, k);
         bool wanted = (k < p.pixels) & (round < rounds);
@@ -221,8 +220,8 @@ struct WgradLoader {
         for (; x_round < x_rounds; ++x_round) {
             WgradPiece piece;
             fetch_x(buffer, tile, x_round, x_rounds, piece);
-            normalise_x<0>(piece);
-            normalise_x<1>(piece);
+            normalise_x(piece, 0);
+            normalise_x(piece, 1);
             store_x(buffer, x_round, x_rounds, piece);
         }
 #pragma unroll 1
@@ -232,51 +231,90 @@ struct WgradLoader {
             store_y(buffer, y_round, y_rounds, piece);
         }
     }
-    // All of a tile, with pieces of x under way while those before are normalised.
-    __device__ __forceinline__ void stream(uint4* buffer, const WgradTile& tile) {
-        const int AHEAD = 3, AT_A_TIME = 4;
-        auto fetch = [&](WgradPiece (&pieces)[AHEAD], int round) {
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i) fetch_x(buffer, tile, round + i, x_rounds, pieces[i]);
-        };
-        auto store = [&](WgradPiece (&pieces)[AHEAD], int round) {
-#pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
-                normalise_x<0>(pieces[i]);
-                normalise_x<1>(pieces[i]);
-                store_x(buffer, round + i, x_rounds, pieces[i]);
+#if CYANEA_CODE_PATH >= 80
+    // All of a tile, by threads that do nothing else: it is copied as it is, and x normalised where it lies. What
+    // there is to do meanwhile is `during`.
+    template <class During>
+    __device__ __forceinline__ void stream(uint4* buffer, const WgradTile& tile, During during) {
+        const int MOST = 32;  // rounds of which a thread remembers whether their pieces are inside
+        for (int first = 0; first < x_rounds; first += MOST) {
+            int end = min(first + MOST, x_rounds);
+            unsigned inside = 0;
+#pragma unroll 4
+            for (int round = first; round < end; ++round) {
+                WgradPiece piece;
+                fetch_x(buffer, tile, round, x_rounds, piece);
+                inside |= piece.sample >= 0 ? 1u << (round - first) : 0;
             }
-        };
-        WgradPiece pieces[2][AHEAD];
-        fetch(pieces[0], 0);
-#pragma unroll 1
-        for (int round = 0; round < y_rounds; round += AT_A_TIME) {
-            WgradPiece of_dy[AT_A_TIME];
-#pragma unroll
-            for (int i = 0; i < AT_A_TIME; ++i) fetch_y(buffer, tile, round + i, y_rounds, of_dy[i]);
-#pragma unroll
-            for (int i = 0; i < AT_A_TIME; ++i) store_y(buffer, round + i, y_rounds, of_dy[i]);
+            copy_commit();
+            if (first == 0) {
+#pragma unroll 4
+                for (int round = 0; round < y_rounds; ++round) {
+                    WgradPiece piece;
+                    fetch_y(buffer, tile, round, y_rounds, piece);
+                }
+                copy_commit();
+                during();
+                copy_wait<1>();
+            } else {
+                copy_wait<0>();
+            }
+            if (WAY != NORMALISED) continue;
+            WgradAffine<E> affine;
+            if (p.samples == 1) {
+                load_affine(affine, tile.sample);
+                for (int round = first; round < end; round += 3)
+                    normalise_rounds<3>(buffer, round, inside >> (round - first), affine);
+            } else {
+                for (int round = first; round < end; ++round) {
+                    unsigned rest = inside >> (round - first);
+                    load_affine(affine, rest & 1 ? source_of(tile, x_pixel(round)).sample : 0);
+                    normalise_rounds<1>(buffer, round, rest, affine);
+                }
+            }
         }
-#pragma unroll 1
-        for (int round = 0; round < x_rounds; round += 2 * AHEAD) {
-            fetch(pieces[1], round + AHEAD);
-            store(pieces[0], round);
-            fetch(pieces[0], round + 2 * AHEAD);
-            store(pieces[1], round + AHEAD);
-        }
-        await_plain();
+        copy_wait<0>();
     }
+    __device__ __forceinline__ void load_affine(WgradAffine<E>& affine, int sample) const {
+        int c = column < columns ? column : 0;
+#pragma unroll
+        for (int part = 0; part < SIZE / 4; ++part) affine.load(p, part, sample, c + part * 4);
+    }
+    // COUNT rounds together, so that each hides what the others wait for; `inside` has a bit for each.
+    template <int COUNT>
+    __device__ __forceinline__ void normalise_rounds(uint4* buffer, int round, unsigned inside,
+                                                     const WgradAffine<E>& affine) {
+        uint4 pieces[COUNT];
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            pieces[i] = make_uint4(0, 0, 0, 0);
+            if (inside >> i & 1) pieces[i] = *x_place(buffer, round + i);
+        }
+#pragma unroll
+        for (int part = 0; part < SIZE / 4; ++part) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) affine.normalise(part, p.silu, pieces[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            if (inside >> i & 1) *x_place(buffer, round + i) = pieces[i];
+    }
+#endif
 
     __device__ __forceinline__ void add_bias(const uint4* buffer) {
         int word = thread % WORDS;
         const uint4* plane = buffer + (UN * x_plane + word / 4 * dy_plane);
-        const unsigned* words = reinterpret_cast<const unsigned*>(plane) + word % 4;
-#pragma unroll 4
-        for (int k = thread / WORDS; k < p.pixels; k += PARTS) {
-            float value[CHANNELS];
-            unpack(words[4 * k], value);
+        const unsigned* words = reinterpret_cast<const unsigned*>(plane + thread / WORDS) + word % 4;
+        // A tile has a multiple of 16 pixels.
+#pragma unroll 2
+        for (int first = 0; first < p.pixels; first += 16) {
 #pragma unroll
-            for (int i = 0; i < CHANNELS; ++i) bias[i] += value[i];
+            for (int k = 0; k < 16; k += PARTS) {
+                float value[CHANNELS];
+                unpack(words[4 * (first + k)], value);
+#pragma unroll
+                for (int i = 0; i < CHANNELS; ++i) bias[i] += value[i];
+            }
         }
     }
     // [PARTS][M]

@@ -60,38 +60,46 @@ __device__ __forceinline__ float normalised(const Conv2dWeights<E>& p, float val
     return p.silu ? silu(value) : value;
 }
 
-// Four neighbours of x from channel `c` on, normalised as the convolution does it.
+// Scale and shift of a piece's channels, in parts of four.
 template <class E>
-__device__ __forceinline__ void normalise_four(const Conv2dWeights<E>& p, float (&value)[4], int sample, int c) {
-    float4 scale = make_float4(1.0f, 1.0f, 1.0f, 1.0f), shift = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (p.affine) {
+struct WgradAffine {
+    float4 scale[Piece<E>::SIZE / 4], shift[Piece<E>::SIZE / 4];
+
+    // Those of the part's channels, of which `c` is the first.
+    __device__ __forceinline__ void load(const Conv2dWeights<E>& p, int part, int sample, int c) {
+        scale[part] = make_float4(1.0f, 1.0f, 1.0f, 1.0f), shift[part] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (!p.affine) return;
         const float* at = p.affine + (sample * p.affine_stride + c);
-        scale = *reinterpret_cast<const float4*>(at);
-        shift = *reinterpret_cast<const float4*>(at + (p.c1 + p.c2));
+        scale[part] = *reinterpret_cast<const float4*>(at);
+        shift[part] = *reinterpret_cast<const float4*>(at + (p.c1 + p.c2));
     }
-    value[0] = fmaf(value[0], scale.x, shift.x);
-    value[1] = fmaf(value[1], scale.y, shift.y);
-    value[2] = fmaf(value[2], scale.z, shift.z);
-    value[3] = fmaf(value[3], scale.w, shift.w);
-    stored_silu<E>(value, p.silu);
-}
-// The first or second half of a piece of float16; a whole one of float32.
-template <int PART>
-__device__ __forceinline__ void normalise_part(const Conv2dWeights<__half>& p, uint4& piece, int sample, int c) {
-    unsigned &first = PART ? piece.z : piece.x, &second = PART ? piece.w : piece.y;
-    float value[4] = {low_half(first), high_half(first), low_half(second), high_half(second)};
-    normalise_four(p, value, sample, c + 4 * PART);
-    first = pack_half2(value[0], value[1]);
-    second = pack_half2(value[2], value[3]);
-}
-template <int PART>
-__device__ __forceinline__ void normalise_part(const Conv2dWeights<float>& p, uint4& piece, int sample, int c) {
-    if (PART) return;
-    float value[4];
-    unpack(piece, value);
-    normalise_four(p, value, sample, c);
-    piece = pack(value);
-}
+    // As the convolution does it.
+    __device__ __forceinline__ void normalise(int part, bool silu, float (&value)[4]) const {
+        value[0] = fmaf(value[0], scale[part].x, shift[part].x);
+        value[1] = fmaf(value[1], scale[part].y, shift[part].y);
+        value[2] = fmaf(value[2], scale[part].z, shift[part].z);
+        value[3] = fmaf(value[3], scale[part].w, shift[part].w);
+        stored_silu<E>(value, silu);
+    }
+    __device__ __forceinline__ void normalise(int part, bool silu, uint4& piece) const {
+        normalise_part(part, silu, piece, static_cast<const E*>(nullptr));
+    }
+
+private:
+    __device__ __forceinline__ void normalise_part(int part, bool silu, uint4& piece, const __half*) const {
+        unsigned &first = part ? piece.z : piece.x, &second = part ? piece.w : piece.y;
+        float value[4] = {low_half(first), high_half(first), low_half(second), high_half(second)};
+        normalise(part, silu, value);
+        first = pack_half2(value[0], value[1]);
+        second = pack_half2(value[2], value[3]);
+    }
+    __device__ __forceinline__ void normalise_part(int part, bool silu, uint4& piece, const float*) const {
+        float value[4];
+        unpack(piece, value);
+        normalise(part, silu, value);
+        piece = pack(value);
+    }
+};
 
 // Channel `c` of source place (iy, ix), 0 outside the image.
 template <class E>

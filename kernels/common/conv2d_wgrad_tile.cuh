@@ -29,7 +29,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     typedef WgradLoader<E, TAPS, WAY, M, N, APART ? APART : THREADS> Loader;
     CYANEA_DYNAMIC_SHARED(uint4, shared);
     const E* type = nullptr;
-    int thread = threadIdx.x, warp = thread / 32;
+    int thread = threadIdx.x, warp;
     int row_tile = blockIdx.z, sibling = 0;
     if (TAPS == 1) sibling = row_tile / p.row_tiles, row_tile -= sibling * p.row_tiles;
     const E* dy = sibling == 0 ? p.dy[0] : sibling == 1 ? p.dy[1] : p.dy[2];
@@ -37,13 +37,13 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     bool has_bias = p.dbias[0] && blockIdx.x == 0;
     float* bias_parts = reinterpret_cast<float*>(shared);
     int x_plane = p.region | 1, dy_plane = p.pixels | 1, buffer_pieces = UN * x_plane + M / SIZE * dy_plane;
-    uint4 *buffer = shared, *other = shared + buffer_pieces;
+    int at = 0;  // of the tile that is worked on
     auto swap = [&]() {
         __syncthreads();
-        uint4* swapped = buffer;
-        buffer = other;
-        other = swapped;
+        at = buffer_pieces - at;
     };
+    auto buffer = [&]() { return shared + at; };
+    auto other = [&]() { return shared + (buffer_pieces - at); };
     auto place = [&](int k) {
         if (TAPS == 1) return k;
         int row = sample_of(p, k) * p.region_height + row_of(p, k) * p.stride_h;
@@ -61,56 +61,60 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
 #pragma unroll
         for (int i = 0; i <= SUMS; ++i) sums[i] = 0.0f;
         Loader loader(p, dy, thread, row_tile * M, blockIdx.x * N);
-        if (!APART) loader.bring(other, wgrad_tile(p, tile), 0, 0);
+        if (!APART) loader.bring(other(), wgrad_tile(p, tile), 0, 0);
         swap();
-        int warp_m = warp / WN * MT * 16, warp_n = warp % WN * NT * 16;
         for (int count = last - tile; count > 0; --count) {
             bool more = count > 1;
             WgradTile next = wgrad_tile(p, last - count + 1);
             int x_rounds = more ? loader.x_rounds : 0, y_rounds = more ? loader.y_rounds : 0;
-            const uint4* right = buffer + warp_n / SIZE * x_plane;
-            const uint4* left = buffer + UN * x_plane + warp_m / SIZE * dy_plane;
-            int steps = p.pixels / 16;
+            warp = thread_again() / 32;
+            const uint4* right = buffer() + warp % WN * NT * 16 / SIZE * x_plane;
+            const uint4* left = buffer() + UN * x_plane + warp / WN * MT * 16 / SIZE * dy_plane;
 #pragma unroll 1
-            for (int step = 0; step < steps; ++step) {
+            for (int step = 0; step * 16 < p.pixels; ++step) {
                 WgradPiece x[HX], of_dy[HY];
                 auto during = [&](int tap) {
                     if (APART) return;
 #pragma unroll
                     for (int h = 0; h < HX; ++h) {
                         int round = step * HX + h;
-                        if (tap == 0) loader.fetch_x(other, next, round, x_rounds, x[h]);
-                        if (tap == max(TAPS - 3, 1)) loader.template normalise_x<0>(x[h]);
-                        if (tap == max(TAPS - 1, 1)) loader.template normalise_x<1>(x[h]);
-                        if (tap == TAPS) loader.store_x(other, round, x_rounds, x[h]);
+                        if (tap == 0) loader.fetch_x(other(), next, round, x_rounds, x[h]);
+                        if (tap == max(TAPS - 3, 1)) loader.normalise_x(x[h], 0);
+                        if (tap == max(TAPS - 1, 1)) loader.normalise_x(x[h], 1);
+                        if (tap == TAPS) loader.store_x(other(), round, x_rounds, x[h]);
                     }
 #pragma unroll
                     for (int h = 0; h < HY; ++h) {
                         int round = step * HY + h;
-                        if (tap == 0) loader.fetch_y(other, next, round, y_rounds, of_dy[h]);
-                        if (tap == max(TAPS - 3, 1)) loader.store_y(other, round, y_rounds, of_dy[h]);
+                        if (tap == 0) loader.fetch_y(other(), next, round, y_rounds, of_dy[h]);
+                        if (tap == max(TAPS - 3, 1)) loader.store_y(other(), round, y_rounds, of_dy[h]);
                     }
                 };
                 wgrad_step<TAPS, MT, NT>(sums, type, left, dy_plane, right, x_plane, step * 16, place,
                                          p.region_width, shift, during);
             }
             if (!APART) {
-                if (more) loader.bring(other, next, steps * HX, steps * HY);
-                if (has_bias) loader.add_bias(buffer);
+                if (more) loader.bring(other(), next, p.pixels / 16 * HX, p.pixels / 16 * HY);
+                if (has_bias) loader.add_bias(buffer());
             }
             swap();
         }
         if (!APART && has_bias) loader.store_bias(bias_parts);
     } else {
+#if CYANEA_CODE_PATH >= 80
         Loader loader(p, dy, thread - THREADS, row_tile * M, blockIdx.x * N);
-        loader.stream(other, wgrad_tile(p, tile));
+        loader.stream(other(), wgrad_tile(p, tile), [] {});
         swap();
         while (tile < last) {
-            if (++tile < last) loader.stream(other, wgrad_tile(p, tile));
-            if (has_bias) loader.add_bias(buffer);
+            auto bias = [&]() {
+                if (has_bias) loader.add_bias(buffer());
+            };
+            if (++tile < last) loader.stream(other(), wgrad_tile(p, tile), bias);
+            else bias();
             swap();
         }
         if (has_bias) loader.store_bias(bias_parts);
+#endif
     }
 
     thread = thread_again(), warp = thread / 32;

@@ -70,7 +70,8 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, Sin
 // Adds the sums that the first THREADS threads of a block have of all slices, in their order: `sink`(which,
 // sum) gets them in the block that came last. No block waits for another. Groups of `fan` slices are joined
 // first, and then their sums, so that no block reads more than a few parts. There is room for a part of every
-// slice and of every group, and a ticket for every group and for the whole.
+// slice and of every group, and a ticket for every group and for the whole. Sums of a single slice take the same
+// way, so that there are registers for what the sink computes.
 template <int THREADS, int SUMS, class Sink>
 __device__ __forceinline__ void join_groups(const float (&sums)[SUMS], float* partials, unsigned* tickets,
                                             int slice, int slices, int fan, Sink sink) {
