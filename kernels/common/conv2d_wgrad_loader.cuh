@@ -129,11 +129,11 @@ struct WgradLoader {
 
     // A piece of x is fetched, normalised in two parts and stored, so that there can be products between.
     // Apart from GENERAL there are no branches, which would keep the compiler from mixing them. Nothing is
-    // done beyond `rounds`.
-    __device__ __forceinline__ void fetch_x(uint4* buffer, const WgradTile& tile, int round, int rounds,
+    // done where there isn't `any`.
+    __device__ __forceinline__ void fetch_x(uint4* buffer, const WgradTile& tile, int round, bool any,
                                             WgradPiece& piece) {
         int pixel = x_pixel(round);
-        bool wanted = (pixel < p.region) & (round < rounds);
+        bool wanted = (pixel < p.region) & any;
         if (WAY != GENERAL) {
             WgradTile from = source_of(tile, pixel);
             bool inside = wanted & (column < columns) & in_source(from);
@@ -184,8 +184,8 @@ struct WgradLoader {
             piece.value = pack(value);
         }
     }
-    __device__ __forceinline__ void store_x(uint4* buffer, int round, int rounds, WgradPiece& piece) const {
-        bool wanted = (x_pixel(round) < p.region) & (round < rounds);
+    __device__ __forceinline__ void store_x(uint4* buffer, int round, bool any, WgradPiece& piece) const {
+        bool wanted = (x_pixel(round) < p.region) & any;
         if (WAY == PLAIN) {
             store_plain(piece, x_place(buffer, round), wanted);
             return;
@@ -193,11 +193,11 @@ struct WgradLoader {
         if (WAY == NORMALISED && piece.sample < 0) piece.value = make_uint4(0, 0, 0, 0);
         if (wanted) *x_place(buffer, round) = piece.value;
     }
-    __device__ __forceinline__ void fetch_y(uint4* buffer, const WgradTile& tile, int round, int rounds,
+    __device__ __forceinline__ void fetch_y(uint4* buffer, const WgradTile& tile, int round, bool any,
                                             WgradPiece& piece) {
         int k = y_pixel(round);
         int sample = tile.sample + sample_of(p, k), oy = tile.oy + row_of(p, k), ox = tile.ox + column_of(p, k);
-        bool wanted = (k < p.pixels) & (round < rounds);
+        bool wanted = (k < p.pixels) & any;
         bool inside = wanted & (sample < p.batch) & (oy < p.out_height) & (ox < p.out_width);
         int pixel = (sample * p.out_height + oy) * p.out_width + ox;
         if (WAY != GENERAL) {
@@ -208,8 +208,8 @@ struct WgradLoader {
         piece.value = make_uint4(0, 0, 0, 0);
         if (inside) piece.value = source_piece<E>(dy, nullptr, p.c_out, 0, p.flags & WIDE_DY, pixel, out);
     }
-    __device__ __forceinline__ void store_y(uint4* buffer, int round, int rounds, const WgradPiece& piece) const {
-        bool wanted = (y_pixel(round) < p.pixels) & (round < rounds);
+    __device__ __forceinline__ void store_y(uint4* buffer, int round, bool any, const WgradPiece& piece) const {
+        bool wanted = (y_pixel(round) < p.pixels) & any;
         if (WAY != GENERAL) store_plain(piece, y_place(buffer, round), wanted);
         else if (wanted) *y_place(buffer, round) = piece.value;
     }
@@ -219,16 +219,16 @@ struct WgradLoader {
 #pragma unroll 1
         for (; x_round < x_rounds; ++x_round) {
             WgradPiece piece;
-            fetch_x(buffer, tile, x_round, x_rounds, piece);
+            fetch_x(buffer, tile, x_round, true, piece);
             normalise_x(piece, 0);
             normalise_x(piece, 1);
-            store_x(buffer, x_round, x_rounds, piece);
+            store_x(buffer, x_round, true, piece);
         }
 #pragma unroll 1
         for (; y_round < y_rounds; ++y_round) {
             WgradPiece piece;
-            fetch_y(buffer, tile, y_round, y_rounds, piece);
-            store_y(buffer, y_round, y_rounds, piece);
+            fetch_y(buffer, tile, y_round, true, piece);
+            store_y(buffer, y_round, true, piece);
         }
     }
 #if CYANEA_CODE_PATH >= 80
@@ -243,7 +243,7 @@ struct WgradLoader {
 #pragma unroll 4
             for (int round = first; round < end; ++round) {
                 WgradPiece piece;
-                fetch_x(buffer, tile, round, x_rounds, piece);
+                fetch_x(buffer, tile, round, true, piece);
                 inside |= piece.sample >= 0 ? 1u << (round - first) : 0;
             }
             copy_commit();
@@ -251,7 +251,7 @@ struct WgradLoader {
 #pragma unroll 4
                 for (int round = 0; round < y_rounds; ++round) {
                     WgradPiece piece;
-                    fetch_y(buffer, tile, round, y_rounds, piece);
+                    fetch_y(buffer, tile, round, true, piece);
                 }
                 copy_commit();
                 during();

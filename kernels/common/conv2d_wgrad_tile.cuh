@@ -66,8 +66,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         for (int count = last - tile; count > 0; --count) {
             bool more = count > 1;
             WgradTile next = wgrad_tile(p, last - count + 1);
-            int x_rounds = more ? loader.x_rounds : 0, y_rounds = more ? loader.y_rounds : 0;
-            warp = thread_again() / 32;
+            warp = threadIdx.x / 32;
             const uint4* right = buffer() + warp % WN * NT * 16 / SIZE * x_plane;
             const uint4* left = buffer() + UN * x_plane + warp / WN * MT * 16 / SIZE * dy_plane;
 #pragma unroll 1
@@ -78,16 +77,16 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
 #pragma unroll
                     for (int h = 0; h < HX; ++h) {
                         int round = step * HX + h;
-                        if (tap == 0) loader.fetch_x(other(), next, round, x_rounds, x[h]);
+                        if (tap == 0) loader.fetch_x(other(), next, round, more, x[h]);
                         if (tap == max(TAPS - 3, 1)) loader.normalise_x(x[h], 0);
                         if (tap == max(TAPS - 1, 1)) loader.normalise_x(x[h], 1);
-                        if (tap == TAPS) loader.store_x(other(), round, x_rounds, x[h]);
+                        if (tap == TAPS) loader.store_x(other(), round, more, x[h]);
                     }
 #pragma unroll
                     for (int h = 0; h < HY; ++h) {
                         int round = step * HY + h;
-                        if (tap == 0) loader.fetch_y(other(), next, round, y_rounds, of_dy[h]);
-                        if (tap == max(TAPS - 3, 1)) loader.store_y(other(), round, y_rounds, of_dy[h]);
+                        if (tap == 0) loader.fetch_y(other(), next, round, more, of_dy[h]);
+                        if (tap == max(TAPS - 3, 1)) loader.store_y(other(), round, more, of_dy[h]);
                     }
                 };
                 wgrad_step<TAPS, MT, NT>(sums, type, left, dy_plane, right, x_plane, step * 16, place,
