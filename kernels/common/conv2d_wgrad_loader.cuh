@@ -260,7 +260,7 @@ struct WgradLoader {
                 copy_wait<0>();
             }
             if (WAY != NORMALISED) continue;
-            WgradAffine<E> affine;
+            WgradAffine<E> affine = {};
             if (p.samples == 1) {
                 load_affine(affine, tile.sample);
                 for (int round = first; round < end; round += 3)

@@ -136,8 +136,9 @@ inline void copy_async_if(bool wanted, void* to, const void* from) {
     if (wanted) copy_async(to, from);
 }
 inline void copy_async_or_zero(bool wanted, bool inside, void* to, const void* from) {
-    static const uint4 zeros = {0, 0, 0, 0};
-    if (wanted) copy_async(to, inside ? from : &zeros);
+    if (!wanted) return;
+    if (inside) copy_async(to, from);
+    else *static_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
 }
 
 inline void keep(int&) {}
