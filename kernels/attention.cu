@@ -22,7 +22,7 @@ struct Layout {
     static const int MATRIX = area<E>(TILE, DEPTH), OWN = area<E>(16, DEPTH);
     // Blocks that the registers of a multiprocessor are shared out to, at least.
     static __device__ constexpr int resident(bool backward) {
-        return DEPTH > 8 || sizeof(E) == 4 ? 1 : backward ? 4 : 6;
+        return DEPTH > 8 || sizeof(E) == 4 ? 1 : backward ? 4 : 7;
     }
     // Matrices of own rows of a warp that stay in shared memory, and its 16-byte words in all.
     static __device__ constexpr int rooms(bool backward) { return backward && sizeof(E) == 4 ? 2 : 1; }
@@ -34,71 +34,106 @@ struct Layout {
 // 16 queries of a warp: the softmax over the keys so far. Probabilities are relative to `top`, a
 // product of query and key: the largest with the first keys, and again when a later one is so much
 // larger that its probability might leave the range of float16.
-template <class E, int DEPTH, int N>
+template <class E, int DEPTH>
 struct Queries {
     typedef Product<E> P;
+    typedef typename Sums<E, DEPTH>::Left Left;
     Own<E, DEPTH> rows;
     Sums<E, DEPTH> sums;
     float top[2], base[2], total[2];
+    // A step with fewer keys left than this is the first or the last.
+    int ordinary;
 
     template <bool NORMALISE>
     __device__ __forceinline__ void start(E* room, const Tokens<E>& q, int first, unsigned flip) {
         rows.template fetch<NORMALISE>(room, q, first, flip);
         sums.clear();
-        top[0] = top[1] = -infinity();
         total[0] = total[1] = 0.0f;
+        ordinary = 0x7fffffff;
     }
-    // Products with 16 N keys, of which `live` are there.
-    __device__ __forceinline__ void find(float (&scores)[N][8], const E* keys, int plane, int live) const {
+    // Products with 16 N keys.
+    template <int N>
+    __device__ __forceinline__ void find(float (&scores)[N][8], const E* keys, int plane) const {
 #pragma unroll
         for (int i = 0; i < 8 * N; ++i) scores[i / 8][i % 8] = 0.0f;
         rows.dot(scores, keys, plane);
+    }
+    // The first `live` of them are there.
+    template <int N>
+    __device__ __forceinline__ void mask(float (&scores)[N][8], int live) const {
         if (live >= 16 * N) return;
 #pragma unroll
         for (int i = 0; i < 8 * N; ++i)
-            if (i / 8 * 16 + P::score_column(i % 8) >= live) scores[i / 8][i % 8] = -infinity();
+            if (i / 8 * 16 + Own<E, DEPTH>::other_row(i % 8) >= live) scores[i / 8][i % 8] = -infinity();
     }
+    // FIRST: nothing has been summed yet. SPLIT: as split_rounding says.
+    template <bool SPLIT, bool FIRST, int N>
     __device__ __forceinline__ void rebase(const float (&scores)[N][8], float factor) {
-        float high[2] = {top[0], top[1]}, shrink[2];
+        float high[2] = {FIRST ? -infinity() : top[0], FIRST ? -infinity() : top[1]}, shrink[2];
 #pragma unroll
         for (int i = 0; i < 8 * N; ++i)
             high[P::side(i % 8)] = fmaxf(high[P::side(i % 8)], scores[i / 8][i % 8]);
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             high[side] = row_max<E>(high[side]);
-            shrink[side] = exp2_approx((top[side] - high[side]) * factor);
-            total[side] *= shrink[side];
+            if (!FIRST) {
+                shrink[side] = exp2_approx((top[side] - high[side]) * factor);
+                total[side] *= shrink[side];
+            }
             top[side] = high[side];
-            base[side] = lift<E>(false) - high[side] * factor;
+            base[side] = lift<E>(false) - lowered<E>(SPLIT) - high[side] * factor;
         }
-        sums.scale(shrink[0], shrink[1]);
+        if (!FIRST) sums.scale(shrink[0], shrink[1]);
     }
-    // Scores become probabilities; `part` is their sums.
-    __device__ __forceinline__ void exponentiate(float (&scores)[N][8], float (&part)[2], float factor) const {
-        part[0] = part[1] = 0.0f;
+    // Scores become probabilities, and without SPLIT weights of values too; that is done before anyone knows whether
+    // they can stay, so that packing goes on beside exp. `part` is their sums, from -0: adding that is no instruction.
+    template <bool SPLIT, int N>
+    __device__ __forceinline__ void exponentiate(float (&scores)[N][8], float (&part)[2], Left (&left)[N],
+                                                 float factor) const {
+        part[0] = part[1] = -0.0f;
 #pragma unroll
         for (int i = 0; i < 8 * N; ++i) {
             float& score = scores[i / 8][i % 8];
             score = exp2_approx(fmaf(score, factor, base[P::side(i % 8)]));
             part[P::side(i % 8)] += score;
         }
+        if (SPLIT) return;
+#pragma unroll
+        for (int n = 0; n < N; ++n) left[n].template round<SMALLER>(scores[n]);
     }
-    __device__ __forceinline__ void step(const E* keys, const E* values, int plane, int live, float factor,
-                                         bool fresh, bool split) {
+    // With 16 N keys; `live` are left in the tile, these included.
+    template <int N, bool SPLIT>
+    __device__ __forceinline__ void step(const E* keys, const E* values, int plane, int live, float factor) {
         float scores[N][8], part[2];
-        find(scores, keys, plane, live);
-        if (fresh) rebase(scores, factor);
-        exponentiate(scores, part, factor);
-        if (__any_sync(0xffffffffu, !(part[0] <= 32768.0f && part[1] <= 32768.0f))) {
-            find(scores, keys, plane, live);
-            rebase(scores, factor);
-            exponentiate(scores, part, factor);
+        Left left[N];
+        find(scores, keys, plane);
+        if (live < ordinary) {
+            mask(scores, live);
+            if (ordinary > 16 * N) rebase<SPLIT, true>(scores, factor);
+            ordinary = 16 * N;
+        }
+        exponentiate<SPLIT>(scores, part, left, factor);
+        const float most = 32768.0f / power_of_two(lowered<E>(SPLIT));
+        if (__any_sync(0xffffffffu, !(part[0] <= most && part[1] <= most))) {
+            find(scores, keys, plane);
+            mask(scores, live);
+            rebase<SPLIT, false>(scores, factor);
+            exponentiate<SPLIT>(scores, part, left, factor);
         }
         total[0] += part[0];
         total[1] += part[1];
+        if (SPLIT) {
+            add_weighted<POSITIVE>(sums, scores, values, plane, true);
+            return;
+        }
 #pragma unroll
-        for (int n = 0; n < N; ++n)
-            sums.template add<true>(scores[n], values + 16 * n * unit<E>(), plane, split);
+        for (int n = 0; n < N; ++n) sums.add(left[n], values + 16 * n * unit<E>(), plane);
+    }
+    // A tile of which `live` keys are there.
+    template <int N, bool SPLIT>
+    __device__ __forceinline__ void steps(const E* keys, const E* values, int plane, int live, float factor) {
+        for (; live > 0; live -= 16 * N, keys += 16 * N * unit<E>(), values += 16 * N * unit<E>())
+            step<N, SPLIT>(keys, values, plane, live, factor);
     }
 };
 
@@ -108,7 +143,6 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     attention_fwd(Attention<E> p) {
     typedef Layout<E, DEPTH, WARPS> L;
     typedef Product<E> P;
-    const int N = L::TOGETHER, SIZE = unit<E>();
     CYANEA_SHARED(uint4, shared, L::words(false));
     E* tiles = reinterpret_cast<E*>(shared);
     int warp = static_cast<int>(threadIdx.x) / 32;
@@ -122,6 +156,7 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     // The largest product of a row gives its largest score, for which the scale must be positive.
     unsigned signs = p.scale < 0.0f ? sizeof(E) == 2 ? 0x80008000u : 0x80000000u : 0u;
     float factor = fmaxf(fabsf(p.scale), 1e-30f) * LOG2E;
+    bool split = split_rounding<E>(p.keys);
     auto begin = [&](int tile) {
         E* to = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
         fill<L::TILE, DEPTH, L::THREADS, true>(to, k, tile * L::TILE, 0, 0u);
@@ -132,9 +167,9 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
         int first = (static_cast<int>(blockIdx.x) * p.passes + pass) * L::ROWS + warp * 16;
         bool resident = pass > 0 && tile_count == 1;
         if (pass > 0 && !resident) __syncthreads();
-        if (!resident) begin(0);
-        Queries<E, DEPTH, N> rows;
+        Queries<E, DEPTH> rows;
         rows.template start<PACKED>(own, q, first, signs);
+        if (!resident) begin(0);
         for (int tile = 0; tile < tile_count; ++tile) {
             E* keys = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
             if (!resident) {
@@ -148,11 +183,9 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
                 }
             }
             int live = min(L::TILE, p.keys - tile * L::TILE);
-            for (int at = 0; at < live; at += 16 * N) {
-                const E* from = keys + at * SIZE;
-                rows.step(from, from + L::MATRIX, plane<E>(L::TILE), live - at, factor, tile + at == 0,
-                          split_rounding<E>(p.keys));
-            }
+            // One product at a time where both parts of probabilities take up registers.
+            if (split) rows.template steps<1, true>(keys, keys + L::MATRIX, plane<E>(L::TILE), live, factor);
+            else rows.template steps<L::TOGETHER, false>(keys, keys + L::MATRIX, plane<E>(L::TILE), live, factor);
             if (L::BUFFERS == 1 && tile + 1 < tile_count) {
                 __syncthreads();
                 begin(tile + 1);
@@ -168,11 +201,12 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
             int query = first + P::row(side);
             live[side] = query < p.queries;
             to[side] = p.y + (head_start(p, p.queries) + query * (p.heads * p.depth));
-            float total = row_sum<E>(rows.total[side]);
+            float total = row_sum<E>(rows.total[side]) * (split ? 1.0f : power_of_two(lowered<E>(false)));
             inverse[side] = reciprocal_approx(total);
+            // From `base` as it was rounded, so that this shows here no more than in y.
             if (live[side] && row_member<E>() == 0)
                 p.lse[head_rows + query * p.heads] =
-                    (rows.top[side] * factor - lift<E>(false) + log2_approx(total)) * LN2;
+                    (log2_approx(total) - (rows.base[side] + (split ? 0.0f : lowered<E>(false)))) * LN2;
         }
         rows.sums.each([&](int side, int channel, float low, float high) {
             if (!live[side] || channel >= p.depth) return;
@@ -271,7 +305,7 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
                 bool edge = KEYS ? first + 16 > p.keys : at + 16 * N > live;
 #pragma unroll
                 for (int i = 0; i < 8 * N; ++i) {
-                    int column = at + i / 8 * 16 + P::score_column(i % 8), side = P::side(i % 8);
+                    int column = at + i / 8 * 16 + Own<E, DEPTH>::other_row(i % 8), side = P::side(i % 8);
                     float2 of = KEYS ? of_columns[column] : make_float2(base[side], delta[side]);
                     float value = exp2_approx(fmaf(weight[i / 8][i % 8], factor, of.x));
                     if (edge && (KEYS ? first + P::row(side) >= p.keys : column >= live)) value = 0.0f;
@@ -289,13 +323,9 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
 #pragma unroll
                     for (int i = 0; i < 8 * N; ++i) slope[i / 8][i % 8] *= range.factor;
                 }
-#pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    const E* from = others + (at + 16 * n) * SIZE;
-                    gradient.template add<false>(slope[n], from, plane<E>(L::TILE), split);
-                    if (KEYS)
-                        weighted.template add<true>(weight[n], from + L::MATRIX, plane<E>(L::TILE), split);
-                }
+                const E* from = others + at * SIZE;
+                add_weighted<SIGNED>(gradient, slope, from, plane<E>(L::TILE), split);
+                if (KEYS) add_weighted<POSITIVE>(weighted, weight, from + L::MATRIX, plane<E>(L::TILE), split);
             }
             if (L::BUFFERS == 1 && tile + 1 < tile_count) {
                 __syncthreads();

@@ -26,6 +26,8 @@ struct Own {
         fetch_rows<DEPTH, NORMALISE>(room, from, first, flip);
         rows = room;
     }
+    // Which of 16 rows of `others` sum i of `dot` is for.
+    static __device__ __forceinline__ int other_row(int i) { return Product<E>::score_column(i); }
     // sums[n] += these rows . rows 16 n .. 16 n + 15 of `others`
     template <int N>
     __device__ __forceinline__ void dot(float (&sums)[N][8], const E* others, int other_plane) const {
@@ -54,6 +56,7 @@ struct Own<__half, DEPTH> {
         for (int at = 0; at < DEPTH / 16; ++at)
             Product<__half>::left(r[at], room + at * 2 * plane<__half>(16), plane<__half>(16));
     }
+    static __device__ __forceinline__ int other_row(int i) { return Product<__half>::score_column(i); }
     template <int N>
     __device__ __forceinline__ void dot(float (&sums)[N][8], const __half* others, int other_plane) const {
 #pragma unroll
@@ -68,7 +71,9 @@ struct Own<__half, DEPTH> {
     }
 };
 
-// Eight channels: what a lane holds of an operand lies together in memory, so it is read as it stands.
+// Eight channels: what a lane holds of an operand lies together in memory, so it is read as it stands. On sm_70
+// columns 4-7 of a product change places with 8-11: four rows that halves of a warp read for `Sums` together
+// then lie in different banks.
 template <>
 struct Own<__half, 8> {
     unsigned r[FRAGMENT(8)];
@@ -76,7 +81,8 @@ struct Own<__half, 8> {
 
     template <bool NORMALISE>
     __device__ __forceinline__ void fetch(__half*, const Tokens<__half>& from, int first, unsigned flip) {
-        column = b_column<8>() * 8;
+        int lane = warp_lane();
+        column = (CYANEA_CODE_PATH >= 80 ? b_column<8>() : lane % 4 + (lane & 8) / 2 + (lane & 16) / 2) * 8;
         keep(column);
 #if CYANEA_CODE_PATH >= 80
         int row = first + warp_lane() / 4, channel = warp_lane() % 4 * 2;
@@ -101,6 +107,10 @@ struct Own<__half, 8> {
         r[3] = value.w ^ flip;
 #endif
     }
+    static __device__ __forceinline__ int other_row(int i) {
+        int lane = warp_lane();
+        return CYANEA_CODE_PATH >= 80 ? sum_column(i) : ((lane / 2 & 4) | (lane & 2)) + (i & 4) * 2 + (i & 1);
+    }
     template <int N>
     __device__ __forceinline__ void dot(float (&sums)[N][8], const __half* others, int other_plane) const {
 #pragma unroll
@@ -117,10 +127,81 @@ struct Own<__half, 8> {
 template <class E>
 __device__ __forceinline__ bool split_rounding(int rows) { return sizeof(E) == 2 && rows <= 128; }
 
-// Sums of a warp over weighted rows, 16 x DEPTH. `add` takes a 16 x 16 product as weights of the 16
-// rows at `rows`; POSITIVE: none is negative; `split` as above. `each` calls f(side, channel, low, high).
+// Weights of rows as float16, and what that leaves of each in place of what it gave.
+template <Weights KIND>
+__device__ __forceinline__ void pack(unsigned* pairs, const float* weights) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        pairs[i] = KIND == SIGNED     ? pack_signed(weights[2 * i], weights[2 * i + 1])
+                   : KIND == POSITIVE ? pack_positive(weights[2 * i], weights[2 * i + 1])
+                                      : pack_lowered(weights[2 * i], weights[2 * i + 1]);
+}
+__device__ __forceinline__ void pack_rest(unsigned* pairs, const float* weights) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        pairs[i] = pack_signed(weights[2 * i] - low_half(pairs[i]), weights[2 * i + 1] - high_half(pairs[i]));
+}
+// Weights of 16 rows, for each of a warp's own 16, as left operand of `Sums::add`: rounded, or what rounding leaves
+// of them; KIND: as what they come.
+template <class E, int DEPTH>
+struct Weighted {
+    float at[8];
+
+    template <Weights KIND>
+    __device__ __forceinline__ void round(const float* weights) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) at[i] = weights[i];
+    }
+    template <Weights KIND>
+    __device__ __forceinline__ void rest(const float*) {}
+};
+template <int DEPTH>
+struct Weighted<__half, DEPTH> {
+    unsigned r[FRAGMENT(16)];
+
+    template <Weights KIND>
+    __device__ __forceinline__ void round(const float* weights) {
+        unsigned pairs[4];
+        pack<KIND>(pairs, weights);
+        place(pairs);
+    }
+    template <Weights KIND>
+    __device__ __forceinline__ void rest(const float* weights) {
+        unsigned pairs[4];
+        pack<KIND>(pairs, weights);
+        pack_rest(pairs, weights);
+        place(pairs);
+    }
+    __device__ __forceinline__ void place(const unsigned* pairs) {
+#if CYANEA_CODE_PATH < 80
+        if (DEPTH == 8) {
+            pairs_as_own_a(r, pairs);
+            return;
+        }
+#endif
+        pairs_as_a(r, pairs);
+    }
+};
+// Adds N products of 16 x 16 as weights of the 16 N rows at `rows` to `sums`; `split` as above.
+template <Weights KIND, class S, class E, int N>
+__device__ __forceinline__ void add_weighted(S& sums, const float (&weights)[N][8], const E* rows, int plane,
+                                             bool split) {
+    typename S::Left left;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        left.template round<KIND>(weights[n]);
+        sums.add(left, rows + 16 * n * unit<E>(), plane);
+        if (!split) continue;
+        left.template rest<KIND>(weights[n]);
+        sums.add(left, rows + 16 * n * unit<E>(), plane);
+    }
+}
+
+// Sums of a warp over weighted rows, 16 x DEPTH. `add` takes the 16 rows at `rows`; `each` calls
+// f(side, channel, low, high).
 template <class E, int DEPTH>
 struct Sums {
+    typedef Weighted<E, DEPTH> Left;
     float at[DEPTH / 16][8];
 
     __device__ __forceinline__ void clear() {
@@ -131,13 +212,12 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < DEPTH / 2; ++i) at[i / 8][i % 8] *= Product<E>::side(i % 8) ? second : first;
     }
-    template <bool POSITIVE>
-    __device__ __forceinline__ void add(const float* weights, const float* rows, int plane, bool) {
+    __device__ __forceinline__ void add(const Left& left, const float* rows, int plane) {
 #pragma unroll 1
         for (int step = 0; step < 4; ++step) {
             // Lane `step` of a row's four has the weights of rows step, step + 4, ...
             float4 a[2];
-            spread(a, weights, (warp_lane() & 28) + step);
+            spread(a, left.at, (warp_lane() & 28) + step);
 #pragma unroll
             for (int n = 0; n < DEPTH / 16; ++n) {
                 float4 b[4];
@@ -146,23 +226,12 @@ struct Sums {
             }
         }
     }
-    template <bool POSITIVE>
-    __device__ __forceinline__ void add(const float* weights, const __half* rows, int plane, bool split) {
-        unsigned pairs[4];
-        pack<POSITIVE>(pairs, weights);
-        add_pairs(pairs, rows, plane);
-        if (!split) return;
-        pack_rest(pairs, weights);
-        add_pairs(pairs, rows, plane);
-    }
-    __device__ __forceinline__ void add_pairs(const unsigned* pairs, const __half* rows, int plane) {
-        unsigned a[FRAGMENT(16)];
-        pairs_as_a(a, pairs);
+    __device__ __forceinline__ void add(const Left& left, const __half* rows, int plane) {
 #pragma unroll
         for (int n = 0; n < DEPTH / 16; ++n) {
             unsigned b[FRAGMENT(16)];
             Product<__half>::right_rows(b, rows + n * 2 * plane, plane);
-            multiply<16, false, true>(at[n], a, b);
+            multiply<16, false, true>(at[n], left.r, b);
         }
     }
     __device__ __forceinline__ void finish() {}
@@ -174,19 +243,6 @@ struct Sums {
               at[i / 8][i % 8 + 1]);
     }
 
-    template <bool POSITIVE>
-    static __device__ __forceinline__ void pack(unsigned* pairs, const float* weights) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            pairs[i] = POSITIVE ? pack_positive(weights[2 * i], weights[2 * i + 1])
-                                : pack_signed(weights[2 * i], weights[2 * i + 1]);
-    }
-    // What rounding left of each, in place of what it gave.
-    static __device__ __forceinline__ void pack_rest(unsigned* pairs, const float* weights) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            pairs[i] = pack_signed(weights[2 * i] - low_half(pairs[i]), weights[2 * i + 1] - high_half(pairs[i]));
-    }
     static __device__ __forceinline__ void spread(float4 (&a)[2], const float* weights, int lane) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
@@ -202,6 +258,7 @@ struct Sums {
 // empty, so its two halves take eight of the 16 rows each, and are added up at the end.
 template <class E>
 struct Sums<E, 8> {
+    typedef Weighted<E, 8> Left;
 #if CYANEA_CODE_PATH >= 80
     static const int COUNT = sizeof(E) == 2 ? 4 : 8;
 #else
@@ -218,7 +275,7 @@ struct Sums<E, 8> {
 #if CYANEA_CODE_PATH >= 80
         offset = lane % 16 * 8;
 #else
-        offset = ((lane & 8) + lane % 4) * 8 + (lane & 16) / 4;
+        offset = ((lane & 8) / 2 + lane % 4) * 8 + (lane & 16) / 4;
 #endif
         keep(offset);
 #pragma unroll
@@ -228,42 +285,30 @@ struct Sums<E, 8> {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) at[i] *= Product<E>::side(i) ? second : first;
     }
-    template <bool POSITIVE>
-    __device__ __forceinline__ void add(const float* weights, const float* rows, int plane, bool) {
+    __device__ __forceinline__ void add(const Left& left, const float* rows, int plane) {
         int lane = warp_lane();
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
             int from = (lane & 2) + step;
             float4 a[2], b[4];
-            Sums<float, 16>::spread(a, weights, (lane & 28) + from);
+            Sums<float, 16>::spread(a, left.at, (lane & 28) + from);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
                 b[k] = *reinterpret_cast<const float4*>(rows + ((lane & 1) * plane + (from + 4 * k) * 4));
             Product<float>::add_rows(at, a, b);
         }
     }
-    template <bool POSITIVE>
-    __device__ __forceinline__ void add(const float* weights, const __half* rows, int, bool split) {
-        unsigned pairs[4];
-        Sums<E, 16>::template pack<POSITIVE>(pairs, weights);
-        add_pairs(pairs, rows);
-        if (!split) return;
-        Sums<E, 16>::pack_rest(pairs, weights);
-        add_pairs(pairs, rows);
-    }
-    __device__ __forceinline__ void add_pairs(const unsigned* pairs, const __half* rows) {
+    __device__ __forceinline__ void add(const Left& left, const __half* rows, int) {
 #if CYANEA_CODE_PATH >= 80
         unsigned b[2];
         ldmatrix<2, true>(b, rows + offset);
-        mma_m16n8k16(at, pairs, b);
+        mma_m16n8k16(at, left.r, b);
 #else
-        unsigned a[4];
-        pairs_as_own_a(a, pairs);
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
-            uint2 value = *reinterpret_cast<const uint2*>(rows + offset + step * 4 * 8);
+            uint2 value = *reinterpret_cast<const uint2*>(rows + offset + step * 8 * 8);
             unsigned b[2] = {value.x, value.y};
-            mma_m8n8k4<false, true>(at, a + 2 * step, b);
+            mma_m8n8k4<false, true>(at, left.r + 2 * step, b);
         }
 #endif
     }

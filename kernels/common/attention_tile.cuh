@@ -57,6 +57,14 @@ __device__ constexpr int area(int rows, int channels) { return channels / unit<E
 // Probabilities are rounded to float16 when they are this many powers of two larger.
 template <class E>
 __device__ constexpr float lift(bool backward) { return sizeof(E) == 4 ? 0.0f : backward ? 14.0f : 10.0f; }
+// In float32 those of attention.cu are this many smaller (see pack_lowered). That takes three bits from the argument
+// of exp, far below what rounding takes, unless weights are split.
+template <class E>
+__device__ constexpr int lowered(bool split) { return sizeof(E) == 4 || split ? 0 : LOWERED; }
+__device__ constexpr float power_of_two(int exponent) { return exponent == 0 ? 1.0f : 2.0f * power_of_two(exponent - 1); }
+// Weights of rows, as float32 holds them before they are rounded: of either sign, positive, or positive and
+// LOWERED powers of two smaller.
+enum Weights { SIGNED, POSITIVE, SMALLER };
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
 // 16 bytes of a row, of which `channels` are left; heads of float16 begin at multiples of 8 bytes.

@@ -170,6 +170,20 @@ __device__ __forceinline__ unsigned pack_positive(float low, float high) {
     return __byte_perm(shifted_half(low), shifted_half(high), 0x7632);
 #endif
 }
+// The same of values from 0 to below 65,504 that are LOWERED powers of two too small: on sm_70 their exponents
+// are then those of float16, so that rounding is a shift, and what is below 2^-14 was zero from the start.
+#if CYANEA_CODE_PATH >= 80
+#define LOWERED 0
+#else
+#define LOWERED 112
+#endif
+__device__ __forceinline__ unsigned pack_lowered(float low, float high) {
+#if CYANEA_CODE_PATH >= 80
+    return pack_half2(low, high);
+#else
+    return __byte_perm(__float_as_uint(low) * 8u + 0x8000u, __float_as_uint(high) * 8u + 0x8000u, 0x7632);
+#endif
+}
 __device__ __forceinline__ unsigned pack_signed(float low, float high) {
 #if CYANEA_CODE_PATH >= 80
     return pack_half2(low, high);
