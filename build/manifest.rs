@@ -34,6 +34,9 @@ pub struct Kernel {
     pub params_bytes: usize,
     /// Most threads of a block.
     pub threads: u32,
+    /// Threads beside those, on the sm_80 path alone.
+    #[serde(default)]
+    pub loaders: u32,
     /// A product in float16 without tensor cores.
     #[serde(skip)]
     pub general: bool,

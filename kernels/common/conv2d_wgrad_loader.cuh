@@ -37,7 +37,7 @@ __device__ __forceinline__ int column_of(const Conv2dWeights<E>& p, int k) {
     return k & ((1 << p.tile_width_log) - 1);
 }
 
-// A piece on its way: its sample, -1 where it is outside of the image.
+// A piece on its way: its sample, -1 where nothing is left to be normalised.
 struct WgradPiece {
     uint4 value;
     int sample;

@@ -11,7 +11,7 @@ struct Conv2dWeights {
                           // same sources
     float* dw[3];         // [c_out, C, kh, kw]
     float* dbias[3];      // [c_out], or null
-    float* partials;      // [tile][part][sum][thread], where there are several slices
+    float* partials;      // [tile][part][sum][thread]
     unsigned* tickets;    // [tile][group of slices]
     int batch, height, width, c1, c2;
     int out_height, out_width, c_out, kh, kw;

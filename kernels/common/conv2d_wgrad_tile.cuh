@@ -38,6 +38,8 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     float* bias_parts = reinterpret_cast<float*>(shared);
     int x_plane = p.region | 1, dy_plane = p.pixels | 1, buffer_pieces = UN * x_plane + M / SIZE * dy_plane;
     int at = 0;  // of the tile that is worked on
+    // Those that multiply and those that load come here from different branches, in whole warps and equally often: the
+    // hardware's barrier counts warps, wherever they stand (PTX, bar.sync).
     auto swap = [&]() {
         __syncthreads();
         at = buffer_pieces - at;

@@ -14,8 +14,10 @@ pub struct Kernel {
     pub source: &'static str,
     /// Size of its parameter struct.
     pub params_bytes: usize,
-    /// Most threads of a block.
+    /// Most threads of a block, but for `loaders`.
     pub threads: u32,
+    /// Threads beside those that load for them, on the sm_80 path alone.
+    loaders: u32,
     /// A product in float16 that leaves tensor cores idle; plans mark its launches.
     pub general: bool,
     /// Compiled for the host: the sm_70 and the sm_80 path.
@@ -77,6 +79,11 @@ impl Kernel {
     /// Looks a kernel up by name.
     pub fn named(name: &str) -> Option<&'static Kernel> {
         KERNELS.iter().copied().find(|kernel| kernel.name == name)
+    }
+
+    /// Most threads of a block.
+    pub fn block_threads(&self, code_path: CodePath) -> u32 {
+        self.threads + if code_path == CodePath::Sm80 { self.loaders } else { 0 }
     }
 
     /// Static shared memory, the most that any image of a code path needs; 0 where the build found no
@@ -247,8 +254,9 @@ pub(crate) fn check_limits(
         ));
     }
     let threads: u64 = work.block.iter().map(|&n| u64::from(n)).product();
-    if threads == 0 || threads > u64::from(kernel.threads) {
-        return refuse(format!("{threads} threads a block; 1 to {} can be", kernel.threads));
+    let most = kernel.block_threads(target.code_path);
+    if threads == 0 || threads > u64::from(most) {
+        return refuse(format!("{threads} threads a block; 1 to {most} can be"));
     }
     let [x, y, z] = work.grid;
     if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
@@ -327,16 +335,17 @@ pub struct KernelRow {
 pub fn table() -> Vec<KernelRow> {
     let functions = IMAGES.iter().flat_map(|image| image.functions.iter().map(move |f| (image, f)));
     let mut rows: Vec<KernelRow> = functions
-        .map(|(image, function)| KernelRow {
+        .map(|(image, function)| (image, function, function.kernel.block_threads(image.code_path)))
+        .map(|(image, function, block_threads)| KernelRow {
             kernel: function.kernel.name,
             source: image.source,
             arch: image.arch,
             code_path: image.code_path,
             resources: function.resources,
-            block_threads: function.kernel.threads,
+            block_threads,
             occupancy: function
                 .resources
-                .map(|resources| occupancy(image.arch.number, resources, function.kernel.threads)),
+                .map(|resources| occupancy(image.arch.number, resources, block_threads)),
             mma_instructions: function.mma_instructions,
         })
         .collect();

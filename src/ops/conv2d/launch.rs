@@ -11,14 +11,12 @@ use crate::device::kernels::{
     CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
     CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
 };
-use crate::device::{CodePath, DType, KernelWork, Target, TensorType, View};
+use crate::device::{DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
 /// Threads of a block that multiply.
 const THREADS: usize = 256;
-/// As `WgradLoaders`: threads that load meanwhile, where kernels have them.
-const LOADERS: usize = 128;
 /// Most slices that are joined at once.
 const FAN: usize = 6;
 /// Bytes of shared memory that a kernel has beside those of a launch: the ticket that it drew.
@@ -297,9 +295,7 @@ impl Conv2dWgrad {
         let grid = [plan.column_tiles as u32, plan.slices as u32, rows as u32];
         let wide = conv.stride[1] == 1 && x_wide && dy_wide;
         let kernel = body.kernel(types[0], wide, affine.is_some() || self.operands.silu);
-        // Where the loads have registers of their own (kernels/common/conv2d_wgrad_loader.cuh).
-        let loads_apart = body.taps > 1 && wide && args.target.code_path == CodePath::Sm80;
-        let block = [(THREADS + if loads_apart { LOADERS } else { 0 }) as u32, 1, 1];
+        let block = [kernel.block_threads(args.target.code_path), 1, 1];
         // Of each convolution its weight's gradient, and its bias's.
         let each = |which: usize| {
             let stride = 1 + usize::from(self.bias);

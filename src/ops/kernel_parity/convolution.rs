@@ -1,6 +1,6 @@
 //! Convolutions, with all that they may read and add, and their gradients.
 
-use super::check;
+use super::{check, check_on_chips_of};
 use crate::device::Target;
 use crate::ops::Op;
 use crate::ops::conv_transpose2d::ConvTranspose2d;
@@ -193,4 +193,27 @@ pub(super) fn the_batch_does_not_matter() {
         let part = together.samples(sample..sample + 1);
         crate::ops::testing::assert_same_bits(&part, &alone, "conv2d");
     }
+}
+
+/// By taps, of a source that is used as it is and of a normalised one.
+pub(super) fn weight_gradients_on_chips_of(
+    multiprocessors: u32,
+    [batch, height, width]: [usize; 3],
+) {
+    let plain = Conv2dWgrad::new([1; 2], [1; 4], [3; 2], true);
+    let x = Host::random(&[batch, height, width, 16], 1);
+    let dy = Host::random(&[batch, height, width, 8], 2);
+    check_on_chips_of(multiprocessors, &plain, &[&x, &dy], 1e-5);
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let affine = Host::random(&[batch, 2, 16], 3);
+    let normalised = Conv2dWgrad { operands, ..plain };
+    check_on_chips_of(multiprocessors, &normalised, &[&x, &affine, &dy], 1e-5);
+}
+
+/// Parts of one image and several images each, and parts that are joined in groups.
+#[test]
+fn weight_gradients_of_many_tiles() {
+    weight_gradients_on_chips_of(1, [1, 9, 77]);
+    weight_gradients_on_chips_of(1, [21, 4, 5]);
+    weight_gradients_on_chips_of(8, [52, 4, 5]);
 }

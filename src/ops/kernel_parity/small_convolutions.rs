@@ -56,6 +56,12 @@ fn large_tiles() {
     assert_launched(&["conv2d_large_fwd", "conv2d_large_dgrad"]);
 }
 
+/// A block goes through three tiles and more, so that it fills its buffers again.
+#[test]
+fn weight_gradients_of_many_tiles() {
+    super::convolution::weight_gradients_on_chips_of(1, [1, 8, 48]);
+}
+
 /// By taps, of whole pieces without stride and in general, and by columns.
 #[test]
 fn weight_gradients() {
