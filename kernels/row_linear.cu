@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(256) row_linear_dgrad_nhwc_f32(RowLinears p) {
     add_products<true, false>(channels, dy, weight, sums);
     int tile = blockIdx.y * gridDim.x + blockIdx.x;
     float* partials = p.partials + static_cast<long long>(tile) * p.count * 16 * 256;
-    if (!join_slices<16, 256>(sums, partials, p.tickets + tile, layer, p.count)) return;
+    if (!join_slices<256>(sums, partials, p.tickets + tile, layer, p.count)) return;
     each_result(sums, [&](int row, int column, float sum) {
         row += first_row, column += first;
         if (row < p.batch && column < p.width) p.x[static_cast<long long>(row) * p.width + column] = sum;

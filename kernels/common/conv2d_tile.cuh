@@ -290,7 +290,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (p.slices > 1) {
         int at = tile * gridDim.y + column;
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
-        if (!join_slices<MT * NT * 8, THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
+        if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
     __syncthreads();
     E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];

@@ -16,37 +16,8 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     return true;
 }
 
-// Adds the sums of all slices in their order; true in the block that came last, which has them all.
-// No block waits for another. THREADS: of a block, where that is known at compile time, which saves
-// registers where there are many sums.
-template <int SUMS, int THREADS = 0>
-__device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
-                                            int slice, int slices) {
-    int threads = THREADS ? THREADS : static_cast<int>(blockDim.x);
-    float* own = partials + static_cast<long long>(slice) * SUMS * threads;
-#pragma unroll
-    for (int i = 0; i < SUMS; ++i) own[i * threads + threadIdx.x] = sums[i];
-    if (!comes_last(ticket, slices)) return false;
-    // So many loads under way at a time, and no more registers, where there are many sums; of few sums those of
-    // two slices.
-    const int BATCH = THREADS ? 32 : SUMS;
-#pragma unroll
-    for (int first = 0; first < SUMS; first += BATCH) {
-#pragma unroll
-        for (int i = first; i < SUMS && i < first + BATCH; ++i) sums[i] = 0.0f;
-#pragma unroll(SUMS <= 32 ? 2 : 1)
-        for (int from = 0; from < slices; ++from) {
-            const float* other = partials + static_cast<long long>(from) * SUMS * threads;
-#pragma unroll
-            for (int i = first; i < SUMS && i < first + BATCH; ++i)
-                sums[i] += __ldcg(other + (i * threads + threadIdx.x));
-        }
-    }
-    return true;
-}
-
-// The sums of these slices, in their order, to `sink`(which, sum). Few registers are left of those that made
-// sums: so many loads are under way at a time.
+// The sums of these slices, in their order, to `sink`(which, sum). Few registers are left where there are many
+// sums: so many loads are under way at a time, and of few sums those of two slices.
 template <int THREADS, int SUMS, class Sink>
 __device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
     const int BATCH = 32;
@@ -55,7 +26,7 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, Sin
         float sums[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) sums[i] = 0.0f;
-#pragma unroll 1
+#pragma unroll(SUMS <= 32 ? 2 : 1)
         for (int from = 0; from < slices; ++from) {
             const float* part = partials + static_cast<long long>(from) * SUMS * THREADS;
 #pragma unroll
@@ -65,6 +36,19 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, Sin
 #pragma unroll
         for (int i = 0; i < BATCH && first + i < SUMS; ++i) sink(first + i, sums[i]);
     }
+}
+
+// Adds the sums of all slices in their order; true in the block that came last, which has them all.
+// No block waits for another.
+template <int THREADS, int SUMS>
+__device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
+                                            int slice, int slices) {
+    float* own = partials + static_cast<long long>(slice) * SUMS * THREADS;
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) own[i * THREADS + threadIdx.x] = sums[i];
+    if (!comes_last(ticket, slices)) return false;
+    add_parts<THREADS, SUMS>(partials, slices, [&](int i, float sum) { sums[i] = sum; });
+    return true;
 }
 
 // Adds the sums that the first THREADS threads of a block have of all slices, in their order: `sink`(which,
