@@ -29,7 +29,7 @@ __device__ __forceinline__ void stored_silu(float& x, float& y, bool wanted, con
 // minimum of NaN and a number is the number: NaN in one doesn't reach the other, and stays NaN by the last
 // product.
 __device__ __forceinline__ void stored_silu(float& x, float& y, bool wanted, const __half*) {
-    // Without SiLU, 0: that makes both sigmoids 1.
+    // Without SiLU, 0: that makes both sigmoids 1, as exactly as the reciprocal of 1 is.
     float most = wanted ? 4.611686018427387904e18f : 0.0f;
     float a = 1.0f + fminf(exp2_approx(x * -1.44269504f), most);
     float b = 1.0f + fminf(exp2_approx(y * -1.44269504f), most);

@@ -58,7 +58,8 @@ __device__ constexpr int area(int rows, int channels) { return channels / unit<E
 template <class E>
 __device__ constexpr float lift(bool backward) { return sizeof(E) == 4 ? 0.0f : backward ? 14.0f : 10.0f; }
 // In float32 those of attention.cu are this many smaller (see pack_lowered). That takes three bits from the argument
-// of exp, far below what rounding takes, unless weights are split.
+// of exp, far below what rounding takes, unless weights are split; and what is 2^24 times smaller than the largest is
+// zero in sums of them, too.
 template <class E>
 __device__ constexpr int lowered(bool split) { return sizeof(E) == 4 || split ? 0 : LOWERED; }
 __device__ constexpr float power_of_two(int exponent) { return exponent == 0 ? 1.0f : 2.0f * power_of_two(exponent - 1); }

@@ -79,8 +79,8 @@ __device__ __forceinline__ uint4 source_piece(const E* x, const E* x2, int c1, i
     return pack(value);
 }
 
-// What is done to a piece of source channels: scaled and shifted, if there is anything to do it with, and
-// SiLU.
+// What is done to a piece of source channels: scaled and shifted, if there is anything to do it with, then SiLU
+// if wanted.
 template <class E>
 struct Normalisation {
     float scale[Piece<E>::SIZE], shift[Piece<E>::SIZE];
@@ -132,11 +132,11 @@ struct GroupMoments {
     // `lanes` neighbouring lanes, over which `sum` adds, so that sums have one order.
     template <class Sum>
     __device__ __forceinline__ float2 merged(int lane, int lanes, Sum sum) const {
-        float elements = 0.0f, total = 0.0f, squares = 0.0f, own = 0.0f, own_mean = 0.0f;
+        float own = 0.0f, own_mean = 0.0f, squares = 0.0f;
         int all = count[0] + count[1];
         // Most often a lane has one slice, which it then keeps.
         if (lane < all) own = of(lane, 0), own_mean = of(lane, 1), squares = of(lane, 2);
-        elements = own, total = own * own_mean;
+        float elements = own, total = own * own_mean;
         for (int i = lane + lanes; i < all; i += lanes) {
             elements += of(i, 0);
             total = fmaf(of(i, 0), of(i, 1), total);

@@ -335,18 +335,20 @@ pub struct KernelRow {
 pub fn table() -> Vec<KernelRow> {
     let functions = IMAGES.iter().flat_map(|image| image.functions.iter().map(move |f| (image, f)));
     let mut rows: Vec<KernelRow> = functions
-        .map(|(image, function)| (image, function, function.kernel.block_threads(image.code_path)))
-        .map(|(image, function, block_threads)| KernelRow {
-            kernel: function.kernel.name,
-            source: image.source,
-            arch: image.arch,
-            code_path: image.code_path,
-            resources: function.resources,
-            block_threads,
-            occupancy: function
-                .resources
-                .map(|resources| occupancy(image.arch.number, resources, block_threads)),
-            mma_instructions: function.mma_instructions,
+        .map(|(image, function)| {
+            let block_threads = function.kernel.block_threads(image.code_path);
+            KernelRow {
+                kernel: function.kernel.name,
+                source: image.source,
+                arch: image.arch,
+                code_path: image.code_path,
+                resources: function.resources,
+                block_threads,
+                occupancy: function
+                    .resources
+                    .map(|resources| occupancy(image.arch.number, resources, block_threads)),
+                mma_instructions: function.mma_instructions,
+            }
         })
         .collect();
     rows.sort_by_key(|row| KERNELS.iter().position(|kernel| kernel.name == row.kernel));

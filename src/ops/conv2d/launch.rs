@@ -212,8 +212,8 @@ impl Body {
         let units = |channels: usize| channels / piece(dtype);
         let x = units(self.columns) * (pixels | 1);
         let dy = units(self.rows) * ((samples * size[0] * size[1]) | 1);
-        // The sums of dy for the bias take the same place.
-        let bias = THREADS * piece(dtype) * 4;
+        // Sums of dy for the bias take the same place: a thread has those of a word, in float32.
+        let bias = THREADS * piece(dtype);
         tile.shared = (2 * (x + dy) * PIECE).max(bias);
         Some(tile)
     }
