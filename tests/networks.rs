@@ -98,14 +98,16 @@ fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device) {
     let (fused, got) = run(config, size, true, device).unwrap();
     assert!(fused < plain, "{fused} nodes of {plain}");
     let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
+    // A level of one pixel normalises groups of as few as two elements, which multiplies rounding: it came to
+    // 4.2e-4 in one of some thousand networks.
+    let one_pixel = size == [1 << (config.block_out_channels.len() - 1); 2];
+    let bound = if one_pixel { 1e-3 } else { 2e-4 };
     let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
     for (index, (got, want)) in got.iter().zip(&want).enumerate() {
-        // Gradients that are zero but for rounding are measured by the largest one. Levels of one pixel have groups of
-        // as few as two elements, whose normalisation multiplies rounding: it came to 4.2e-4 in one of some thousand
-        // networks, where a term that is missing or wrong is of the order of 1.
+        // Gradients that are zero but for rounding are measured by the largest one.
         let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
         for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= 1e-3 * scale, "result {index}: {g} is not {w} ({scale})");
+            assert!((g - w).abs() <= bound * scale, "result {index}: {g} is not {w} ({scale})");
         }
     }
 }
