@@ -42,11 +42,13 @@ fn configs() -> impl Strategy<Value = (UnetConfig, [usize; 2])> {
     )
 }
 
-/// The output and all gradients of a network, fused or not, and how many nodes it took.
+/// The output and all gradients of a network, fused or not, and how many nodes it took. Each element of the image is
+/// off by a random share of it, about `shake`.
 fn run(
     config: &UnetConfig,
     size: [usize; 2],
     fused: bool,
+    shake: f32,
     device: &dyn Device,
 ) -> Result<(usize, Vec<Vec<f32>>)> {
     let network = DdpmUnet::new(config.clone())?;
@@ -83,7 +85,9 @@ fn run(
         let mut stream = Stream::new(&[stream]);
         (0..BATCH * size[0] * size[1] * 3).map(|_| stream.bell()).collect::<Vec<f32>>()
     };
-    engine.write(Region::State, "x", &random(1))?;
+    let shaken: Vec<f32> =
+        random(1).iter().zip(random(4)).map(|(x, by)| x * (1.0 + shake * by)).collect();
+    engine.write(Region::State, "x", &shaken)?;
     engine.write(Region::State, "upstream", &random(2))?;
     engine.write(Region::State, "timesteps", &[3.0f32, 800.0])?;
     engine.run("run")?;
@@ -94,20 +98,21 @@ fn run(
 }
 
 fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device) {
-    let (plain, want) = run(config, size, false, device).unwrap();
-    let (fused, got) = run(config, size, true, device).unwrap();
+    let (plain, want) = run(config, size, false, 0.0, device).unwrap();
+    let (fused, got) = run(config, size, true, 0.0, device).unwrap();
+    // Groups of as few as two elements multiply rounding; what the plain network makes of some dozen units in the last
+    // place of the image says by how much.
+    let (_, shaken) = run(config, size, false, 4e-6, device).unwrap();
     assert!(fused < plain, "{fused} nodes of {plain}");
     let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
-    // A level of one pixel normalises groups of as few as two elements, which multiplies rounding: it came to
-    // 4.2e-4 in one of some thousand networks.
-    let one_pixel = size == [1 << (config.block_out_channels.len() - 1); 2];
-    let bound = if one_pixel { 1e-3 } else { 2e-4 };
     let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
-    for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+    for (index, ((got, want), shaken)) in got.iter().zip(&want).zip(&shaken).enumerate() {
         // Gradients that are zero but for rounding are measured by the largest one.
         let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
+        let multiplied = shaken.iter().zip(want).map(|(s, w)| (s - w).abs()).fold(0.0, f32::max);
+        let bound = 2e-4 * scale + multiplied;
         for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= bound * scale, "result {index}: {g} is not {w} ({scale})");
+            assert!((g - w).abs() <= bound, "result {index}: {g} is not {w} ({scale})");
         }
     }
 }
