@@ -33,10 +33,9 @@ __device__ __forceinline__ void fill_pixels(const Conv2d<E>& p, int y, int x, in
         }
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            if (pixel + i * STEP >= pixels) return;
             uint4 piece = convert(value[i]);
             if (!inside[i]) piece = make_uint4(0, 0, 0, 0);
-            *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;
+            if (pixel + i * STEP < pixels) *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;
         }
     }
 }

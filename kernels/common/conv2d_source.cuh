@@ -84,26 +84,27 @@ __device__ __forceinline__ uint4 source_piece(const E* x, const E* x2, int c1, i
 template <class E>
 struct Normalisation {
     float scale[Piece<E>::SIZE], shift[Piece<E>::SIZE];
-    bool affine, silu;
+    bool silu;
 
     // `coefficients`, of the first channel, lie in shared memory; or null.
     __device__ __forceinline__ Normalisation(const float2* coefficients, bool with_silu) {
-        affine = coefficients != nullptr, silu = with_silu;
-        if (!affine) return;
+        silu = with_silu;
+#pragma unroll
+        for (int i = 0; i < Piece<E>::SIZE; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
+        if (!coefficients) return;
 #pragma unroll
         for (int i = 0; i < Piece<E>::SIZE; i += 2) {
             float4 pair = *reinterpret_cast<const float4*>(coefficients + i);
             scale[i] = pair.x, shift[i] = pair.y, scale[i + 1] = pair.z, shift[i + 1] = pair.w;
         }
     }
+    // Without branches, so that several pieces are under way at once.
     __device__ __forceinline__ uint4 of(uint4 piece) const {
-        if (!affine && !silu) return piece;
         float value[Piece<E>::SIZE];
         unpack(piece, value);
 #pragma unroll
-        for (int i = 0; i < Piece<E>::SIZE; ++i)
-            if (affine) value[i] = fmaf(value[i], scale[i], shift[i]);
-        if (silu) stored_silu<E>(value);
+        for (int i = 0; i < Piece<E>::SIZE; ++i) value[i] = fmaf(value[i], scale[i], shift[i]);
+        stored_silu<E>(value, silu);
         return pack(value);
     }
 };
@@ -177,9 +178,8 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
     }
     int lanes = 1 << p.lanes_log, width = p.group_width, lane = thread & (lanes - 1);
     auto sum = [&](float value) {
-#pragma unroll
-        for (int bits = 16; bits > 0; bits /= 2)
-            if (bits < lanes) value += __shfl_xor_sync(0xffffffffu, value, bits);
+#pragma unroll 1
+        for (int bits = lanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
         return value;
     };
     for (int base = 0; base < p.groups; base += threads >> p.lanes_log) {

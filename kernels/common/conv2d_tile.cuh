@@ -3,8 +3,8 @@
 //
 // A block makes M output pixels x N output channels. Of some input channels at a time it keeps in shared
 // memory (a) the part of the source that the tile's taps reach, normalised, once, in planes of pieces
-// [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image, and (b) the weights of one
-// tap, while those of the next are on their way. All taps read (a) at shifted places. A shortcut (a 1x1
+// [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image, and (b) the weights of some
+// taps of a row, while those of the next are on their way. All taps read (a) at shifted places. A shortcut (a 1x1
 // convolution that is added) continues the sum with sources and weights of its own. In the end the sums
 // pass through the same memory, so that what is added and stored is read and written 16 bytes at a time.
 //
@@ -45,7 +45,7 @@ struct Axis {
     }
 };
 
-// Weights of one tap on their way to shared memory: cp.async, or through registers on sm_70.
+// Weights of some taps on their way to shared memory: cp.async, or through registers on sm_70.
 template <int CHUNK, int COUNT, int THREADS>
 struct WeightStage {
 #if CYANEA_CODE_PATH < 80
@@ -116,14 +116,15 @@ __device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, 
     return at;
 }
 
-// MT x NT products of 16 x 16 a warp, WM x WN warps a block. `column` counts the tiles of channels of
-// all siblings.
-template <class E, bool TRANSPOSED, int WM, int WN, int MT, int NT>
+// MT x NT products of 16 x 16 a warp, WM x WN warps a block. Up to RUN taps of a row pass between two
+// barriers. `column` counts the tiles of channels of all siblings.
+template <class E, bool TRANSPOSED, int WM, int WN, int MT, int NT, int RUN>
 __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int column, int slice) {
     typedef WarpProduct<E> Product;
     const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, BLOCKS = N / WEIGHT_BLOCK;
     const int CHUNK = Chunk<E>::MOST, SIZE = Piece<E>::SIZE, ROWS = Product::ROWS;
-    const int WEIGHTS = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
+    const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE, WEIGHTS = RUN * TAP;
+    static_assert(BLOCKS == 1 || RUN == 1, "weights come in blocks of columns, or in blocks of taps");
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
     CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
@@ -159,7 +160,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     }
     int weight_blocks = min(BLOCKS, (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK - column_tile * BLOCKS);
 
-    // The next weights: the calling thread's first bytes of the tap, bytes to the next block, pieces of the
+    // The next weights: the calling thread's first bytes of a tap, bytes to the next block, pieces of the
     // chunk, and how many rows and columns of taps came before, in one register. Then bytes to the next
     // tap of a row, and to the first of the next row. A phase of a transposed convolution may have no tap.
     const int PIECE_BYTES = WEIGHT_BLOCK * 16;
@@ -181,12 +182,13 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         from = reinterpret_cast<const unsigned char*>(first) + threadIdx.x * 16;
         pitch = all * PIECE_BYTES;
     };
-    // To the next tap, and whether it is of the next chunk.
-    auto advance = [&]() {
+    auto taps_together = [&]() { return RUN > 1 && own ? min(RUN, tap_columns - (place & 0xffff)) : 1; };
+    // Beyond so many taps of a row, and whether what follows is of the next chunk.
+    auto advance = [&](int run) {
         int below = (place & ~0xffff) + 0x10000;
-        bool turned = (place & 0xffff) + 1 == tap_columns;
-        place = turned ? below : place + 1;
-        from += turned ? down_taps : across_taps;
+        bool turned = (place & 0xffff) + run == tap_columns;
+        place = turned ? below : place + run;
+        from += (turned ? down_taps : across_taps) + (run - 1) * across_taps;
         return !own || (turned && below >> 16 == tap_rows);
     };
     WeightStage<CHUNK, WEIGHTS / SIZE / THREADS, THREADS> stage;
@@ -208,25 +210,29 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     step *= SIZE;
     int right = (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
 
-    // Tap by tap: the weights of one are in `buffer`, those of the next on their way.
-    int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0;
+    // Run by run: the weights of one are in `buffer`, those of the next on their way.
+    int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0, arriving_run = 1;
     bool arrives = false, ended = false;
+    // On sm_70 what a tap reads is found before the barrier, but where several pass between two.
+    const bool AIMS_EARLY = CYANEA_CODE_PATH < 80 && RUN == 1;
     typename Product::template Taps<MT, NT> taps, upcoming;
-    auto aim = [&]() {
+    auto aim = [&](int place, const E* columns) {
         const E* a[ROWS];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
-            int at = TRANSPOSED ? places[i] - arriving_place : places[i] + arriving_place;
+            int at = TRANSPOSED ? places[i] - place : places[i] + place;
             a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
         }
-        upcoming.aim(a, step, plane, weights + (buffer ^ 1) * WEIGHTS + right);
+        upcoming.aim(a, step, plane, columns + right);
     };
     auto fetch = [&]() {
         arrives = more, arriving = chunk, arriving_count = count, arriving_place = place;
-        stage.fetch(buffer_at(buffer ^ 1), from, count, weight_blocks, pitch, arrives);
-        if (CYANEA_CODE_PATH < 80) aim();
+        arriving_run = taps_together();
+        stage.fetch(buffer_at(buffer ^ 1), from, count, RUN > 1 ? arriving_run : weight_blocks,
+                    RUN > 1 ? across_taps : pitch, arrives);
+        if (AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * WEIGHTS);
         if (AHEAD) ahead[threadIdx.x].fetch((place >> 16) * tap_columns + (place & 0xffff));
-        ended = advance();
+        ended = advance(arriving_run);
     };
     // What follows the chunk in memory that blocks read: the next one, or the residual.
     auto look_ahead = [&]() {
@@ -265,13 +271,13 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
     int loaded = -1;
     while (arrives) {
-        stage.land(buffer_at(buffer ^ 1), arriving_count, weight_blocks);
-        if (CYANEA_CODE_PATH >= 80) aim();
+        stage.land(buffer_at(buffer ^ 1), arriving_count, RUN > 1 ? arriving_run : weight_blocks);
+        if (!AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * WEIGHTS);
         if (arriving != loaded) {
             __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
-            // The region of a 3x3 convolution in float16 in two rounds on sm_80, all others in one.
-            fill_region<E, THREADS, M == 128 ? 6 : 7>(p, source, origin[0].base_y, origin[0].base_x, arriving_count,
+            // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in two.
+            fill_region<E, THREADS, M == 128 ? 6 : CHUNK == 4 ? 4 : 7>(p, source, origin[0].base_y, origin[0].base_x, arriving_count,
                                                       affine, region, plane);
         }
         __syncthreads();
@@ -283,8 +289,17 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         }
         buffer ^= 1;
         loaded = arriving;
-        // Beside the products as far as registers allow.
-        taps.template add<CHUNK>(sums, step, plane, arriving_count, fetch);
+        // Beside the products as far as registers allow. Where several taps follow, late in the first: until
+        // then all warps want operands.
+        const int run = arriving_run, first = arriving_place, pieces_now = arriving_count;
+        taps.template add<CHUNK, RUN == 1 ? 0 : CHUNK - 2>(sums, step, plane, pieces_now, fetch);
+#pragma unroll
+        for (int tap = 1; tap < RUN; ++tap) {
+            if (tap >= run) break;
+            aim(first + tap, weights + (buffer * WEIGHTS + tap * TAP));
+            taps = upcoming;
+            taps.template add<CHUNK, 0>(sums, step, plane, pieces_now, [] {});
+        }
     }
 
     if (p.slices > 1) {

@@ -80,3 +80,14 @@ fn weight_gradients() {
     assert_launched(&["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"]);
     assert_launched(&["conv2d_columns_wgrad"]);
 }
+
+/// Rows of x so far apart that a thread brings more pieces of a tile than it remembers at once.
+#[test]
+fn weight_gradients_of_distant_rows() {
+    let [x, affine] = [Host::random(&[4, 8, 8, 16], 1), Host::random(&[4, 2, 16], 2)];
+    let dy = Host::random(&[4, 2, 8, 8], 3);
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let wgrad = Conv2dWgrad::new([4, 1], [1; 4], [3; 2], true);
+    check_on_chips_of(1, &wgrad, &[&x, &dy], 1e-5);
+    check_on_chips_of(1, &Conv2dWgrad { operands, ..wgrad }, &[&x, &affine, &dy], 1e-5);
+}

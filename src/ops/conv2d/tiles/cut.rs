@@ -15,8 +15,15 @@ fn most_pieces(target: &Target, dtype: DType) -> usize {
     if target.code_path == CodePath::Sm70 && dtype == DType::F16 { 4 } else { 8 }
 }
 
+/// Most taps of a row whose weights a block of small tiles holds at a time, as the kernels have it.
+fn most_taps(dtype: DType) -> usize {
+    if dtype == DType::F16 { 3 } else { 1 }
+}
+
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
+/// Pixels and channels of a small tile.
+const SMALL: usize = 64;
 /// Most parts that the input channels of a small image are split into: the last block to arrive
 /// reads the sums of all.
 const MOST_SLICES: usize = 8;
@@ -139,8 +146,9 @@ impl Shape {
         });
         let tiles = [0, 1]
             .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
-        // Two taps of weights; the region in planes of an odd pitch; coefficients of all channels.
-        let weights = 2 * channels * most_pieces * PIECE;
+        // Weights twice; the region in planes of an odd pitch; coefficients of all channels.
+        let taps = if pixels == SMALL { most_taps(self.dtype) } else { 1 };
+        let weights = 2 * taps * channels * most_pieces * PIECE;
         let plane = ((region[0] * region[1]) | 1) * PIECE;
         let own = pieces(conv.c_in(), self.dtype);
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
@@ -164,7 +172,7 @@ impl Shape {
             (false, _) => &CONV2D_SMALL_FWD_NHWC_F32,
             (true, _) => &CONV2D_SMALL_DGRAD_NHWC_F32,
         };
-        self.cut(kernel, 64, 64, target)
+        self.cut(kernel, SMALL, SMALL, target)
     }
 
     /// Large tiles read less, where there are enough of them for the target. The order of sums is the
@@ -177,7 +185,7 @@ impl Shape {
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
         let (small, most) = (self.small(target), target.shared_bytes as usize);
-        let large = self.cut(kernel, 128, 128, target);
+        let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
         let enough = large.tiles() >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
         // Eight warps a multiprocessor; the driver takes 1 KiB of each block.
