@@ -50,11 +50,7 @@ struct AddedRow {
 // A result from what its residual is added to.
 template <class E>
 __device__ __forceinline__ float finished(const Conv2d<E>& p, float sum, float residual) {
-    sum = fmaf(p.residual_scale, residual, sum);
-    // Comparisons that a NaN passes.
-    if (sum > p.limit) sum = p.limit;
-    if (sum < -p.limit) sum = -p.limit;
-    return sum;
+    return within(fmaf(p.residual_scale, residual, sum), p.limit);
 }
 
 // Where a lane's pieces lie in the output, from its first on: tiles are 8 wide or one row.

@@ -45,9 +45,11 @@ struct Conv2d {
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
     int main_chunks, chunks;          // of the sources, and with those of the shortcut
     int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
+    int run;                          // taps of a row whose weights are in shared memory at a time
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
+    int padding;                      // none: it fills the last 8 bytes
 };
 
 // x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.

@@ -123,7 +123,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     typedef WarpProduct<E> Product;
     const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, BLOCKS = N / WEIGHT_BLOCK;
     const int CHUNK = Chunk<E>::MOST, SIZE = Piece<E>::SIZE, ROWS = Product::ROWS;
-    const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE, WEIGHTS = RUN * TAP;
+    const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     static_assert(BLOCKS == 1 || RUN == 1, "weights come in blocks of columns, or in blocks of taps");
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
@@ -131,8 +131,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
     const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
     CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
+    int most_taps = RUN > 1 ? p.run : 1, weights_size = most_taps * TAP;
     E* weights = shared;
-    E* region = shared + 2 * WEIGHTS;
+    E* region = shared + 2 * weights_size;
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, (M == 128 ? 7 : 6) - p.tile_width_log);
     if (threadIdx.x == 0) origin[0] = of;
@@ -182,7 +183,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         from = reinterpret_cast<const unsigned char*>(first) + threadIdx.x * 16;
         pitch = all * PIECE_BYTES;
     };
-    auto taps_together = [&]() { return RUN > 1 && own ? min(RUN, tap_columns - (place & 0xffff)) : 1; };
+    auto taps_together = [&]() { return RUN > 1 && own ? min(most_taps, tap_columns - (place & 0xffff)) : 1; };
     // Beyond so many taps of a row, and whether what follows is of the next chunk.
     auto advance = [&](int run) {
         int below = (place & ~0xffff) + 0x10000;
@@ -191,8 +192,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         from += (turned ? down_taps : across_taps) + (run - 1) * across_taps;
         return !own || (turned && below >> 16 == tap_rows);
     };
-    WeightStage<CHUNK, WEIGHTS / SIZE / THREADS, THREADS> stage;
-    auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * WEIGHTS); };
+    WeightStage<CHUNK, RUN * TAP / SIZE / THREADS, THREADS> stage;
+    auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * weights_size); };
 
     // What the lane's rows of the first 16 read of the region by the first tap, before upsampling: row and
     // column in one register. Since a tile is 8 wide or one row, the next 16 lie at a fixed distance.
@@ -230,7 +231,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         arriving_run = taps_together();
         stage.fetch(buffer_at(buffer ^ 1), from, count, RUN > 1 ? arriving_run : weight_blocks,
                     RUN > 1 ? across_taps : pitch, arrives);
-        if (AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * WEIGHTS);
+        if (AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * weights_size);
         if (AHEAD) ahead[threadIdx.x].fetch((place >> 16) * tap_columns + (place & 0xffff));
         ended = advance(arriving_run);
     };
@@ -272,7 +273,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int loaded = -1;
     while (arrives) {
         stage.land(buffer_at(buffer ^ 1), arriving_count, RUN > 1 ? arriving_run : weight_blocks);
-        if (!AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * WEIGHTS);
+        if (!AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * weights_size);
         if (arriving != loaded) {
             __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
@@ -296,7 +297,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
 #pragma unroll
         for (int tap = 1; tap < RUN; ++tap) {
             if (tap >= run) break;
-            aim(first + tap, weights + (buffer * WEIGHTS + tap * TAP));
+            aim(first + tap, weights + (buffer * weights_size + tap * TAP));
             taps = upcoming;
             taps.template add<CHUNK, 0>(sums, step, plane, pieces_now, [] {});
         }

@@ -148,6 +148,17 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// x, but no further from zero than `limit`; NaN stays NaN.
+__device__ __forceinline__ float within(float x, float limit) {
+#if CYANEA_CODE_PATH >= 80
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(limit));
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-limit));
+#else
+    if (x > limit) x = limit;
+    if (x < -limit) x = -limit;
+#endif
+    return x;
+}
 #endif
 
 // Two values as float16, the first in the lower half.

@@ -150,3 +150,4 @@ inline float exp2_approx(float x) {
 }
 inline float log2_approx(float x) { return log2f(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
+inline float within(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }

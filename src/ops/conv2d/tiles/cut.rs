@@ -75,6 +75,8 @@ pub(super) struct Cut {
     pub grid: [usize; 2],
     /// Pieces of input channels in shared memory at a time.
     pub chunk: usize,
+    /// Taps of a row whose weights are there at a time.
+    pub run: usize,
     /// In bytes.
     pub shared: usize,
 }
@@ -86,6 +88,12 @@ fn pointwise(conv: &Conv) -> bool {
         && conv.padding == [0, 0]
         && !conv.upsample
         && conv.output == conv.input
+}
+
+/// Whether so many blocks have this much shared memory on a multiprocessor, of which the driver takes 1 KiB
+/// each.
+fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
+    blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
 }
 
 /// Tiles that the moments of a convolution's output are of, for each sample.
@@ -146,23 +154,25 @@ impl Shape {
         });
         let tiles = [0, 1]
             .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
-        // Weights twice; the region in planes of an odd pitch; coefficients of all channels.
-        let taps = if pixels == SMALL { most_taps(self.dtype) } else { 1 };
-        let weights = 2 * taps * channels * most_pieces * PIECE;
+        // Weights of some taps twice; the region in planes of an odd pitch; coefficients of all channels.
+        let weights = |run: usize| 2 * run * channels * most_pieces * PIECE;
         let plane = ((region[0] * region[1]) | 1) * PIECE;
         let own = pieces(conv.c_in(), self.dtype);
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
         let needed = own.max(pieces(self.shortcut, self.dtype));
         // As many pieces as fit.
-        let room = most.saturating_sub(weights + affine) / plane / 2 * 2;
+        let room = most.saturating_sub(weights(1) + affine) / plane / 2 * 2;
         let chunk = needed.min(most_pieces).min(room.max(2));
         let columns = self.siblings * conv.c_out.div_ceil(channels);
         let grid = [conv.batch * tiles[0] * tiles[1], columns];
         // In the end 16 rows of each warp's sums pass through the same memory.
         let warps = kernel.threads as usize / 32;
         let results = warps * 16 * (2 * channels / warps + 8) * 4;
-        let shared = (weights + chunk * plane + affine).max(results);
-        Cut { kernel, pixels, channels, tile, region, grid, chunk, shared }
+        let shared = |run| (weights(run) + chunk * plane + affine).max(results);
+        let most_taps = if pixels == SMALL { most_taps(self.dtype) } else { 1 };
+        let mut runs = (2..=most_taps.min(conv.kernel[1])).rev();
+        let run = runs.find(|&run| fit(target, 2, shared(run))).unwrap_or(1);
+        Cut { kernel, pixels, channels, tile, region, grid, chunk, run, shared: shared(run) }
     }
 
     pub fn small(&self, target: &Target) -> Cut {
@@ -184,13 +194,12 @@ impl Shape {
             (false, _) => &CONV2D_LARGE_FWD_NHWC_F32,
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
-        let (small, most) = (self.small(target), target.shared_bytes as usize);
+        let small = self.small(target);
         let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
         let enough = large.tiles() >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
-        // Eight warps a multiprocessor; the driver takes 1 KiB of each block.
-        let blocks = (256 / kernel.threads as usize).max(1);
-        let fits = blocks * (large.shared + 1024) <= most + 1024;
+        // Eight warps a multiprocessor.
+        let fits = fit(target, (256 / kernel.threads as usize).max(1), large.shared);
         if enough && filled && large.chunk == small.chunk && fits {
             return large;
         }
