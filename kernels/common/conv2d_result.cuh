@@ -246,44 +246,57 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     }
 }
 
-// The block that comes last of a sample and a tile of channels merges the moments of all tiles (Chan, Golub &
-// LeVeque 1979, eq. 2.1), so that their readers, which are many, need not. `shared` is free when all warps
-// are here.
+// The block that comes last of a sample and a tile of channels merges the moments of all tiles, so that their
+// readers, which are many, need not.
 template <class E, int N, int THREADS>
-__device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile, float* shared) {
+__device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile) {
     int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log;
     unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
     if (!comes_last(ticket, gridDim.x / p.batch)) return;
     MomentTiles area(p);
     int tiles = area.across * area.down;
-    // Several threads share a slice.
-    int width = N >> log, parts = THREADS / N << log;
-    int part = (threadIdx.x << log) / N, slice = column_tile * width + (threadIdx.x & (width - 1));
-    float count = 0.0f, mean = 0.0f, squares = 0.0f;
-    auto add = [&](float elements, float own, float within) {
-        float all = count + elements, share = elements / all, distance = own - mean;
-        mean = fmaf(distance, share, mean);
-        squares += fmaf(distance * distance, count * share, within);
-        count = all;
+    // Neighbouring lanes share a slice.
+    int width = N >> log, lanes = min(THREADS / width, 32), lane = threadIdx.x & (lanes - 1);
+    int slice = column_tile * width + threadIdx.x / lanes;
+    bool has = threadIdx.x < lanes * width && slice < slices;
+    auto sum = [&](float value) {
+#pragma unroll 1
+        for (int bits = lanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
+        return value;
     };
+    // Of a lane's tiles BATCH at a time are taken together, and joined with those before (Chan, Golub & LeVeque
+    // 1979, eq. 2.1).
+    const int BATCH = 4;
+    float count = 0.0f, mean = 0.0f, squares = 0.0f;
     const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
-    if (slice < slices) {
-#pragma unroll 8
-        for (int tile = part; tile < tiles; tile += parts) {
+#pragma unroll 1
+    for (int first = has ? lane : tiles; first < tiles; first += BATCH * lanes) {
+        float elements[BATCH], means[BATCH], within[BATCH], all = count, total = count * mean;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            int tile = first + i * lanes;
             const float* own = from + 3 * tile * slices;
-            add(__ldcg(own), __ldcg(own + slices), __ldcg(own + 2 * slices));
+            elements[i] = means[i] = within[i] = 0.0f;
+            if (tile >= tiles) continue;
+            elements[i] = __ldcg(own), means[i] = __ldcg(own + slices), within[i] = __ldcg(own + 2 * slices);
         }
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) all += elements[i], total = fmaf(elements[i], means[i], total);
+        float next = total / all, moved = mean - next;
+        squares = fmaf(count * moved, moved, squares);
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            float distance = means[i] - next;
+            squares += fmaf(elements[i] * distance, distance, within[i]);
+        }
+        count = all, mean = next;
     }
-    float* own = shared + threadIdx.x * 3;  // [part][slice][3]
-    own[0] = count, own[1] = mean, own[2] = squares;
-    __syncthreads();
-    if (part > 0 || slice >= slices) return;
-    for (int other = 1; other < min(parts, tiles); ++other) {
-        own += width * 3;
-        add(own[0], own[1], own[2]);
-    }
+    float elements = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(p.own_slice);
+    float whole = sum(count * mean) / elements, distance = mean - whole;
+    squares = sum(fmaf(count * distance, distance, squares));
+    if (lane > 0 || !has) return;
     float* to = p.own_moments + 3ll * sample * slices + slice;
-    to[0] = count;
-    to[slices] = mean;
+    to[0] = elements;
+    to[slices] = whole;
     to[2 * slices] = squares;
 }

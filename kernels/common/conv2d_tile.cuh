@@ -328,6 +328,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         float* free = reinterpret_cast<float*>(shared);
         float* moments = several ? p.partials + p.tile_moments : p.own_moments;
         store_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, moments, free);
-        if (several) merge_moments<E, N, THREADS>(p, of.sample, column_tile, free);
+        if (several) merge_moments<E, N, THREADS>(p, of.sample, column_tile);
     }
 }
