@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     put(p.packed + i, value);
 }
 
-// 64 pixels x 64 channels: for images with few tiles. A block alone on a multiprocessor waits at each barrier,
-// so in float16 a row of three taps passes between two; in float32 their weights would leave no room for a
-// second block.
+// 64 pixels x 64 channels: for images with few tiles. A block alone on a multiprocessor waits at each barrier, so
+// in float16 up to three taps pass between two. In float32 products take most of the time, and the weights of
+// three taps would leave a V100 no room for a second block.
 template <class E>
 struct Small {
     static const int RUN = sizeof(E) == 2 ? 3 : 1;

@@ -256,14 +256,10 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     MomentTiles area(p);
     int tiles = area.across * area.down;
     // Neighbouring lanes share a slice.
-    int width = N >> log, lanes = min(THREADS / width, 32), lane = threadIdx.x & (lanes - 1);
-    int slice = column_tile * width + threadIdx.x / lanes;
-    bool has = threadIdx.x < lanes * width && slice < slices;
-    auto sum = [&](float value) {
-#pragma unroll 1
-        for (int bits = lanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
-        return value;
-    };
+    static_assert(THREADS == N || THREADS == 2 * N, "a power of two, whose logarithm is known");
+    int lanes_log = min(log + (THREADS == N ? 0 : 1), 5), lanes = 1 << lanes_log, lane = threadIdx.x & (lanes - 1);
+    int width = N >> log, own = threadIdx.x >> lanes_log, slice = column_tile * width + own;
+    bool has = own < width && slice < slices;
     // Of a lane's tiles BATCH at a time are taken together, and joined with those before (Chan, Golub & LeVeque
     // 1979, eq. 2.1).
     const int BATCH = 4;
@@ -271,14 +267,14 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
 #pragma unroll 1
     for (int first = has ? lane : tiles; first < tiles; first += BATCH * lanes) {
-        float elements[BATCH], means[BATCH], within[BATCH], all = count, total = count * mean;
+        float elements[BATCH], means[BATCH], spread[BATCH], all = count, total = count * mean;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
             int tile = first + i * lanes;
-            const float* own = from + 3 * tile * slices;
-            elements[i] = means[i] = within[i] = 0.0f;
+            const float* of = from + 3 * tile * slices;
+            elements[i] = means[i] = spread[i] = 0.0f;
             if (tile >= tiles) continue;
-            elements[i] = __ldcg(own), means[i] = __ldcg(own + slices), within[i] = __ldcg(own + 2 * slices);
+            elements[i] = __ldcg(of), means[i] = __ldcg(of + slices), spread[i] = __ldcg(of + 2 * slices);
         }
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) all += elements[i], total = fmaf(elements[i], means[i], total);
@@ -287,16 +283,16 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
             float distance = means[i] - next;
-            squares += fmaf(elements[i] * distance, distance, within[i]);
+            squares += fmaf(elements[i] * distance, distance, spread[i]);
         }
         count = all, mean = next;
     }
-    float elements = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(p.own_slice);
-    float whole = sum(count * mean) / elements, distance = mean - whole;
-    squares = sum(fmaf(count * distance, distance, squares));
+    float all = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(p.own_slice);
+    float whole = lanes_sum(count * mean, lanes) / all, distance = mean - whole;
+    squares = lanes_sum(fmaf(count * distance, distance, squares), lanes);
     if (lane > 0 || !has) return;
     float* to = p.own_moments + 3ll * sample * slices + slice;
-    to[0] = elements;
+    to[0] = all;
     to[slices] = whole;
     to[2 * slices] = squares;
 }

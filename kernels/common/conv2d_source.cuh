@@ -3,6 +3,7 @@
 #pragma once
 #include "common/activation.cuh"
 #include "common/piece.cuh"
+#include "common/reduce.cuh"
 #include "common/shared.cuh"
 
 template <class E>
@@ -49,7 +50,7 @@ struct Conv2d {
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
-    int padding;                      // none: it fills the last 8 bytes
+    int unused;                       // it fills the last 8 bytes
 };
 
 // x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.
@@ -179,11 +180,7 @@ __device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, floa
         return;
     }
     int lanes = 1 << p.lanes_log, width = p.group_width, lane = thread & (lanes - 1);
-    auto sum = [&](float value) {
-#pragma unroll 1
-        for (int bits = lanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
-        return value;
-    };
+    auto sum = [&](float value) { return lanes_sum(value, lanes); };
     for (int base = 0; base < p.groups; base += threads >> p.lanes_log) {
         // All lanes of a warp take part in the sums.
         int group = min(base + (thread >> p.lanes_log), p.groups - 1), begin = group * width;

@@ -214,17 +214,17 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     // Run by run: the weights of one are in `buffer`, those of the next on their way.
     int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0, arriving_run = 1;
     bool arrives = false, ended = false;
-    // On sm_70 what a tap reads is found before the barrier, but where several pass between two.
+    // On sm_70 what a tap reads is found beside the products of the one before, but where several taps follow.
     const bool AIMS_EARLY = CYANEA_CODE_PATH < 80 && RUN == 1;
     typename Product::template Taps<MT, NT> taps, upcoming;
-    auto aim = [&](int place, const E* columns) {
+    auto aim = [&](int tap, const E* weights_of_tap) {
         const E* a[ROWS];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
-            int at = TRANSPOSED ? places[i] - place : places[i] + place;
+            int at = TRANSPOSED ? places[i] - tap : places[i] + tap;
             a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
         }
-        upcoming.aim(a, step, plane, columns + right);
+        upcoming.aim(a, step, plane, weights_of_tap + right);
     };
     auto fetch = [&]() {
         arrives = more, arriving = chunk, arriving_count = count, arriving_place = place;
@@ -278,8 +278,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
             __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
             // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in two.
-            fill_region<E, THREADS, M == 128 ? 6 : CHUNK == 4 ? 4 : 7>(p, source, origin[0].base_y, origin[0].base_x, arriving_count,
-                                                      affine, region, plane);
+            const int BATCH = M == 128 ? 6 : CHUNK == 4 ? 4 : 7;
+            fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region,
+                                           plane);
         }
         __syncthreads();
         taps = upcoming;
@@ -290,16 +291,15 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         }
         buffer ^= 1;
         loaded = arriving;
-        // Beside the products as far as registers allow. Where several taps follow, late in the first: until
-        // then all warps want operands.
+        // Beside the products as far as registers allow.
         const int run = arriving_run, first = arriving_place, pieces_now = arriving_count;
-        taps.template add<CHUNK, RUN == 1 ? 0 : CHUNK - 2>(sums, step, plane, pieces_now, fetch);
+        taps.template add<CHUNK>(sums, step, plane, pieces_now, fetch);
 #pragma unroll
         for (int tap = 1; tap < RUN; ++tap) {
             if (tap >= run) break;
             aim(first + tap, weights + (buffer * weights_size + tap * TAP));
             taps = upcoming;
-            taps.template add<CHUNK, 0>(sums, step, plane, pieces_now, [] {});
+            taps.template add<CHUNK>(sums, step, plane, pieces_now, [] {});
         }
     }
 

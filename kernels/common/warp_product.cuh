@@ -36,15 +36,14 @@ struct WarpProduct<__half> {
 #pragma unroll
             for (int m = 0; m < MT; ++m) left[m] = shared_row(rows[0] + (m * step + warp_lane() / 16 * plane));
         }
-        // The sums of `count` pieces, most often WHOLE. `meanwhile` is done while they are made, here after those
-        // of the pieces from AT on.
-        template <int WHOLE, int AT, class Meanwhile>
+        // The sums of `count` pieces, most often WHOLE. `meanwhile` is done while they are made.
+        template <int WHOLE, class Meanwhile>
         __device__ __forceinline__ void add(float* sums, int, int plane, int count, Meanwhile meanwhile) {
             if (count == WHOLE) {
 #pragma unroll
                 for (int piece = 0; piece < WHOLE; piece += 2) {
                     pair(sums, plane);
-                    if (piece == AT) meanwhile();
+                    if (piece == 0) meanwhile();
                 }
             } else {
                 meanwhile();
@@ -74,7 +73,7 @@ struct WarpProduct<__half> {
         __device__ __forceinline__ void aim(const __half* const (&rows)[ROWS], int, int, const __half* column) {
             left = rows[0], right = column + b_column<16>() * 8;
         }
-        template <int WHOLE, int, class Meanwhile>
+        template <int WHOLE, class Meanwhile>
         __device__ __forceinline__ void add(float* sums, int step, int plane, int count, Meanwhile meanwhile) {
             meanwhile();
             // A large tile's sums and operands leave no registers for a loop that is unrolled.
@@ -116,7 +115,7 @@ struct WarpProduct<float> {
             for (int i = 0; i < ROWS; ++i) left[i] = rows[i];
             right = column + warp_lane() % 4 * 2 * 4;
         }
-        template <int WHOLE, int, class Meanwhile>
+        template <int WHOLE, class Meanwhile>
         __device__ __forceinline__ void add(float* sums, int step, int plane, int count, Meanwhile meanwhile) {
             meanwhile();
             for (int piece = 0; piece < count; ++piece) {

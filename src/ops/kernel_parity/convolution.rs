@@ -1,6 +1,6 @@
 //! Convolutions, with all that they may read and add, and their gradients.
 
-use super::{check, check_on_chips_of};
+use super::{check, check_half, check_on_chips_of};
 use crate::device::Target;
 use crate::ops::Op;
 use crate::ops::conv_transpose2d::ConvTranspose2d;
@@ -39,6 +39,17 @@ pub(super) fn plain_convolutions_and_gradients() {
             check(&wgrad, &[&x, &dy], 1e-5);
         }
     }
+}
+
+/// Rows of more taps than pass between two barriers at a time: three, or two where shared memory is short.
+#[test]
+fn rows_of_taps() {
+    let x = Host::random(&[1, 6, 9, 5], 1);
+    let weight = Host::random(&[4, 5, 2, 7], 2);
+    let operands = Operands::default();
+    let conv = Conv2d { stride: [1, 1], padding: [1, 0, 3, 3], operands };
+    let small = Target { shared_bytes: 99 << 10, ..Target::A100 };
+    check_half(&[Target::V100, Target::A100, small], &conv, &[&x, &weight], 1e-5);
 }
 
 /// Enough pixels for the large tiles of tensor cores.

@@ -6,7 +6,7 @@ use super::{BOTH, assert_launched, check_on_chips_of, compare_on, emulate};
 use crate::device::Target;
 use crate::ops::Op;
 use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands, TiledConv2d};
-use crate::ops::testing::{Host, run};
+use crate::ops::testing::{Host, assert_same_bits, run};
 use std::any::Any;
 
 /// Enough channels for two slices on a chip of two multiprocessors.
@@ -26,21 +26,52 @@ fn small_tiles() {
     assert_launched(&["conv2d_small_fwd", "conv2d_small_dgrad", "conv2d_pack_fwd"]);
 }
 
-/// A sample is one tile, or several whose last block merges what the others left.
+/// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
+fn leaving_moments(
+    conv: &Conv2d,
+    [x, weight]: [&Host; 2],
+    slice: usize,
+    target: &Target,
+) -> (TiledConv2d, Host) {
+    let lowered = conv.lower(target, &[&x.ty, &weight.ty]).expect("it has a tiled form");
+    let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
+    let tiled = tiled.expect("it is one").with_moments(slice);
+    (tiled, emulate(target, 1, &*lowered.prepare[0].1, &[weight], &[]).remove(0))
+}
+
+/// A sample is one tile, or several whose last block merges what the others left: a tile a lane, and more than
+/// a lane takes at once.
 #[test]
 fn small_tiles_that_leave_moments() {
-    let (conv, slice) = (Conv2d::same([3, 3], false), 4);
-    for [batch, height, width] in [[2, 3, 4], [2, 9, 13]] {
+    let conv = Conv2d::same([3, 3], false);
+    for ([batch, height, width], slice) in [([2, 3, 4], 4), ([2, 9, 13], 4), ([1, 17, 17], 1)] {
         let x = Host::random(&[batch, height, width, 5], 1);
         let weight = Host::random(&[8, 5, 3, 3], 2);
         let y = run(&conv, &[&x, &weight]).remove(0);
         let want = [y.clone(), moments(&y, slice)];
         for target in BOTH.map(|full| Target { multiprocessors: 1, ..full }) {
-            let lowered = conv.lower(&target, &[&x.ty, &weight.ty]).expect("it has a tiled form");
-            let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
-            let tiled = tiled.expect("it is one").with_moments(slice);
-            let packed = emulate(&target, 1, &*lowered.prepare[0].1, &[&weight], &[]).remove(0);
+            let (tiled, packed) = leaving_moments(&conv, [&x, &weight], slice, &target);
             compare_on(&target, &tiled, &[&x, &packed], &[], &want, 1e-5);
+        }
+    }
+}
+
+/// A sample leaves the same moments in any batch, where that is asked for: three samples have large tiles enough
+/// for this chip, one hasn't.
+#[test]
+fn the_batch_does_not_matter_to_moments() {
+    let conv = Conv2d::same([3, 3], false);
+    let x = Host::random(&[3, 11, 13, 3], 1);
+    let weight = Host::random(&[72, 3, 3, 3], 2);
+    let target = Target { batch_invariant: true, multiprocessors: 4, ..Target::H100 };
+    let (tiled, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
+    let together = emulate(&target, 1, &tiled, &[&x, &packed], &[]);
+    for sample in 0..3 {
+        let own = x.samples(sample..sample + 1);
+        let (tiled, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
+        let alone = emulate(&target, 1, &tiled, &[&own, &packed], &[]);
+        for (together, alone) in together.iter().zip(&alone) {
+            assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
         }
     }
 }

@@ -185,8 +185,8 @@ impl Shape {
         self.cut(kernel, SMALL, SMALL, target)
     }
 
-    /// Large tiles read less, where there are enough of them for the target. The order of sums is the
-    /// same in both.
+    /// Large tiles read less, where there are enough of them for the target, batch-invariant those of one
+    /// sample. The order of sums is the same in both, that of moments is not.
     pub fn best(&self, target: &Target) -> Cut {
         let kernel = match (self.conv.transposed, self.dtype) {
             (false, DType::F16) => &CONV2D_LARGE_FWD_NHWC_F16,
@@ -196,7 +196,9 @@ impl Shape {
         };
         let small = self.small(target);
         let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
-        let enough = large.tiles() >= target.multiprocessors as usize;
+        let samples =
+            if target.batch_invariant && self.sample_pixels == 0 { self.conv.batch } else { 1 };
+        let enough = large.tiles() / samples >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
         // Eight warps a multiprocessor.
         let fits = fit(target, (256 / kernel.threads as usize).max(1), large.shared);

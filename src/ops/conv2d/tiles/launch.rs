@@ -28,7 +28,7 @@ kernels::params! {
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
         sample_pixels: i32, slices: i32, slices_reciprocal: u32,
         chunk: i32, main_chunks: i32, chunks: i32, flags: i32, run: i32, eps: f32, residual_scale: f32, limit: f32,
-        padding: i32,
+        unused: i32,
     }
 }
 
@@ -180,7 +180,7 @@ impl TiledConv2d {
             eps,
             residual_scale: self.extras.finish.residual_scale,
             limit: self.extras.finish.limit,
-            padding: 0,
+            unused: 0,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
         read.extend(places.weights.into_iter().chain(places.biases).map(input));
