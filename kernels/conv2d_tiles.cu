@@ -1,5 +1,6 @@
 // Convolutions and transposed ones, which are input gradients; common/conv2d_tile.cuh says how. The
 // weight is a packed image that conv2d_pack makes when weights change.
+#include "common/conv2d_small_tile.cuh"
 #include "common/conv2d_tile.cuh"
 
 template <class E>
@@ -50,16 +51,16 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     put(p.packed + i, value);
 }
 
-// 64 pixels x 64 channels: for images with few tiles. A block alone on a multiprocessor waits at each barrier, so
-// in float16 up to three taps pass between two. In float32 products take most of the time, and the weights of
-// three taps would leave a V100 no room for a second block.
-template <class E>
-struct Small {
-    static const int RUN = sizeof(E) == 2 ? 3 : 1;
-};
+// 64 pixels x 64 channels: for images with few tiles.
 template <class E, bool TRANSPOSED>
 __global__ void __launch_bounds__(128, 2) conv2d_small(Conv2d<E> p) {
-    conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2, Small<E>::RUN>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+}
+
+// 64 pixels x 16 WN channels, in float16.
+template <class E, bool TRANSPOSED, int WN>
+__global__ void __launch_bounds__(128, WN == 4 ? 2 : 3) conv2d_small_half(Conv2d<E> p) {
+    conv2d_small_tile<TRANSPOSED, 4 / WN, WN>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
 // 128 pixels x 128 channels. In float16 a warp makes 64 x 64 of them, so that an operand that it loads
@@ -70,5 +71,5 @@ struct Large {
 };
 template <class E, bool TRANSPOSED>
 __global__ void __launch_bounds__(Large<E>::THREADS, Large<E>::BLOCKS) conv2d_large(Conv2d<E> p) {
-    conv2d_tile<E, TRANSPOSED, 2, Large<E>::WN, 4, Large<E>::NT, 1>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    conv2d_tile<E, TRANSPOSED, 2, Large<E>::WN, 4, Large<E>::NT>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }

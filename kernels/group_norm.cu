@@ -301,8 +301,8 @@ __global__ void __launch_bounds__(256, 3) group_norm_moments_fwd(GroupNormForwar
     __syncthreads();
     for (int group = threadIdx.x / 32; group < groups; group += 8) {
         int begin = first_channel + group * width, end = begin + width;
-        auto sum = [](float value) { return warp_sum(value); };
-        float2 of = GroupMoments(p, blockIdx.z, begin, end).merged(lane, 32, sum);
+        GroupMoments moments(p, blockIdx.z, begin, end);
+        float2 of = moments.merged(moments.first());
         table.finish(p, group, width, of.x, of.y, lane, 32);
     }
     __syncthreads();

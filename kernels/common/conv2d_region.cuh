@@ -10,36 +10,6 @@ struct Chunk {
     static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;
 };
 
-// How a thread fills a region: it stays with one piece, and takes every STEP-th pixel from `pixel` on, BATCH of
-// them under way at a time. `load(place, has)` makes the piece of a pixel of the source, zeros where there is
-// none; `convert` what is stored of it. The region begins at (y, x), and is zero outside of the image, which has
-// `height` rows.
-template <class E, int STEP, int BATCH, class Load, class Convert>
-__device__ __forceinline__ void fill_pixels(const Conv2d<E>& p, int y, int x, int height, int pixel, E* to, Load load,
-                                            Convert convert) {
-    int pixels = p.region_height * p.region_width;
-#pragma unroll 1
-    for (; pixel < pixels; pixel += BATCH * STEP, to += BATCH * STEP * Piece<E>::SIZE) {
-        uint4 value[BATCH];
-        bool inside[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            int own = pixel + i * STEP, row = divided(own, p.region_reciprocal);
-            int at_y = y + row, at_x = x + (own - row * p.region_width);
-            // Unsigned, what is negative is too large as well.
-            inside[i] = static_cast<unsigned>(at_y) < static_cast<unsigned>(height) &&
-                        static_cast<unsigned>(at_x) < static_cast<unsigned>(p.width) && own < pixels;
-            value[i] = load(at_y * p.width + at_x, inside[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            uint4 piece = convert(value[i]);
-            if (!inside[i]) piece = make_uint4(0, 0, 0, 0);
-            if (pixel + i * STEP < pixels) *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;
-        }
-    }
-}
-
 // Where pieces of channels from `c` on are read: of the convolution itself, or of its shortcut.
 template <class E>
 struct ChunkSource {
@@ -62,26 +32,68 @@ struct ChunkSource {
     __device__ __forceinline__ bool beyond() const { return c >= c1 + c2; }
 };
 
-// The same from a source whose piece is the thread's.
+// What a thread brings to a region: it stays with one piece, and takes every STEP-th pixel, BATCH of them under
+// way at a time. The region begins at (y, x) of the source, and is zero outside of the image.
+template <class E, int STEP, int BATCH>
+struct RegionPieces {
+    uint4 value[BATCH];
+    unsigned inside;  // a bit each
+
+    // Of the pixels from `pixel` on, of a source that is read a piece at a time.
+    __device__ __forceinline__ void load(const Conv2d<E>& p, const ChunkSource<E>& source, int y, int x, int pixel) {
+        int pixels = p.region_height * p.region_width, pitch = source.pitch();
+        keep(pitch);
+        // What is not there is read from the first pixel: without branches all are under way at once.
+        bool beyond = source.beyond();
+        const E* from = beyond ? source.first : source.at();
+        inside = 0;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            int own = pixel + i * STEP, row = divided(own, p.region_reciprocal);
+            int at_y = y + row, at_x = x + (own - row * p.region_width);
+            // Unsigned, what is negative is too large as well.
+            bool has = static_cast<unsigned>(at_y) < static_cast<unsigned>(p.height) &&
+                       static_cast<unsigned>(at_x) < static_cast<unsigned>(p.width) && own < pixels && !beyond;
+            inside |= has ? 1u << i : 0u;
+            value[i] = *reinterpret_cast<const uint4*>(from + (has ? (at_y * p.width + at_x) * pitch : 0));
+        }
+    }
+    // `to` is the place of the first. `convert` makes what is stored of a piece.
+    template <class Convert>
+    __device__ __forceinline__ void store(const Conv2d<E>& p, int pixel, E* to, Convert convert) const {
+        int pixels = p.region_height * p.region_width;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            uint4 piece = convert(value[i]);
+            if (!(inside >> i & 1)) piece = make_uint4(0, 0, 0, 0);
+            if (pixel + i * STEP < pixels) *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;
+        }
+    }
+};
+
+// All of a thread's pixels from `pixel` on.
 template <class E, int STEP, int BATCH, class Convert>
 __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSource<E>& source, int y, int x, int pixel,
                                             E* to, Convert convert) {
+    const int SIZE = Piece<E>::SIZE;
+    int pixels = p.region_height * p.region_width;
     if (source.wide) {
-        // The piece lies in one source, or beyond both.
-        int height = source.beyond() ? 0 : p.height, pitch = source.pitch();
-        keep(pitch);
-        const E* from = source.at();
-        fill_pixels<E, STEP, BATCH>(p, y, x, height, pixel, to, [&](int place, bool has) {
-            uint4 value = make_uint4(0, 0, 0, 0);
-            if (has) value = *reinterpret_cast<const uint4*>(from + place * pitch);
-            return value;
-        }, convert);
-    } else {
-        fill_pixels<E, STEP, 1>(p, y, x, p.height, pixel, to, [&](int place, bool has) {
-            if (!has) return make_uint4(0, 0, 0, 0);
-            return source_piece(source.first, source.second, source.c1, source.c2, false, source.image + place,
-                                source.c);
-        }, convert);
+#pragma unroll 1
+        for (; pixel < pixels; pixel += BATCH * STEP, to += BATCH * STEP * SIZE) {
+            RegionPieces<E, STEP, BATCH> pieces;
+            pieces.load(p, source, y, x, pixel);
+            pieces.store(p, pixel, to, convert);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (; pixel < pixels; pixel += STEP, to += STEP * SIZE) {
+        int row = divided(pixel, p.region_reciprocal), at_y = y + row, at_x = x + (pixel - row * p.region_width);
+        uint4 piece = make_uint4(0, 0, 0, 0);
+        if (at_y >= 0 && at_y < p.height && at_x >= 0 && at_x < p.width)
+            piece = convert(source_piece(source.first, source.second, source.c1, source.c2, false,
+                                         source.image + at_y * p.width + at_x, source.c));
+        *reinterpret_cast<uint4*>(to) = piece;
     }
 }
 

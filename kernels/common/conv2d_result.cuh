@@ -1,14 +1,8 @@
 // What a convolution does with the sums of a tile: adds, rounds, stores, and leaves moments.
 #pragma once
-#include "common/conv2d_source.cuh"
+#include "common/conv2d_place.cuh"
 #include "common/slices.cuh"
 #include "common/warp_product.cuh"
-
-// What only fills and results need of a tile: it waits in shared memory, not in registers.
-struct TileOrigin {
-    int sample, first_y, first_x, phase_y, phase_x;
-    int base_y, base_x;  // of the region in the source
-};
 
 // How the results of a warp are stored: 16 bytes of neighbouring channels a lane, pixels one after another.
 template <class E, int NT>
@@ -183,6 +177,32 @@ struct MomentTiles {
     }
 };
 
+// Of the values of a lane in ResultLayout, of G neighbouring channels at a time and over the warp's pixels: their
+// mean and the sum of their squared deviations from it, to `parts`, [channels / G][2]. `valid` has a bit for each
+// of the lane's pieces, `count` of them lie in the same channels of the warp.
+template <class E, int MT, int NT, int G>
+__device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, float* parts) {
+    typedef ResultLayout<E, NT> Layout;
+    const int COUNT = MT * Layout::STEPS;
+    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f;
+#pragma unroll
+    for (int first = 0; first < Layout::SIZE; first += G) {
+        float total = 0.0f, squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < COUNT * G; ++i)
+            if (valid >> i / G & 1) total += values[i / G * Layout::SIZE + first + i % G];
+        float mean = Layout::over_rows(total) * inverse;
+#pragma unroll
+        for (int i = 0; i < COUNT * G; ++i) {
+            float distance = values[i / G * Layout::SIZE + first + i % G] - mean;
+            if (valid >> i / G & 1) squares = fmaf(distance, distance, squares);
+        }
+        squares = Layout::over_rows(squares);
+        float* to = parts + (Layout::column() + first) / G * 2;
+        if (Layout::first_row()) *reinterpret_cast<float2*>(to) = make_float2(mean, squares);
+    }
+}
+
 // Moments of the tiles, of slices of channels: the number of elements, their mean and the sum of their squared
 // deviations from it, in two passes over the values as they were stored. They go to `moments`, [tile][3][slice]
 // a sample.
@@ -193,51 +213,49 @@ template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E, NT> Layout;
-    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, COUNT = MT * Layout::STEPS;
+    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, G = 4;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
-    float* parts = shared;  // [WM][N][2]
-    float* counts = shared + WM * N * 2;  // [WM]
-    float count = Layout::over_rows(static_cast<float>(__popc(valid))), inverse = count > 0.0f ? 1.0f / count : 0.0f;
+    float* parts = shared;                // [WM][N / channels that a warp takes together][2]
+    float* counts = shared + WM * N * 2;  // [WM]: pixels
+    float count = Layout::over_rows(static_cast<float>(__popc(valid)));
+    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log, together = log >= 2 ? 2 : 0, width = N >> together;
     __syncthreads();
     if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count;
-#pragma unroll
-    for (int i = 0; i < Layout::SIZE; ++i) {
-        float total = 0.0f, squares = 0.0f;
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k)
-            if (valid >> k & 1) total += values[k * Layout::SIZE + i];
-        float mean = Layout::over_rows(total) * inverse;
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            float distance = values[k * Layout::SIZE + i] - mean;
-            if (valid >> k & 1) squares = fmaf(distance, distance, squares);
-        }
-        squares = Layout::over_rows(squares);
-        if (!Layout::first_row()) continue;
-        float* to = parts + (warp_row * N + warp_n + Layout::column() + i) * 2;
-        to[0] = mean;
-        to[1] = squares;
-    }
+    float* own_parts = parts + (warp_row * width + (warp_n >> together)) * 2;
+    if (together) warp_moments<E, MT, NT, G>(values, valid, count, own_parts);
+    else warp_moments<E, MT, NT, 1>(values, valid, count, own_parts);
     __syncthreads();
+    // A slice is the work of neighbouring lanes: a part each, or several.
+    int each = log - together, all = PARTS << each, lanes = min(all, 32), lane = threadIdx.x & (lanes - 1);
+    int lanes_log = __ffs(lanes) - 1, count_of_slices = TILES * N >> log;
+    float scale = static_cast<float>(1 << together);
     MomentTiles tiles(p);
-    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log;
-    for (int i = threadIdx.x; i < TILES * N >> log; i += blockDim.x) {
-        int tile = (i << log) / N, first = (i << log) % N;
+    for (int base = 0; base < count_of_slices; base += WM * WN * 32 >> lanes_log) {
+        // All lanes of a warp take part in the sums.
+        int wanted = base + (static_cast<int>(threadIdx.x) >> lanes_log), own = min(wanted, count_of_slices - 1);
+        int tile = (own << log) / N, first = (own << log) % N;
+        auto elements_of = [&](int i) { return scale * counts[tile * PARTS + (i >> each)]; };
+        auto part_of = [&](int i) {
+            int at = (tile * PARTS + (i >> each)) * width + (first >> together) + (i & ((1 << each) - 1));
+            return *reinterpret_cast<const float2*>(parts + at * 2);
+        };
+        float elements = 0.0f, total = 0.0f, squares = 0.0f;
+#pragma unroll 1
+        for (int i = lane; i < all; i += lanes) {
+            elements += elements_of(i);
+            total = fmaf(elements_of(i), part_of(i).x, total);
+        }
+        elements = lanes_sum(elements, lanes);
+        float mean = lanes_sum(total, lanes) / elements;
+#pragma unroll 1
+        for (int i = lane; i < all; i += lanes) {
+            float distance = part_of(i).x - mean;
+            squares += fmaf(elements_of(i) * distance, distance, part_of(i).y);
+        }
+        squares = lanes_sum(squares, lanes);
         int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
         int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) >> log;
-        if (x >= tiles.across || y >= tiles.down || slice >= slices) continue;
-        float elements = 0.0f, total = 0.0f, squares = 0.0f;
-        for (int part = tile * PARTS; part < (tile + 1) * PARTS; ++part)
-            for (int c = first; c < first + p.own_slice; ++c) {
-                elements += counts[part];
-                total = fmaf(counts[part], parts[(part * N + c) * 2], total);
-            }
-        float mean = total / elements;
-        for (int part = tile * PARTS; part < (tile + 1) * PARTS; ++part)
-            for (int c = first; c < first + p.own_slice; ++c) {
-                float distance = parts[(part * N + c) * 2] - mean;
-                squares += fmaf(counts[part] * distance, distance, parts[(part * N + c) * 2 + 1]);
-            }
+        if (lane > 0 || wanted > own || x >= tiles.across || y >= tiles.down || slice >= slices) continue;
         long long at = (static_cast<long long>(place.sample) * tiles.down + y) * tiles.across + x;
         float* to = moments + at * 3 * slices + slice;
         to[0] = elements;
@@ -256,8 +274,7 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     MomentTiles area(p);
     int tiles = area.across * area.down;
     // Neighbouring lanes share a slice.
-    static_assert(THREADS == N || THREADS == 2 * N, "a power of two, whose logarithm is known");
-    int lanes_log = min(log + (THREADS == N ? 0 : 1), 5), lanes = 1 << lanes_log, lane = threadIdx.x & (lanes - 1);
+    int lanes_log = min(log + __ffs(THREADS / N) - 1, 5), lanes = 1 << lanes_log, lane = threadIdx.x & (lanes - 1);
     int width = N >> log, own = threadIdx.x >> lanes_log, slice = column_tile * width + own;
     bool has = own < width && slice < slices;
     // Of a lane's tiles BATCH at a time are taken together, and joined with those before (Chan, Golub & LeVeque

@@ -33,7 +33,7 @@ struct Conv2d {
     int upsample, silu, affine_stride, shift_stride;
     int shortcut1, shortcut2;         // channels of the shortcut's sources
     int groups, group_width;          // of the normalisation by moments, and channels of a group
-    int lanes_log;                    // of the threads that share a group, up to a warp
+    unsigned group_reciprocal;        // of group_width (see divided)
     int slice1, slice2, own_slice;    // channels of a slice of moments, powers of two
     int tile_moments;                 // where in `partials` those of tiles begin; or -1, for one tile a sample
     int moment_tickets;               // where in `tickets` theirs begin
@@ -46,7 +46,7 @@ struct Conv2d {
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
     int main_chunks, chunks;          // of the sources, and with those of the shortcut
     int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
-    int run;                          // taps of a row whose weights are in shared memory at a time
+    int buffers;                      // for regions, of tiles whose weights stay in registers: 1 or 2
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
@@ -132,28 +132,50 @@ struct GroupMoments {
             begin -= channels[source], end -= channels[source];
         }
     }
-    // Mean and variance (Chan, Golub & LeVeque 1979, eq. 2.1, for all slices at once). It is the work of
-    // `lanes` neighbouring lanes, over which `sum` adds, so that sums have one order.
-    template <class Sum>
-    __device__ __forceinline__ float2 merged(int lane, int lanes, Sum sum) const {
-        float own = 0.0f, own_mean = 0.0f, squares = 0.0f;
+    // Of the first slices, most often all: elements, mean and squared deviations.
+    static const int FIRST = 4;
+    struct Slices {
+        float elements[FIRST], mean[FIRST], squares[FIRST];
+    };
+    __device__ __forceinline__ Slices first() const {
+        Slices slices;
+#pragma unroll
+        for (int i = 0; i < FIRST; ++i) {
+            // One again beyond the last: without branches all are under way at once.
+            int slice = min(i, count[0] + count[1] - 1);
+            slices.elements[i] = of(slice, 0), slices.mean[i] = of(slice, 1), slices.squares[i] = of(slice, 2);
+        }
+        return slices;
+    }
+    // Mean and variance (Chan, Golub & LeVeque 1979, eq. 2.1, for all slices at once).
+    __device__ __forceinline__ float2 merged(const Slices& first) const {
         int all = count[0] + count[1];
-        // Most often a lane has one slice, which it then keeps.
-        if (lane < all) own = of(lane, 0), own_mean = of(lane, 1), squares = of(lane, 2);
-        float elements = own, total = own * own_mean;
-        for (int i = lane + lanes; i < all; i += lanes) {
+        float elements = 0.0f, total = 0.0f, squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < FIRST; ++i) {
+            if (i >= all) continue;
+            elements += first.elements[i];
+            total = fmaf(first.elements[i], first.mean[i], total);
+            squares += first.squares[i];
+        }
+#pragma unroll 4
+        for (int i = FIRST; i < all; ++i) {
             elements += of(i, 0);
             total = fmaf(of(i, 0), of(i, 1), total);
             squares += of(i, 2);
         }
-        elements = sum(elements);
-        float mean = sum(total) / elements;
-        squares = fmaf(own * (own_mean - mean), own_mean - mean, squares);
-        for (int i = lane + lanes; i < all; i += lanes) {
+        float mean = total / elements;
+#pragma unroll
+        for (int i = 0; i < FIRST; ++i) {
+            float distance = first.mean[i] - mean;
+            if (i < all) squares = fmaf(first.elements[i] * distance, distance, squares);
+        }
+#pragma unroll 4
+        for (int i = FIRST; i < all; ++i) {
             float distance = of(i, 1) - mean;
             squares = fmaf(of(i, 0) * distance, distance, squares);
         }
-        return make_float2(mean, sum(squares) / elements);
+        return make_float2(mean, squares / elements);
     }
 
 private:
@@ -167,40 +189,51 @@ private:
     }
 };
 
-// Scale and shift of every channel of a sample, in shared memory, zeros up to `padded`: copied, or from
-// moments; the block that `keeps` them leaves these in memory, too.
+// Scale and shift of a channel of a sample, copied or from moments: on their way, and known.
 template <class E>
-__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, float2* affine, int padded, bool keeps) {
-    int channels = p.c1 + p.c2, thread = threadIdx.x, threads = blockDim.x;
-    long long row = static_cast<long long>(sample) * p.affine_stride;
-    for (int c = channels + thread; c < padded; c += threads) affine[c] = make_float2(0.0f, 0.0f);
-    if (p.affine) {
-        for (int c = thread; c < channels; c += threads)
-            affine[c] = make_float2(p.affine[row + c], p.affine[row + channels + c]);
-        return;
-    }
-    int lanes = 1 << p.lanes_log, width = p.group_width, lane = thread & (lanes - 1);
-    auto sum = [&](float value) { return lanes_sum(value, lanes); };
-    for (int base = 0; base < p.groups; base += threads >> p.lanes_log) {
-        // All lanes of a warp take part in the sums.
-        int group = min(base + (thread >> p.lanes_log), p.groups - 1), begin = group * width;
-        // On their way while moments are merged.
-        int c = min(begin + lane, begin + width - 1);
-        float gamma = p.gamma[row + c], beta = p.beta[row + c];
-        float2 moments = GroupMoments(p, sample, begin, begin + width).merged(lane, lanes, sum);
-        float mean = moments.x, rstd = 1.0f / sqrtf(moments.y + p.eps);
-        if (base + (thread >> p.lanes_log) >= p.groups) continue;
-        if (keeps && lane == 0) {
-            float* stats = p.own_stats + 2 * (sample * p.groups + group);
-            stats[0] = mean, stats[1] = rstd;
+struct ChannelAffine {
+    float first, second;  // scale and shift, or gamma and beta
+    int begin;            // of the channel's group
+    GroupMoments::Slices slices;
+
+    __device__ __forceinline__ void load(const Conv2d<E>& p, int sample, int c) {
+        int channels = p.c1 + p.c2, own = min(c, channels - 1);
+        long long row = static_cast<long long>(sample) * p.affine_stride + own;
+        begin = p.group_width == 1 ? own : divided(own, p.group_reciprocal) * p.group_width;
+        if (p.affine) {
+            first = p.affine[row], second = p.affine[row + channels];
+            return;
         }
-        for (c = begin + lane; c < begin + width; c += lanes) {
-            if (c != begin + lane) gamma = p.gamma[row + c], beta = p.beta[row + c];
-            float scale = rstd * gamma, shift = fmaf(-mean, scale, beta);
-            affine[c] = make_float2(scale, shift);
-            if (!keeps) continue;
+        slices = GroupMoments(p, sample, begin, begin + p.group_width).first();
+        first = p.gamma[row], second = p.beta[row];
+    }
+    // Of the loaded channel, zeros beyond the last. Where they are kept they go to memory, too.
+    __device__ __forceinline__ float2 known(const Conv2d<E>& p, int sample, int c, bool keeps) const {
+        int channels = p.c1 + p.c2;
+        if (c >= channels) return make_float2(0.0f, 0.0f);
+        if (p.affine) return make_float2(first, second);
+        float2 moments = GroupMoments(p, sample, begin, begin + p.group_width).merged(slices);
+        float mean = moments.x, rstd = 1.0f / sqrtf(moments.y + p.eps);
+        float scale = rstd * first, shift = fmaf(-mean, scale, second);
+        if (keeps) {
             float* own = p.own_affine + (2ll * sample * channels + c);
             own[0] = scale, own[channels] = shift;
+            int group = p.group_width == 1 ? c : divided(c, p.group_reciprocal);
+            float* stats = p.own_stats + 2 * (sample * p.groups + group);
+            if (c == begin) stats[0] = mean, stats[1] = rstd;
         }
+        return make_float2(scale, shift);
+    }
+};
+
+// Scale and shift of the channels from `c` on, a thread each, up to `end`, to `affine` from there on. Those of a
+// thread's first channel are loaded.
+template <class E>
+__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, ChannelAffine<E>& own, int c, int end,
+                                            float2* affine, bool keeps) {
+    int first = c;
+    for (c += threadIdx.x; c < end; c += blockDim.x) {
+        if (c - first >= static_cast<int>(blockDim.x)) own.load(p, sample, c);
+        affine[c - first] = own.known(p, sample, c, keeps);
     }
 }

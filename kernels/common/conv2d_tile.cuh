@@ -3,49 +3,16 @@
 //
 // A block makes M output pixels x N output channels. Of some input channels at a time it keeps in shared
 // memory (a) the part of the source that the tile's taps reach, normalised, once, in planes of pieces
-// [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image, and (b) the weights of some
-// taps of a row, while those of the next are on their way. All taps read (a) at shifted places. A shortcut (a 1x1
+// [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image, and (b) the weights of one
+// tap, while those of the next are on their way. All taps read (a) at shifted places. A shortcut (a 1x1
 // convolution that is added) continues the sum with sources and weights of its own. In the end the sums
 // pass through the same memory, so that what is added and stored is read and written 16 bytes at a time.
-//
-// Transposed, a tile has outputs of one phase (place modulo stride) on each axis, so that it needs a
-// fixed subset of the taps and reads neighbouring source pixels.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
 #include "common/slices.cuh"
 
-// The place of a tile on one axis: output = (first + i) step + phase. Its taps are `first_tap`,
-// `first_tap` + `steps`, …; tap number t reads the source at (first + i) scale + offset(t).
-template <bool TRANSPOSED>
-struct Axis {
-    int first, phase, stride, pad, size;  // size: taps of the kernel
-
-    __device__ __forceinline__ int first_tap() const { return TRANSPOSED ? (phase + pad) % stride : 0; }
-    // From one of its taps to the next, or from one of its outputs.
-    __device__ __forceinline__ int steps() const { return TRANSPOSED ? stride : 1; }
-    // Taps, 0 or less for none.
-    __device__ __forceinline__ int count() const {
-        return TRANSPOSED ? (size - first_tap() + stride - 1) / stride : size;
-    }
-    __device__ __forceinline__ int scale() const { return TRANSPOSED ? 1 : stride; }
-    __device__ __forceinline__ int place(int i) const { return (first + i) * scale(); }
-    // What the first tap adds to a place; each further tap adds one more, or transposed one less.
-    __device__ __forceinline__ int offset() const {
-        return TRANSPOSED ? (phase + pad) / stride : -pad;
-    }
-    __device__ __forceinline__ int output(int i) const {
-        return TRANSPOSED ? (first + i) * stride + phase : first + i;
-    }
-    // The lowest place that any tap reads.
-    __device__ __forceinline__ int base() const {
-        if (!TRANSPOSED) return first * stride - pad;
-        int lowest = phase + pad - size + 1;
-        return first + (lowest >= 0 ? lowest / stride : -((stride - 1 - lowest) / stride));
-    }
-};
-
-// Weights of some taps on their way to shared memory: cp.async, or through registers on sm_70.
+// Weights of one tap on their way to shared memory: cp.async, or through registers on sm_70.
 template <int CHUNK, int COUNT, int THREADS>
 struct WeightStage {
 #if CYANEA_CODE_PATH < 80
@@ -93,47 +60,22 @@ private:
     }
 };
 
-__device__ __forceinline__ int tiles_of(int size, int log) { return (size + (1 << log) - 1) >> log; }
-
-// Where the tile lies.
-template <bool TRANSPOSED, class E>
-__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height_log) {
-    int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
-    int tiles_x = tiles_of((p.out_width + steps_w - 1) / steps_w, p.tile_width_log);
-    int tiles_y = tiles_of((p.out_height + steps_h - 1) / steps_h, tile_height_log);
-    TileOrigin at;
-    at.first_x = tile % tiles_x << p.tile_width_log;
-    tile /= tiles_x;
-    at.first_y = tile % tiles_y << tile_height_log;
-    tile /= tiles_y;
-    at.phase_x = tile % steps_w;
-    tile /= steps_w;
-    at.phase_y = tile % steps_h;
-    at.sample = tile / steps_h;
-    Axis<TRANSPOSED> rows = {at.first_y, at.phase_y, p.stride_h, p.pad_top, p.kh};
-    Axis<TRANSPOSED> columns = {at.first_x, at.phase_x, p.stride_w, p.pad_left, p.kw};
-    at.base_y = rows.base() >> p.upsample, at.base_x = columns.base() >> p.upsample;
-    return at;
-}
-
-// MT x NT products of 16 x 16 a warp, WM x WN warps a block. Up to RUN taps of a row pass between two
-// barriers. `column` counts the tiles of channels of all siblings.
-template <class E, bool TRANSPOSED, int WM, int WN, int MT, int NT, int RUN>
+// MT x NT products of 16 x 16 a warp, WM x WN warps a block. `column` counts the tiles of channels of all
+// siblings.
+template <class E, bool TRANSPOSED, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int column, int slice) {
     typedef WarpProduct<E> Product;
     const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, BLOCKS = N / WEIGHT_BLOCK;
     const int CHUNK = Chunk<E>::MOST, SIZE = Piece<E>::SIZE, ROWS = Product::ROWS;
     const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
-    static_assert(BLOCKS == 1 || RUN == 1, "weights come in blocks of columns, or in blocks of taps");
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
     CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
     // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
     const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
     CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
-    int most_taps = RUN > 1 ? p.run : 1, weights_size = most_taps * TAP;
     E* weights = shared;
-    E* region = shared + 2 * weights_size;
+    E* region = shared + 2 * TAP;
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, (M == 128 ? 7 : 6) - p.tile_width_log);
     if (threadIdx.x == 0) origin[0] = of;
@@ -161,7 +103,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     }
     int weight_blocks = min(BLOCKS, (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK - column_tile * BLOCKS);
 
-    // The next weights: the calling thread's first bytes of a tap, bytes to the next block, pieces of the
+    // The next weights: the calling thread's first bytes of the tap, bytes to the next block, pieces of the
     // chunk, and how many rows and columns of taps came before, in one register. Then bytes to the next
     // tap of a row, and to the first of the next row. A phase of a transposed convolution may have no tap.
     const int PIECE_BYTES = WEIGHT_BLOCK * 16;
@@ -183,17 +125,16 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         from = reinterpret_cast<const unsigned char*>(first) + threadIdx.x * 16;
         pitch = all * PIECE_BYTES;
     };
-    auto taps_together = [&]() { return RUN > 1 && own ? min(most_taps, tap_columns - (place & 0xffff)) : 1; };
-    // Beyond so many taps of a row, and whether what follows is of the next chunk.
-    auto advance = [&](int run) {
+    // To the next tap, and whether it is of the next chunk.
+    auto advance = [&]() {
         int below = (place & ~0xffff) + 0x10000;
-        bool turned = (place & 0xffff) + run == tap_columns;
-        place = turned ? below : place + run;
-        from += (turned ? down_taps : across_taps) + (run - 1) * across_taps;
+        bool turned = (place & 0xffff) + 1 == tap_columns;
+        place = turned ? below : place + 1;
+        from += turned ? down_taps : across_taps;
         return !own || (turned && below >> 16 == tap_rows);
     };
-    WeightStage<CHUNK, RUN * TAP / SIZE / THREADS, THREADS> stage;
-    auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * weights_size); };
+    WeightStage<CHUNK, TAP / SIZE / THREADS, THREADS> stage;
+    auto buffer_at = [&](int buffer) { return reinterpret_cast<unsigned char*>(weights + buffer * TAP); };
 
     // What the lane's rows of the first 16 read of the region by the first tap, before upsampling: row and
     // column in one register. Since a tile is 8 wide or one row, the next 16 lie at a fixed distance.
@@ -211,29 +152,26 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     step *= SIZE;
     int right = (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
 
-    // Run by run: the weights of one are in `buffer`, those of the next on their way.
-    int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0, arriving_run = 1;
+    // Tap by tap: the weights of one are in `buffer`, those of the next on their way.
+    int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0;
     bool arrives = false, ended = false;
-    // On sm_70 what a tap reads is found beside the products of the one before, but where several taps follow.
-    const bool AIMS_EARLY = CYANEA_CODE_PATH < 80 && RUN == 1;
     typename Product::template Taps<MT, NT> taps, upcoming;
-    auto aim = [&](int tap, const E* weights_of_tap) {
+    // On sm_70 what a tap reads is found beside the products of the one before.
+    auto aim = [&]() {
         const E* a[ROWS];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
-            int at = TRANSPOSED ? places[i] - tap : places[i] + tap;
+            int at = TRANSPOSED ? places[i] - arriving_place : places[i] + arriving_place;
             a[i] = region + (((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample)) * SIZE;
         }
-        upcoming.aim(a, step, plane, weights_of_tap + right);
+        upcoming.aim(a, step, plane, weights + (buffer ^ 1) * TAP + right);
     };
     auto fetch = [&]() {
         arrives = more, arriving = chunk, arriving_count = count, arriving_place = place;
-        arriving_run = taps_together();
-        stage.fetch(buffer_at(buffer ^ 1), from, count, RUN > 1 ? arriving_run : weight_blocks,
-                    RUN > 1 ? across_taps : pitch, arrives);
-        if (AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * weights_size);
+        stage.fetch(buffer_at(buffer ^ 1), from, count, weight_blocks, pitch, arrives);
+        if (CYANEA_CODE_PATH < 80) aim();
         if (AHEAD) ahead[threadIdx.x].fetch((place >> 16) * tap_columns + (place & 0xffff));
-        ended = advance(arriving_run);
+        ended = advance();
     };
     // What follows the chunk in memory that blocks read: the next one, or the residual.
     auto look_ahead = [&]() {
@@ -263,7 +201,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (p.affine || p.gamma) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
-        fill_affine(p, of.sample, affine, pieces * SIZE, keeps);
+        ChannelAffine<E> own_affine;
+        own_affine.load(p, of.sample, threadIdx.x);
+        fill_affine(p, of.sample, own_affine, 0, pieces * SIZE, affine, keeps);
     }
     if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added.sum();
 
@@ -272,13 +212,13 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
     int loaded = -1;
     while (arrives) {
-        stage.land(buffer_at(buffer ^ 1), arriving_count, RUN > 1 ? arriving_run : weight_blocks);
-        if (!AIMS_EARLY) aim(arriving_place, weights + (buffer ^ 1) * weights_size);
+        stage.land(buffer_at(buffer ^ 1), arriving_count, weight_blocks);
+        if (CYANEA_CODE_PATH >= 80) aim();
         if (arriving != loaded) {
             __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
-            // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in two.
-            const int BATCH = M == 128 ? 6 : CHUNK == 4 ? 4 : 7;
+            // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in three.
+            const int BATCH = M == 64 ? 7 : CYANEA_CODE_PATH >= 80 && SIZE == 8 ? 4 : 6;
             fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region,
                                            plane);
         }
@@ -292,15 +232,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         buffer ^= 1;
         loaded = arriving;
         // Beside the products as far as registers allow.
-        const int run = arriving_run, first = arriving_place, pieces_now = arriving_count;
-        taps.template add<CHUNK>(sums, step, plane, pieces_now, fetch);
-#pragma unroll
-        for (int tap = 1; tap < RUN; ++tap) {
-            if (tap >= run) break;
-            aim(first + tap, weights + (buffer * weights_size + tap * TAP));
-            taps = upcoming;
-            taps.template add<CHUNK>(sums, step, plane, pieces_now, [] {});
-        }
+        taps.template add<CHUNK>(sums, step, plane, arriving_count, fetch);
     }
 
     if (p.slices > 1) {

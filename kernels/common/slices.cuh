@@ -17,21 +17,31 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
 }
 
 // The sums of these slices, in their order, to `sink`(which, sum). Few registers are left where there are many
-// sums: so many loads are under way at a time, and of few sums those of two slices.
+// sums: so many loads are under way at a time, and of few sums those of several slices.
 template <int THREADS, int SUMS, class Sink>
 __device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
-    const int BATCH = 32;
+    const int BATCH = SUMS < 32 ? SUMS : 32, TOGETHER = SUMS > 32 ? 1 : 64 / BATCH;
 #pragma unroll
     for (int first = 0; first < SUMS; first += BATCH) {
         float sums[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) sums[i] = 0.0f;
-#pragma unroll(SUMS <= 32 ? 2 : 1)
-        for (int from = 0; from < slices; ++from) {
-            const float* part = partials + static_cast<long long>(from) * SUMS * THREADS;
+#pragma unroll 1
+        for (int from = 0; from < slices; from += TOGETHER) {
+            float part[TOGETHER][BATCH];
 #pragma unroll
-            for (int i = 0; i < BATCH && first + i < SUMS; ++i)
-                sums[i] += __ldcg(part + ((first + i) * THREADS + threadIdx.x));
+            for (int k = 0; k < TOGETHER; ++k) {
+                // The last one again beyond it: without branches all are under way at once.
+                int slice = min(from + k, slices - 1);
+                const float* of = partials + (static_cast<long long>(slice) * SUMS + first) * THREADS + threadIdx.x;
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i) part[k][i] = first + i < SUMS ? __ldcg(of + i * THREADS) : 0.0f;
+            }
+#pragma unroll
+            for (int k = 0; k < TOGETHER; ++k)
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i)
+                    if (from + k < slices) sums[i] += part[k][i];
         }
 #pragma unroll
         for (int i = 0; i < BATCH && first + i < SUMS; ++i) sink(first + i, sums[i]);

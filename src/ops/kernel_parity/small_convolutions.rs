@@ -2,8 +2,8 @@
 //! tile takes seconds.
 
 use super::normalisation::moments;
-use super::{BOTH, assert_launched, check_on_chips_of, compare_on, emulate};
-use crate::device::Target;
+use super::{BOTH, assert_launched, check_on_chips_of, compare_on, emulate, rounded};
+use crate::device::{DType, Target};
 use crate::ops::Op;
 use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands, TiledConv2d};
 use crate::ops::testing::{Host, assert_same_bits, run};
@@ -17,13 +17,20 @@ fn split_small_tiles() {
     check_on_chips_of(2, &Conv2d::pointwise(false), &[&x, &weight], 1e-5);
 }
 
+/// Tiles of 16, 32 and 64 channels.
 #[test]
-fn small_tiles() {
-    let [x, weight] = [Host::random(&[1, 3, 4, 5], 1), Host::random(&[6, 5, 3, 3], 2)];
-    check_on_chips_of(1, &Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
-    let dgrad = Conv2dDgrad { stride: [2, 2], padding: [1; 4], input: [3, 4] };
-    check_on_chips_of(1, &dgrad, &[&Host::random(&[1, 2, 2, 6], 3), &weight], 1e-5);
-    assert_launched(&["conv2d_small_fwd", "conv2d_small_dgrad", "conv2d_pack_fwd"]);
+pub(super) fn small_tiles() {
+    for channels in [6, 20, 40] {
+        let [x, weight] = [Host::random(&[1, 3, 4, 5], 1), Host::random(&[channels, 5, 3, 3], 2)];
+        check_on_chips_of(1, &Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
+        let dgrad = Conv2dDgrad { stride: [2, 2], padding: [1; 4], input: [3, 4] };
+        let [dy, weight] = [Host::random(&[1, 2, 2, 6], 3), Host::random(&[6, channels, 3, 3], 4)];
+        check_on_chips_of(1, &dgrad, &[&dy, &weight], 1e-5);
+    }
+    assert_launched("f32", &["conv2d_small_fwd", "conv2d_small_dgrad", "conv2d_pack_fwd"]);
+    assert_launched("f16", &["conv2d_small16_fwd", "conv2d_small16_dgrad", "conv2d_pack_fwd"]);
+    assert_launched("f16", &["conv2d_small32_fwd", "conv2d_small32_dgrad"]);
+    assert_launched("f16", &["conv2d_small64_fwd", "conv2d_small64_dgrad"]);
 }
 
 /// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
@@ -40,18 +47,27 @@ fn leaving_moments(
 }
 
 /// A sample is one tile, or several whose last block merges what the others left: a tile a lane, and more than
-/// a lane takes at once.
+/// a lane takes at once. Slices of one channel and of several, up to a whole tile.
 #[test]
 fn small_tiles_that_leave_moments() {
     let conv = Conv2d::same([3, 3], false);
-    for ([batch, height, width], slice) in [([2, 3, 4], 4), ([2, 9, 13], 4), ([1, 17, 17], 1)] {
-        let x = Host::random(&[batch, height, width, 5], 1);
-        let weight = Host::random(&[8, 5, 3, 3], 2);
+    let sizes = [([2, 3, 4], 8, 4), ([2, 9, 13], 8, 4), ([1, 17, 17], 8, 1), ([1, 9, 13], 64, 64)];
+    for ([batch, height, width], channels, slice) in sizes {
+        let x = rounded(&Host::random(&[batch, height, width, 5], 1));
+        let weight = rounded(&Host::random(&[channels, 5, 3, 3], 2));
+        let [x, weight] =
+            [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
         let y = run(&conv, &[&x, &weight]).remove(0);
-        let want = [y.clone(), moments(&y, slice)];
+        // Of what float16 stores.
+        let half = rounded(&y);
+        let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() }, slice);
+        let want = [[y.clone(), moments(&y, slice)], [half, of_half]];
         for target in BOTH.map(|full| Target { multiprocessors: 1, ..full }) {
-            let (tiled, packed) = leaving_moments(&conv, [&x, &weight], slice, &target);
-            compare_on(&target, &tiled, &[&x, &packed], &[], &want, 1e-5);
+            for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
+                let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
+                let tolerance = if x.ty.dtype == DType::F16 { 1e-3 } else { 1e-5 };
+                compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
+            }
         }
     }
 }
@@ -64,14 +80,16 @@ fn the_batch_does_not_matter_to_moments() {
     let x = Host::random(&[3, 11, 13, 3], 1);
     let weight = Host::random(&[72, 3, 3, 3], 2);
     let target = Target { batch_invariant: true, multiprocessors: 4, ..Target::H100 };
-    let (tiled, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
-    let together = emulate(&target, 1, &tiled, &[&x, &packed], &[]);
-    for sample in 0..3 {
-        let own = x.samples(sample..sample + 1);
-        let (tiled, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
-        let alone = emulate(&target, 1, &tiled, &[&own, &packed], &[]);
-        for (together, alone) in together.iter().zip(&alone) {
-            assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
+    for x in [x.clone(), rounded(&x)] {
+        let (tiled, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
+        let together = emulate(&target, 1, &tiled, &[&x, &packed], &[]);
+        for sample in 0..3 {
+            let own = x.samples(sample..sample + 1);
+            let (tiled, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
+            let alone = emulate(&target, 1, &tiled, &[&own, &packed], &[]);
+            for (together, alone) in together.iter().zip(&alone) {
+                assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
+            }
         }
     }
 }
@@ -84,7 +102,9 @@ fn large_tiles() {
     let weight = Host::random(&[3, 65, 2, 2], 2);
     let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1, 0, 1, 0], input: [10, 13] };
     check_on_chips_of(1, &dgrad, &[&x, &weight], 1e-5);
-    assert_launched(&["conv2d_large_fwd", "conv2d_large_dgrad"]);
+    for precision in ["f32", "f16"] {
+        assert_launched(precision, &["conv2d_large_fwd", "conv2d_large_dgrad"]);
+    }
 }
 
 /// A block goes through three tiles and more, so that it fills its buffers again.
@@ -108,8 +128,11 @@ fn weight_gradients() {
             check_on_chips_of(1, &wgrad, &[&x, &affine, &dy], 1e-5);
         }
     }
-    assert_launched(&["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"]);
-    assert_launched(&["conv2d_columns_wgrad"]);
+    for precision in ["f32", "f16"] {
+        let taps = ["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"];
+        assert_launched(precision, &taps);
+        assert_launched(precision, &["conv2d_columns_wgrad"]);
+    }
 }
 
 /// Rows of x so far apart that a thread brings more pieces of a tile than it remembers at once.

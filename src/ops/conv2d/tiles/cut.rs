@@ -3,27 +3,28 @@
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
     CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16,
-    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F16, CONV2D_SMALL_DGRAD_NHWC_F32,
-    CONV2D_SMALL_FWD_NHWC_F16, CONV2D_SMALL_FWD_NHWC_F32, Kernel,
+    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32,
+    CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
+    CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16,
+    Kernel,
 };
 use crate::device::{CodePath, DType, Target};
 use crate::ops::conv2d::geometry::{PIECE, piece};
 
-/// Most pieces of input channels that a block holds at a time, as the kernels have it.
+/// Most pieces of input channels that a block of large tiles, or of tiles in float32, holds at a time, as
+/// the kernels have it.
 fn most_pieces(target: &Target, dtype: DType) -> usize {
     // With fewer two large blocks of float16 fit a multiprocessor of Volta.
     if target.code_path == CodePath::Sm70 && dtype == DType::F16 { 4 } else { 8 }
 }
 
-/// Most taps of a row whose weights a block of small tiles holds at a time, as the kernels have it.
-fn most_taps(dtype: DType) -> usize {
-    if dtype == DType::F16 { 3 } else { 1 }
-}
-
+/// The same of small tiles in float16.
+const MOST_SMALL_PIECES: usize = 4;
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
-/// Pixels and channels of a small tile.
+/// Pixels and channels of a small tile, and the fewest channels of one in float16.
 const SMALL: usize = 64;
+const LEAST_CHANNELS: usize = 16;
 /// Most parts that the input channels of a small image are split into: the last block to arrive
 /// reads the sums of all.
 const MOST_SLICES: usize = 8;
@@ -49,14 +50,16 @@ pub(super) struct Shape {
     siblings: usize,
     /// The block normalises its sources, and keeps the coefficients.
     affine: bool,
+    /// Channels of a slice whose moments are taken together; 0 for none.
+    moments: usize,
     dtype: DType,
 }
 
 /// What of a convolution is not in its sizes.
 pub(super) struct Traits {
     pub affine: bool,
-    /// Rows or moments belong to single images.
-    pub by_sample: bool,
+    /// Channels of a slice whose moments are taken together; 0 for none.
+    pub moments: usize,
     pub shortcut: usize,
     /// 1 for a convolution alone.
     pub siblings: usize,
@@ -75,10 +78,21 @@ pub(super) struct Cut {
     pub grid: [usize; 2],
     /// Pieces of input channels in shared memory at a time.
     pub chunk: usize,
-    /// Taps of a row whose weights are there at a time.
-    pub run: usize,
+    /// Of chunks, of the sources and with those of the shortcut.
+    pub chunks: [usize; 2],
+    /// Parts that the chunks are split into.
+    pub slices: usize,
+    /// Chunks there is room for at a time.
+    pub buffers: usize,
     /// In bytes.
     pub shared: usize,
+}
+
+/// Tiles of pixels of a convolution, and what they read.
+struct Pixels {
+    tile: [usize; 2],
+    region: [usize; 2],
+    tiles: usize,
 }
 
 /// Whether an output pixel depends on the input pixel at its place only.
@@ -120,7 +134,7 @@ impl Shape {
         if row {
             let pixels = conv.input[0] * conv.input[1];
             conv.input = [1, pixels];
-            if !traits.affine && !traits.by_sample {
+            if !traits.affine && traits.moments == 0 {
                 sample_pixels = pixels;
                 conv.input = [1, conv.batch * pixels];
                 conv.batch = 1;
@@ -134,13 +148,13 @@ impl Shape {
             shortcut: traits.shortcut,
             siblings: traits.siblings,
             affine: traits.affine,
+            moments: traits.moments,
             dtype: traits.dtype,
         }
     }
 
-    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
+    fn pixels(&self, pixels: usize) -> Pixels {
         let conv = &self.conv;
-        let (most, most_pieces) = (target.shared_bytes as usize, most_pieces(target, self.dtype));
         let width = if self.row { pixels } else { 8 };
         let tile = [pixels / width, width];
         let steps = if conv.transposed { conv.stride } else { [1, 1] };
@@ -154,39 +168,123 @@ impl Shape {
         });
         let tiles = [0, 1]
             .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
-        // Weights of some taps twice; the region in planes of an odd pitch; coefficients of all channels.
-        let weights = |run: usize| 2 * run * channels * most_pieces * PIECE;
+        Pixels { tile, region, tiles: conv.batch * tiles[0] * tiles[1] }
+    }
+
+    fn columns(&self, channels: usize) -> usize {
+        self.siblings * self.conv.c_out.div_ceil(channels)
+    }
+
+    /// Pieces of the sources, and the more of these and of the shortcut's.
+    fn pieces(&self) -> [usize; 2] {
+        let own = pieces(self.conv.c_in(), self.dtype);
+        [own, own.max(pieces(self.shortcut, self.dtype))]
+    }
+
+    /// Blocks that keep weights of a tap in shared memory, twice: of as many pieces as fit.
+    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
+        let Pixels { tile, region, tiles } = self.pixels(pixels);
+        let most_pieces = most_pieces(target, self.dtype);
+        // The region in planes of an odd pitch; coefficients of all channels.
+        let weights = 2 * channels * most_pieces * PIECE;
         let plane = ((region[0] * region[1]) | 1) * PIECE;
-        let own = pieces(conv.c_in(), self.dtype);
+        let [own, needed] = self.pieces();
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
-        let needed = own.max(pieces(self.shortcut, self.dtype));
-        // As many pieces as fit.
-        let room = most.saturating_sub(weights(1) + affine) / plane / 2 * 2;
+        let room = (target.shared_bytes as usize).saturating_sub(weights + affine) / plane / 2 * 2;
         let chunk = needed.min(most_pieces).min(room.max(2));
-        let columns = self.siblings * conv.c_out.div_ceil(channels);
-        let grid = [conv.batch * tiles[0] * tiles[1], columns];
         // In the end 16 rows of each warp's sums pass through the same memory.
         let warps = kernel.threads as usize / 32;
         let results = warps * 16 * (2 * channels / warps + 8) * 4;
-        let shared = |run| (weights(run) + chunk * plane + affine).max(results);
-        let most_taps = if pixels == SMALL { most_taps(self.dtype) } else { 1 };
-        let mut runs = (2..=most_taps.min(conv.kernel[1])).rev();
-        let run = runs.find(|&run| fit(target, 2, shared(run))).unwrap_or(1);
-        Cut { kernel, pixels, channels, tile, region, grid, chunk, run, shared: shared(run) }
+        let chunks = self.chunks(chunk);
+        let grid = [tiles, self.columns(channels)];
+        Cut {
+            kernel,
+            pixels,
+            channels,
+            tile,
+            region,
+            grid,
+            chunk,
+            chunks,
+            slices: self.slices(target, grid, chunks[1], pixels),
+            buffers: 1,
+            shared: (weights + chunk * plane + affine).max(results),
+        }
+    }
+
+    /// Blocks of small tiles in float16, whose weights stay in registers: of so few channels that half of
+    /// the target's multiprocessors have one, as far as slices of moments allow.
+    fn small_half(&self, target: &Target) -> Cut {
+        let Pixels { tile, region, tiles } = self.pixels(SMALL);
+        let [_, needed] = self.pieces();
+        let plane = ((region[0] * region[1] + 1) / 4 * 4 + 2) * PIECE;
+        let most_slices = self.chunks(needed.min(MOST_SMALL_PIECES))[1].min(MOST_SLICES);
+        let mut channels = SMALL;
+        while channels > LEAST_CHANNELS {
+            let half = channels / 2;
+            let blocks = self.alone(target, [tiles, self.columns(channels)], SMALL) * most_slices;
+            let idle = 2 * blocks <= target.multiprocessors as usize && self.moments <= half;
+            if self.conv.c_out > half && !idle {
+                break;
+            }
+            channels = half;
+        }
+        let kernel = match (self.conv.transposed, channels) {
+            (false, 64) => &CONV2D_SMALL64_FWD_NHWC_F16,
+            (false, 32) => &CONV2D_SMALL32_FWD_NHWC_F16,
+            (false, _) => &CONV2D_SMALL16_FWD_NHWC_F16,
+            (true, 64) => &CONV2D_SMALL64_DGRAD_NHWC_F16,
+            (true, 32) => &CONV2D_SMALL32_DGRAD_NHWC_F16,
+            (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
+        };
+        let grid = [tiles, self.columns(channels)];
+        let cut = |chunk: usize, most_buffers: usize| {
+            let chunks = self.chunks(chunk);
+            let slices = self.slices(target, grid, chunks[1], SMALL);
+            // Of the block's chunks, one after another.
+            let steps = chunks[1].div_ceil(slices);
+            let buffers = most_buffers.min(steps);
+            let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
+            let results = kernel.threads as usize / 32 * 16 * (16 + 8) * 4;
+            let shared = (buffers * chunk * plane + affine).max(results);
+            let pixels = SMALL;
+            Cut {
+                kernel,
+                pixels,
+                channels,
+                tile,
+                region,
+                grid,
+                chunk,
+                chunks,
+                slices,
+                buffers,
+                shared,
+            }
+        };
+        // As much as fits.
+        let most = needed.min(MOST_SMALL_PIECES);
+        let fits = |cut: &Cut| cut.shared <= target.shared_bytes as usize;
+        [(most, 2), (most, 1)]
+            .map(|(chunk, buffers)| cut(chunk, buffers))
+            .into_iter()
+            .find(fits)
+            .unwrap_or_else(|| cut(2, 1))
     }
 
     pub fn small(&self, target: &Target) -> Cut {
-        let kernel = match (self.conv.transposed, self.dtype) {
-            (false, DType::F16) => &CONV2D_SMALL_FWD_NHWC_F16,
-            (true, DType::F16) => &CONV2D_SMALL_DGRAD_NHWC_F16,
-            (false, _) => &CONV2D_SMALL_FWD_NHWC_F32,
-            (true, _) => &CONV2D_SMALL_DGRAD_NHWC_F32,
+        if self.dtype == DType::F16 {
+            return self.small_half(target);
+        }
+        let kernel = match self.conv.transposed {
+            false => &CONV2D_SMALL_FWD_NHWC_F32,
+            true => &CONV2D_SMALL_DGRAD_NHWC_F32,
         };
         self.cut(kernel, SMALL, SMALL, target)
     }
 
     /// Large tiles read less, where there are enough of them for the target, batch-invariant those of one
-    /// sample. The order of sums is the same in both, that of moments is not.
+    /// sample, since orders of sums differ.
     pub fn best(&self, target: &Target) -> Cut {
         let kernel = match (self.conv.transposed, self.dtype) {
             (false, DType::F16) => &CONV2D_LARGE_FWD_NHWC_F16,
@@ -194,46 +292,51 @@ impl Shape {
             (false, _) => &CONV2D_LARGE_FWD_NHWC_F32,
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
-        let small = self.small(target);
         let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
         let samples =
             if target.batch_invariant && self.sample_pixels == 0 { self.conv.batch } else { 1 };
         let enough = large.tiles() / samples >= target.multiprocessors as usize;
         let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
+        let whole = large.chunk == self.pieces()[1].min(most_pieces(target, self.dtype));
         // Eight warps a multiprocessor.
         let fits = fit(target, (256 / kernel.threads as usize).max(1), large.shared);
-        if enough && filled && large.chunk == small.chunk && fits {
+        if enough && filled && whole && fits {
             return large;
         }
-        small
+        self.small(target)
     }
 
-    /// Pieces of channels that a block holds one after another: of the sources, and with those of the
+    /// Chunks of so many pieces that a block holds one after another: of the sources, and with those of the
     /// shortcut.
-    pub fn chunks(&self, cut: &Cut) -> [usize; 2] {
-        let chunks = |channels| pieces(channels, self.dtype).div_ceil(cut.chunk);
+    fn chunks(&self, chunk: usize) -> [usize; 2] {
+        let chunks = |channels| pieces(channels, self.dtype).div_ceil(chunk);
         let own = chunks(self.conv.c_in());
         [own, own + chunks(self.shortcut)]
     }
 
-    /// Parts that the input channels are split into: as many as few tiles need to occupy the target,
-    /// those of the batch or, batch-invariant, of one sample, so that its bits do not depend on the
-    /// batch. Tiles that are too many for that, but leave multiprocessors with one block, are split for
-    /// two each as far as a part has two chunks: a block alone waits at each of its barriers.
-    pub fn slices(&self, target: &Target) -> usize {
-        let small = self.small(target);
-        let tiles = match (target.batch_invariant, self.sample_pixels) {
-            (false, _) => self.best(target).tiles(),
-            (true, 0) => small.tiles() / self.conv.batch,
-            (true, pixels) => pixels.div_ceil(small.pixels) * small.grid[1],
-        };
-        let [_, chunks] = self.chunks(&small);
+    /// Tiles of so many pixels in such a grid that count where the batch may matter: all, or
+    /// batch-invariant those of one sample.
+    fn alone(&self, target: &Target, [tiles, columns]: [usize; 2], pixels: usize) -> usize {
+        match (target.batch_invariant, self.sample_pixels) {
+            (false, _) => tiles * columns,
+            (true, 0) => tiles / self.conv.batch * columns,
+            (true, own) => own.div_ceil(pixels) * columns,
+        }
+    }
+
+    /// Parts that the chunks are split into: as many as few tiles need to occupy the target, so that bits of
+    /// a batch-invariant one do not depend on the batch. Tiles that are too many for that, but leave
+    /// multiprocessors with one block, are split for two each as far as a part has two chunks: a block alone
+    /// waits at each of its barriers. No fewer parts have as few chunks each.
+    fn slices(&self, target: &Target, grid: [usize; 2], chunks: usize, pixels: usize) -> usize {
+        let tiles = self.alone(target, grid, pixels);
         let parts = |blocks: usize, most: usize| {
             (blocks * target.multiprocessors as usize / tiles).clamp(1, most.clamp(1, MOST_SLICES))
         };
-        match parts(1, chunks) {
+        let slices = match parts(1, chunks) {
             1 => parts(2, chunks / 2),
             parts => parts,
-        }
+        };
+        chunks.div_ceil(chunks.div_ceil(slices))
     }
 }

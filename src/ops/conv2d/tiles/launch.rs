@@ -13,8 +13,10 @@ use crate::ops::conv2d::geometry::{Geometry, in_pieces, row_stride};
 kernels::params! {
     /// `Conv2d`.
     struct Params for CONV2D_SMALL_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32,
-        CONV2D_LARGE_FWD_NHWC_F32, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F16,
-        CONV2D_SMALL_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16
+        CONV2D_LARGE_FWD_NHWC_F32, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_SMALL16_FWD_NHWC_F16,
+        CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
+        CONV2D_SMALL64_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16,
+        CONV2D_LARGE_DGRAD_NHWC_F16
     {
         x: [u64; 2], affine: u64, moments: [u64; 2], gamma: u64, beta: u64,
         weight: [u64; 3], bias: [u64; 3],
@@ -22,12 +24,12 @@ kernels::params! {
         shift: u64, residual: u64,
         y: [u64; 3], own_moments: u64, own_affine: u64, own_stats: u64, partials: u64, tickets: u64,
         geometry: Geometry, shift_stride: i32,
-        shortcut1: i32, shortcut2: i32, groups: i32, group_width: i32, lanes_log: i32,
+        shortcut1: i32, shortcut2: i32, groups: i32, group_width: i32, group_reciprocal: u32,
         slice1: i32, slice2: i32, own_slice: i32,
         tile_moments: i32, moment_tickets: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
         sample_pixels: i32, slices: i32, slices_reciprocal: u32,
-        chunk: i32, main_chunks: i32, chunks: i32, flags: i32, run: i32, eps: f32, residual_scale: f32, limit: f32,
+        chunk: i32, main_chunks: i32, chunks: i32, flags: i32, buffers: i32, eps: f32, residual_scale: f32, limit: f32,
         unused: i32,
     }
 }
@@ -61,21 +63,16 @@ fn reciprocal(divisor: usize) -> u32 {
     u32::try_from((1u64 << 32).div_ceil(divisor as u64)).unwrap_or(0)
 }
 
-/// Of the threads that share a group of a normalisation, up to a warp: the logarithm of their number.
-fn lanes_log(groups: usize, threads: usize) -> i32 {
-    (1..=5).take_while(|log| groups << log <= threads).count() as i32
-}
-
 impl TiledConv2d {
     /// `conv` is the convolution as it stands in the graph.
     pub(super) fn shared(&self, conv: &Conv, shape: &Shape, target: &Target) -> Shared {
-        let (cut, slices) = (shape.best(target), shape.slices(target));
-        let places = if slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
+        let cut = shape.best(target);
+        let places = if cut.slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
         let Extras { moments: slice, .. } = self.extras;
         let tiles = if slice > 0 { moment_tiles(conv) } else { 0 };
         let samples = if tiles > 1 { conv.batch } else { 0 };
         Shared {
-            partials: places * slices * cut.pixels * cut.channels,
+            partials: places * cut.slices * cut.pixels * cut.channels,
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
             join_tickets: places,
             moment_tickets: samples * cut.grid[1],
@@ -86,7 +83,7 @@ impl TiledConv2d {
         let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
         let original = self.conv(&types)?;
         let shape = self.shape(&original, &types);
-        let (cut, slices) = (shape.best(args.target), shape.slices(args.target));
+        let cut = shape.best(args.target);
         let conv = &shape.conv;
         let name = self.form.name;
         let int = |size| dimension(name, size);
@@ -133,7 +130,10 @@ impl TiledConv2d {
         let Norm { groups, eps } = self.extras.norm.unwrap_or(Norm { groups: 0, eps: 0.0 });
         let flag = |bit: i32, set: bool| if set { bit } else { 0 };
         let shared = self.shared(&original, &shape, args.target);
-        let [main_chunks, chunks] = shape.chunks(&cut);
+        let [main_chunks, chunks] = cut.chunks;
+        let group_width = conv.c_in().checked_div(groups).unwrap_or(1);
+        // The kernel divides channels by it.
+        int(conv.c_in() * group_width)?;
         let params = Params {
             x: [UNSET; 2],
             affine: UNSET,
@@ -158,8 +158,8 @@ impl TiledConv2d {
             shortcut1: int(shortcut_channels[0])?,
             shortcut2: int(shortcut_channels[1])?,
             groups: int(groups)?,
-            group_width: int(conv.c_in().checked_div(groups).unwrap_or(0))?,
-            lanes_log: lanes_log(groups, cut.kernel.threads as usize),
+            group_width: int(group_width)?,
+            group_reciprocal: reciprocal(group_width),
             slice1: slice(moments[0], conv.channels[0])?,
             slice2: slice(moments[1], conv.channels[1])?,
             own_slice: int(self.extras.moments)?,
@@ -170,13 +170,13 @@ impl TiledConv2d {
             region_width: int(cut.region[1])?,
             region_reciprocal: reciprocal(cut.region[1]),
             sample_pixels: int(shape.sample_pixels)?,
-            slices: int(slices)?,
-            slices_reciprocal: reciprocal(slices),
+            slices: int(cut.slices)?,
+            slices_reciprocal: reciprocal(cut.slices),
             chunk: int(cut.chunk)?,
             main_chunks: int(main_chunks)?,
             chunks: int(chunks)?,
             flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PIECES, stored),
-            run: int(cut.run)?,
+            buffers: int(cut.buffers)?,
             eps,
             residual_scale: self.extras.finish.residual_scale,
             limit: self.extras.finish.limit,
@@ -195,7 +195,7 @@ impl TiledConv2d {
             args.scratch,
             args.tickets,
         ]);
-        let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, slices as u32];
+        let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, cut.slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])
     }

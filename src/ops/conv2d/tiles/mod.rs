@@ -224,7 +224,7 @@ impl TiledConv2d {
         let Extras { norm, siblings, moments, .. } = self.extras;
         let traits = Traits {
             affine: norm.is_some() || self.form.operands.affine,
-            by_sample: moments > 0,
+            moments,
             shortcut: self.shortcut_channels(inputs).iter().sum(),
             siblings: 1 + siblings,
             dtype: self.pack.dtype,

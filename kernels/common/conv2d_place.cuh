@@ -1,0 +1,65 @@
+// Where a tile of a convolution lies, and what of the source its taps reach.
+//
+// Transposed, a tile has outputs of one phase (place modulo stride) on each axis, so that it needs a
+// fixed subset of the taps and reads neighbouring source pixels.
+#pragma once
+#include "common/conv2d_source.cuh"
+
+// The place of a tile on one axis: output = (first + i) step + phase. Its taps are `first_tap`,
+// `first_tap` + `steps`, …; tap number t reads the source at (first + i) scale + offset(t).
+template <bool TRANSPOSED>
+struct Axis {
+    int first, phase, stride, pad, size;  // size: taps of the kernel
+
+    __device__ __forceinline__ int first_tap() const { return TRANSPOSED ? (phase + pad) % stride : 0; }
+    // From one of its taps to the next, or from one of its outputs.
+    __device__ __forceinline__ int steps() const { return TRANSPOSED ? stride : 1; }
+    // Taps, 0 or less for none.
+    __device__ __forceinline__ int count() const {
+        return TRANSPOSED ? (size - first_tap() + stride - 1) / stride : size;
+    }
+    __device__ __forceinline__ int scale() const { return TRANSPOSED ? 1 : stride; }
+    __device__ __forceinline__ int place(int i) const { return (first + i) * scale(); }
+    // What the first tap adds to a place; each further tap adds one more, or transposed one less.
+    __device__ __forceinline__ int offset() const {
+        return TRANSPOSED ? (phase + pad) / stride : -pad;
+    }
+    __device__ __forceinline__ int output(int i) const {
+        return TRANSPOSED ? (first + i) * stride + phase : first + i;
+    }
+    // The lowest place that any tap reads.
+    __device__ __forceinline__ int base() const {
+        if (!TRANSPOSED) return first * stride - pad;
+        int lowest = phase + pad - size + 1;
+        return first + (lowest >= 0 ? lowest / stride : -((stride - 1 - lowest) / stride));
+    }
+};
+
+// What only fills and results need of a tile: it waits in shared memory, not in registers.
+struct TileOrigin {
+    int sample, first_y, first_x, phase_y, phase_x;
+    int base_y, base_x;  // of the region in the source
+};
+
+__device__ __forceinline__ int tiles_of(int size, int log) { return (size + (1 << log) - 1) >> log; }
+
+// Where the tile lies.
+template <bool TRANSPOSED, class E>
+__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height_log) {
+    int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
+    int tiles_x = tiles_of((p.out_width + steps_w - 1) / steps_w, p.tile_width_log);
+    int tiles_y = tiles_of((p.out_height + steps_h - 1) / steps_h, tile_height_log);
+    TileOrigin at;
+    at.first_x = tile % tiles_x << p.tile_width_log;
+    tile /= tiles_x;
+    at.first_y = tile % tiles_y << tile_height_log;
+    tile /= tiles_y;
+    at.phase_x = tile % steps_w;
+    tile /= steps_w;
+    at.phase_y = tile % steps_h;
+    at.sample = tile / steps_h;
+    Axis<TRANSPOSED> rows = {at.first_y, at.phase_y, p.stride_h, p.pad_top, p.kh};
+    Axis<TRANSPOSED> columns = {at.first_x, at.phase_x, p.stride_w, p.pad_left, p.kw};
+    at.base_y = rows.base() >> p.upsample, at.base_x = columns.base() >> p.upsample;
+    return at;
+}
