@@ -1,5 +1,5 @@
-// Convolutions and transposed ones, which are input gradients; common/conv2d_tile.cuh says how. The
-// weight is a packed image that conv2d_pack makes when weights change.
+// Convolutions and transposed ones, which are input gradients; common/conv2d_tile.cuh and conv2d_small_tile.cuh say
+// how. The weight is a packed image that conv2d_pack makes when weights change.
 #include "common/conv2d_small_tile.cuh"
 #include "common/conv2d_tile.cuh"
 

@@ -35,7 +35,7 @@ struct Axis {
     }
 };
 
-// What only fills and results need of a tile: it waits in shared memory, not in registers.
+// What only fills and results need of a tile: where registers are few it waits in shared memory.
 struct TileOrigin {
     int sample, first_y, first_x, phase_y, phase_x;
     int base_y, base_x;  // of the region in the source

@@ -1,10 +1,10 @@
 // How a tile of a convolution fills its region: the part of the source that its taps reach, normalised, in
-// planes of pieces [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image.
+// planes of pieces [piece][pixel][16 bytes], with zeros outside the image.
 #pragma once
 #include "common/conv2d_source.cuh"
 
-// Most pieces of input channels in shared memory at a time: on sm_70 fewer, so that two blocks of float16
-// fit a multiprocessor.
+// Most pieces of input channels in shared memory at a time where weights are there, too: on sm_70 fewer, so that
+// two blocks of float16 fit a multiprocessor.
 template <class E>
 struct Chunk {
     static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;

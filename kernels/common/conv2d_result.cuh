@@ -225,34 +225,21 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     if (together) warp_moments<E, MT, NT, G>(values, valid, count, own_parts);
     else warp_moments<E, MT, NT, 1>(values, valid, count, own_parts);
     __syncthreads();
-    // A slice is the work of neighbouring lanes: a part each, or several.
-    int each = log - together, all = PARTS << each, lanes = min(all, 32), lane = threadIdx.x & (lanes - 1);
-    int lanes_log = __ffs(lanes) - 1, count_of_slices = TILES * N >> log;
-    float scale = static_cast<float>(1 << together);
+    // A slice is the work of as many neighbouring lanes as there are parts of it.
+    static_assert(PARTS * (N < 64 ? N : 64) / G <= 32, "at most a warp, since slices have at most 64 channels");
+    int each = log - together, lanes = PARTS << each, lanes_log = __ffs(lanes) - 1;
+    int count_of_slices = TILES * N >> log, thread = threadIdx.x, lane = thread & (lanes - 1);
     MomentTiles tiles(p);
     for (int base = 0; base < count_of_slices; base += WM * WN * 32 >> lanes_log) {
         // All lanes of a warp take part in the sums.
-        int wanted = base + (static_cast<int>(threadIdx.x) >> lanes_log), own = min(wanted, count_of_slices - 1);
-        int tile = (own << log) / N, first = (own << log) % N;
-        auto elements_of = [&](int i) { return scale * counts[tile * PARTS + (i >> each)]; };
-        auto part_of = [&](int i) {
-            int at = (tile * PARTS + (i >> each)) * width + (first >> together) + (i & ((1 << each) - 1));
-            return *reinterpret_cast<const float2*>(parts + at * 2);
-        };
-        float elements = 0.0f, total = 0.0f, squares = 0.0f;
-#pragma unroll 1
-        for (int i = lane; i < all; i += lanes) {
-            elements += elements_of(i);
-            total = fmaf(elements_of(i), part_of(i).x, total);
-        }
-        elements = lanes_sum(elements, lanes);
-        float mean = lanes_sum(total, lanes) / elements;
-#pragma unroll 1
-        for (int i = lane; i < all; i += lanes) {
-            float distance = part_of(i).x - mean;
-            squares += fmaf(elements_of(i) * distance, distance, part_of(i).y);
-        }
-        squares = lanes_sum(squares, lanes);
+        int wanted = base + (thread >> lanes_log), own = min(wanted, count_of_slices - 1);
+        int tile = (own << log) / N, first = (own << log) % N, row = tile * PARTS + (lane >> each);
+        int column = (first >> together) + (lane & ((1 << each) - 1));
+        float2 part = *reinterpret_cast<const float2*>(parts + (row * width + column) * 2);
+        float own_elements = counts[row] * static_cast<float>(1 << together);
+        float elements = lanes_sum(own_elements, lanes);
+        float mean = lanes_sum(own_elements * part.x, lanes) / elements, distance = part.x - mean;
+        float squares = lanes_sum(fmaf(own_elements * distance, distance, part.y), lanes);
         int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
         int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) >> log;
         if (lane > 0 || wanted > own || x >= tiles.across || y >= tiles.down || slice >= slices) continue;

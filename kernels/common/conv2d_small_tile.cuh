@@ -134,8 +134,9 @@ template <bool TRANSPOSED, int WM, int WN>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
     typedef SmallTaps<TRANSPOSED, 4 / WM> Taps;
-    const int MT = 4 / WM, M = 64, N = WN * 16, THREADS = WM * WN * 32, MOST = 2 * Taps::PAIRS, SIZE = 8;
-    const int STEP = THREADS / MOST, BATCH = 4;
+    const int MT = 4 / WM, M = 64, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
+    // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
+    const int MOST = 2 * Taps::PAIRS, STEP = THREADS / MOST, BATCH = 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
 
@@ -171,12 +172,12 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         return ChunkSource<E>(p, of.sample, is_own(chunk), (first_piece(chunk) + piece) * SIZE);
     };
     RegionPieces<E, STEP, BATCH> arriving;
-    auto request = [&](int chunk) {
-        ChunkSource<E> source = source_of(chunk);
-        if (source.wide) arriving.load(p, source, of.base_y, of.base_x, pixel);
-    };
     Taps taps;
-    auto start = [&](int chunk) {
+    auto request_pieces = [&](int chunk) {
+        ChunkSource<E> source = source_of(chunk);
+        if (source.wide && piece < p.chunk) arriving.load(p, source, of.base_y, of.base_x, pixel);
+    };
+    auto request_weights = [&](int chunk) {
         bool own = is_own(chunk);
         int first = first_piece(chunk), all = own ? pieces : more_pieces;
         const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
@@ -192,23 +193,29 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     };
     bool normalises = p.affine || p.gamma;
     int first_channel = chunk * p.chunk * SIZE, end = min(last_chunk, p.main_chunks) * p.chunk * SIZE;
-    auto store = [&](int chunk, E* region) {
+    // What has arrived, and what of the chunk was not requested.
+    auto store_pieces = [&](int chunk, E* to) {
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
-        E* to = region + (piece * plane + pixel * SIZE);
-        bool normalised = is_own(chunk) && normalises;
-        const float2* own = affine + (source.c - first_channel);
-        Normalisation<E> normalisation(normalised ? own : nullptr, is_own(chunk) && p.silu);
-        auto convert = [&](const uint4& value) { return normalisation.of(value); };
-        int at = pixel;
-        if (source.wide) arriving.store(p, at, to, convert), at += BATCH * STEP, to += BATCH * STEP * SIZE;
-        fill_pieces<E, STEP, 1>(p, source, of.base_y, of.base_x, at, to, convert);
+        to += piece * plane + pixel * SIZE;
+        int rest = source.wide ? pixel + BATCH * STEP : pixel;
+        E* rest_to = to + (rest - pixel) * SIZE;
+        if (is_own(chunk) && (normalises || p.silu)) {
+            Normalisation<E> normalisation(normalises ? affine + (source.c - first_channel) : nullptr, p.silu);
+            auto convert = [&](const uint4& value) { return normalisation.of(value); };
+            if (source.wide) arriving.store(p, pixel, to, convert);
+            fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
+        } else {
+            auto convert = [](const uint4& value) { return value; };
+            if (source.wide) arriving.store(p, pixel, to, convert);
+            fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
+        }
     };
 
     // What takes longest to come is asked for first.
     ChannelAffine<E> own_affine = {};
     if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
-    if (chunk < last_chunk) request(chunk), start(chunk);
+    if (chunk < last_chunk) request_pieces(chunk), request_weights(chunk);
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES);
@@ -229,18 +236,18 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
 #pragma unroll
     for (int i = 0; i < MT * 8; ++i) sums[i] = 0.0f;
     __syncthreads();
-    if (chunk < last_chunk) store(chunk, region);
+    if (chunk < last_chunk) store_pieces(chunk, region);
     __syncthreads();
 #pragma unroll 1
     for (; chunk < last_chunk; ++chunk) {
         bool more = chunk + 1 < last_chunk;
-        if (more) request(chunk + 1);
+        if (more) request_pieces(chunk + 1);
         taps.multiply_chunk(p, sums, region, ry << 16 | rx, step * SIZE, plane);
         if (!more) break;
-        start(chunk + 1);
+        request_weights(chunk + 1);
         if (p.buffers == 1) __syncthreads();
         E* free = region;
-        store(chunk + 1, next_region);
+        store_pieces(chunk + 1, next_region);
         region = next_region, next_region = p.buffers > 1 ? free : region;
         __syncthreads();
     }

@@ -193,18 +193,18 @@ private:
 template <class E>
 struct ChannelAffine {
     float first, second;  // scale and shift, or gamma and beta
-    int begin;            // of the channel's group
+    int group;
     GroupMoments::Slices slices;
 
     __device__ __forceinline__ void load(const Conv2d<E>& p, int sample, int c) {
         int channels = p.c1 + p.c2, own = min(c, channels - 1);
         long long row = static_cast<long long>(sample) * p.affine_stride + own;
-        begin = p.group_width == 1 ? own : divided(own, p.group_reciprocal) * p.group_width;
+        group = p.group_width == 1 ? own : divided(own, p.group_reciprocal);
         if (p.affine) {
             first = p.affine[row], second = p.affine[row + channels];
             return;
         }
-        slices = GroupMoments(p, sample, begin, begin + p.group_width).first();
+        slices = moments(p, sample).first();
         first = p.gamma[row], second = p.beta[row];
     }
     // Of the loaded channel, zeros beyond the last. Where they are kept they go to memory, too.
@@ -212,17 +212,21 @@ struct ChannelAffine {
         int channels = p.c1 + p.c2;
         if (c >= channels) return make_float2(0.0f, 0.0f);
         if (p.affine) return make_float2(first, second);
-        float2 moments = GroupMoments(p, sample, begin, begin + p.group_width).merged(slices);
-        float mean = moments.x, rstd = 1.0f / sqrtf(moments.y + p.eps);
+        float2 merged = moments(p, sample).merged(slices);
+        float mean = merged.x, rstd = 1.0f / sqrtf(merged.y + p.eps);
         float scale = rstd * first, shift = fmaf(-mean, scale, second);
         if (keeps) {
             float* own = p.own_affine + (2ll * sample * channels + c);
             own[0] = scale, own[channels] = shift;
-            int group = p.group_width == 1 ? c : divided(c, p.group_reciprocal);
             float* stats = p.own_stats + 2 * (sample * p.groups + group);
-            if (c == begin) stats[0] = mean, stats[1] = rstd;
+            if (c == group * p.group_width) stats[0] = mean, stats[1] = rstd;
         }
         return make_float2(scale, shift);
+    }
+
+private:
+    __device__ __forceinline__ GroupMoments moments(const Conv2d<E>& p, int sample) const {
+        return GroupMoments(p, sample, group * p.group_width, (group + 1) * p.group_width);
     }
 };
 

@@ -10,7 +10,6 @@
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
-#include "common/slices.cuh"
 
 // Weights of one tap on their way to shared memory: cp.async, or through registers on sm_70.
 template <int CHUNK, int COUNT, int THREADS>

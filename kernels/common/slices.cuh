@@ -16,8 +16,8 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     return true;
 }
 
-// The sums of these slices, in their order, to `sink`(which, sum). Few registers are left where there are many
-// sums: so many loads are under way at a time, and of few sums those of several slices.
+// The sums of these slices, in their order, to `sink`(which, sum). Where there are many few registers are left, so
+// 32 loads are under way at a time; else 64, of several slices.
 template <int THREADS, int SUMS, class Sink>
 __device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
     const int BATCH = SUMS < 32 ? SUMS : 32, TOGETHER = SUMS > 32 ? 1 : 64 / BATCH;

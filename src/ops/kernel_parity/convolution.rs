@@ -1,6 +1,6 @@
 //! Convolutions, with all that they may read and add, and their gradients.
 
-use super::{BOTH, check, check_half, check_on_chips_of};
+use super::{check, check_on_chips_of};
 use crate::device::Target;
 use crate::ops::Op;
 use crate::ops::conv_transpose2d::ConvTranspose2d;
@@ -49,26 +49,6 @@ fn rows_of_taps() {
     let operands = Operands::default();
     let conv = Conv2d { stride: [1, 1], padding: [1, 0, 3, 3], operands };
     check(&conv, &[&x, &weight], 1e-5);
-}
-
-/// Small tiles of float16 where shared memory is short: of the regions of two chunks there is room for one, and
-/// for one of half as many channels. Sources are read a piece at a time, and not.
-#[test]
-fn short_shared_memory() {
-    let operands = Operands { affine: true, silu: true, ..Operands::default() };
-    let conv = Conv2d { operands, ..Conv2d::same([7, 7], false) };
-    for channels in [72, 67] {
-        let [x, affine] =
-            [Host::random(&[1, 9, 6, channels], 1), Host::random(&[1, 2, channels], 2)];
-        let weight = Host::random(&[6, channels, 7, 7], 3);
-        let targets: Vec<Target> = [40, 20, 8]
-            .into_iter()
-            .flat_map(|kib| {
-                BOTH.map(|full| Target { multiprocessors: 1, shared_bytes: kib << 10, ..full })
-            })
-            .collect();
-        check_half(&targets, &conv, &[&x, &affine, &weight], 1e-5);
-    }
 }
 
 /// Enough pixels for the large tiles of tensor cores.

@@ -2,7 +2,10 @@
 //! tile takes seconds.
 
 use super::normalisation::moments;
-use super::{BOTH, assert_launched, check_on_chips_of, compare_on, emulate, rounded};
+use super::{
+    BOTH, assert_launched, check_half, check_on_chips_of, compare_on, emulate, emulate_lowered,
+    rounded,
+};
 use crate::device::{DType, Target};
 use crate::ops::Op;
 use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands, TiledConv2d};
@@ -33,6 +36,24 @@ pub(super) fn small_tiles() {
     assert_launched("f16", &["conv2d_small64_fwd", "conv2d_small64_dgrad"]);
 }
 
+/// Small tiles of float16 go through chunks of channels, in one part and in several, where there is shared memory for
+/// two at a time, for one, and for one of half as many channels. Sources are read a piece at a time, and not.
+#[test]
+fn small_tiles_of_several_chunks() {
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let conv = Conv2d { operands, ..Conv2d::same([3, 3], false) };
+    for channels in [72, 67] {
+        let x = Host::random(&[1, 3, 4, channels], 1);
+        let affine = Host::random(&[1, 2, channels], 2);
+        let weight = Host::random(&[6, channels, 3, 3], 3);
+        for (multiprocessors, kib) in [(1, 40), (16, 40), (1, 12), (1, 7)] {
+            let targets =
+                BOTH.map(|full| Target { multiprocessors, shared_bytes: kib << 10, ..full });
+            check_half(&targets, &conv, &[&x, &affine, &weight], 1e-5);
+        }
+    }
+}
+
 /// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
 fn leaving_moments(
     conv: &Conv2d,
@@ -50,11 +71,17 @@ fn leaving_moments(
 /// a lane takes at once. Slices of one channel and of several, up to a whole tile.
 #[test]
 fn small_tiles_that_leave_moments() {
-    let conv = Conv2d::same([3, 3], false);
-    let sizes = [([2, 3, 4], 8, 4), ([2, 9, 13], 8, 4), ([1, 17, 17], 8, 1), ([1, 9, 13], 64, 64)];
-    for ([batch, height, width], channels, slice) in sizes {
+    for ([batch, height, width], kernel, channels, slice) in [
+        ([2, 3, 4], 3, 8, 4),
+        ([2, 9, 13], 3, 8, 4),
+        ([1, 17, 17], 3, 8, 1),
+        ([1, 9, 13], 3, 64, 64),
+        ([1, 2, 5], 3, 12, 2),
+        ([2, 9, 13], 1, 32, 16),
+    ] {
+        let conv = Conv2d::same([kernel; 2], false);
         let x = rounded(&Host::random(&[batch, height, width, 5], 1));
-        let weight = rounded(&Host::random(&[channels, 5, 3, 3], 2));
+        let weight = rounded(&Host::random(&[channels, 5, kernel, kernel], 2));
         let [x, weight] =
             [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
         let y = run(&conv, &[&x, &weight]).remove(0);
@@ -90,6 +117,24 @@ fn the_batch_does_not_matter_to_moments() {
             for (together, alone) in together.iter().zip(&alone) {
                 assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
             }
+        }
+    }
+}
+
+/// The same of results where the pixels of all samples are one row, of which three samples have large tiles enough
+/// for this chip.
+#[test]
+fn the_batch_does_not_matter_to_rows() {
+    let conv = Conv2d::pointwise(false);
+    let x = Host::random(&[3, 8, 16, 128], 1);
+    let weight = Host::random(&[72, 128, 1, 1], 2);
+    let target = Target { batch_invariant: true, multiprocessors: 2, ..Target::H100 };
+    for x in [x.clone(), rounded(&x)] {
+        let together = emulate_lowered(&target, 1, &conv, &[&x, &weight], &[]).remove(0);
+        for sample in 0..3 {
+            let own = x.samples(sample..sample + 1);
+            let alone = emulate_lowered(&target, 1, &conv, &[&own, &weight], &[]).remove(0);
+            assert_same_bits(&together.samples(sample..sample + 1), &alone, "conv2d");
         }
     }
 }

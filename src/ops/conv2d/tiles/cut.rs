@@ -22,9 +22,12 @@ fn most_pieces(target: &Target, dtype: DType) -> usize {
 const MOST_SMALL_PIECES: usize = 4;
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
-/// Pixels and channels of a small tile, and the fewest channels of one in float16.
+/// Pixels and (most) channels of a small tile, and the fewest channels of one in float16.
 const SMALL: usize = 64;
 const LEAST_CHANNELS: usize = 16;
+/// Bytes of shared memory that a small tile in float16 has beside those of a launch: what pixels get added, and
+/// tickets that it drew.
+const OWN: usize = 4 * (SMALL + 4);
 /// Most parts that the input channels of a small image are split into: the last block to arrive
 /// reads the sums of all.
 const MOST_SLICES: usize = 8;
@@ -117,13 +120,6 @@ pub(super) fn moment_tiles(conv: &Conv) -> usize {
         return (height * width).div_ceil(MOMENT_PIXELS);
     }
     height.div_ceil(8) * width.div_ceil(8)
-}
-
-impl Cut {
-    /// Blocks, but for a split of the input channels.
-    fn tiles(&self) -> usize {
-        self.grid[0] * self.grid[1]
-    }
 }
 
 impl Shape {
@@ -247,10 +243,9 @@ impl Shape {
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
             let results = kernel.threads as usize / 32 * 16 * (16 + 8) * 4;
             let shared = (buffers * chunk * plane + affine).max(results);
-            let pixels = SMALL;
             Cut {
                 kernel,
-                pixels,
+                pixels: SMALL,
                 channels,
                 tile,
                 region,
@@ -262,14 +257,11 @@ impl Shape {
                 shared,
             }
         };
-        // As much as fits.
+        // As much as fits, or the least.
         let most = needed.min(MOST_SMALL_PIECES);
-        let fits = |cut: &Cut| cut.shared <= target.shared_bytes as usize;
-        [(most, 2), (most, 1)]
-            .map(|(chunk, buffers)| cut(chunk, buffers))
-            .into_iter()
-            .find(fits)
-            .unwrap_or_else(|| cut(2, 1))
+        let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
+        let choices = [(most, 2), (most, 1)].map(|(chunk, buffers)| cut(chunk, buffers));
+        choices.into_iter().find(fits).unwrap_or_else(|| cut(2, 1))
     }
 
     pub fn small(&self, target: &Target) -> Cut {
@@ -293,10 +285,13 @@ impl Shape {
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
         let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
-        let samples =
-            if target.batch_invariant && self.sample_pixels == 0 { self.conv.batch } else { 1 };
-        let enough = large.tiles() / samples >= target.multiprocessors as usize;
-        let filled = self.conv.c_out > 64 && self.conv.output[0] * self.conv.output[1] >= 128;
+        let enough =
+            self.alone(target, large.grid, large.pixels) >= target.multiprocessors as usize;
+        let pixels = match (target.batch_invariant, self.sample_pixels) {
+            (true, own) if own > 0 => own,
+            _ => self.conv.output[0] * self.conv.output[1],
+        };
+        let filled = self.conv.c_out > 64 && pixels >= 128;
         let whole = large.chunk == self.pieces()[1].min(most_pieces(target, self.dtype));
         // Eight warps a multiprocessor.
         let fits = fit(target, (256 / kernel.threads as usize).max(1), large.shared);
@@ -324,10 +319,10 @@ impl Shape {
         }
     }
 
-    /// Parts that the chunks are split into: as many as few tiles need to occupy the target, so that bits of
-    /// a batch-invariant one do not depend on the batch. Tiles that are too many for that, but leave
-    /// multiprocessors with one block, are split for two each as far as a part has two chunks: a block alone
-    /// waits at each of its barriers. No fewer parts have as few chunks each.
+    /// Parts that the chunks are split into: as many as few tiles need to occupy the target. Tiles that are
+    /// too many for that, but leave multiprocessors with one block, are split for two each as far as a part
+    /// has two chunks: a block alone waits for whatever it does. The fewest parts of which none has more
+    /// chunks.
     fn slices(&self, target: &Target, grid: [usize; 2], chunks: usize, pixels: usize) -> usize {
         let tiles = self.alone(target, grid, pixels);
         let parts = |blocks: usize, most: usize| {

@@ -132,8 +132,13 @@ impl TiledConv2d {
         let shared = self.shared(&original, &shape, args.target);
         let [main_chunks, chunks] = cut.chunks;
         let group_width = conv.c_in().checked_div(groups).unwrap_or(1);
-        // The kernel divides channels by it.
-        int(conv.c_in() * group_width)?;
+        // The kernel divides channels by it, in 32 bits.
+        if conv.c_in() * group_width > u32::MAX as usize {
+            return Err(Error::operation(
+                name,
+                format!("{} channels in groups of {group_width} are too many", conv.c_in()),
+            ));
+        }
         let params = Params {
             x: [UNSET; 2],
             affine: UNSET,

@@ -1,4 +1,5 @@
-//! The image of a weight that blocks copy into shared memory as it stands.
+//! The image of a weight that blocks copy into shared memory as it stands, or from which the lanes of small tiles
+//! load what they multiply.
 
 use super::cut::{WEIGHT_BLOCK, pieces};
 use crate::device::cpu::{Cpu, CpuKernel, Io};
