@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     put(p.packed + i, value);
 }
 
-// 64 pixels x 64 channels: for images with few tiles.
+// 64 pixels x 64 channels, in float32: for images with few tiles.
 template <class E, bool TRANSPOSED>
 __global__ void __launch_bounds__(128, 2) conv2d_small(Conv2d<E> p) {
     conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
-// 64 pixels x 16 WN channels, in float16.
+// 64 pixels x 16 WN channels, in float16. A narrow tile leaves room for three blocks a multiprocessor.
 template <class E, bool TRANSPOSED, int WN>
 __global__ void __launch_bounds__(128, WN == 1 ? 3 : 2) conv2d_small_half(Conv2d<E> p) {
     conv2d_small_tile<TRANSPOSED, 4 / WN, WN>(p, blockIdx.x, blockIdx.y, blockIdx.z);

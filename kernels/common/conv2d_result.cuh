@@ -207,8 +207,7 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
 // deviations from it, in two passes over the values as they were stored. They go to `moments`, [tile][3][slice]
 // a sample.
 //
-// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces. `shared`
-// is free when all warps are here.
+// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
@@ -299,4 +298,14 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     to[0] = all;
     to[slices] = whole;
     to[2 * slices] = squares;
+}
+
+// What a tile leaves of its results for normalisations that read them. `shared` is free when all warps are here.
+template <class E, int WM, int WN, int MT, int NT>
+__device__ __forceinline__ void leave_moments(const Conv2d<E>& p, const float* values, unsigned valid,
+                                              const TileOrigin& place, int column_tile, float* shared) {
+    bool several = p.tile_moments >= 0;
+    float* moments = several ? p.partials + p.tile_moments : p.own_moments;
+    store_moments<E, WM, WN, MT, NT>(p, values, valid, place, column_tile, moments, shared);
+    if (several) merge_moments<E, WN * NT * 16, WM * WN * 32>(p, place.sample, column_tile);
 }

@@ -268,11 +268,6 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     store_results<E, MT, 1>(p, sums, y, row + (warp_n + Layout::column()) / 4, staged, to, [&](int m, float* stage) {
         store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
     });
-    if (!TRANSPOSED && p.own_moments) {
-        bool several = p.tile_moments >= 0;
-        float* free = reinterpret_cast<float*>(shared);
-        float* moments = several ? p.partials + p.tile_moments : p.own_moments;
-        store_moments<E, WM, WN, MT, 1>(p, sums, to.valid, of, column_tile, moments, free);
-        if (several) merge_moments<E, N, THREADS>(p, of.sample, column_tile);
-    }
+    if (!TRANSPOSED && p.own_moments)
+        leave_moments<E, WM, WN, MT, 1>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }

@@ -254,11 +254,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         store_elements<E, NT>(p, bias, y, of, down.steps(), across.steps(), warp_m + m * 16, column_tile * N + warp_n,
                               stage);
     });
-    if (!TRANSPOSED && p.own_moments) {
-        bool several = p.tile_moments >= 0;
-        float* free = reinterpret_cast<float*>(shared);
-        float* moments = several ? p.partials + p.tile_moments : p.own_moments;
-        store_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, moments, free);
-        if (several) merge_moments<E, N, THREADS>(p, of.sample, column_tile);
-    }
+    if (!TRANSPOSED && p.own_moments)
+        leave_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }
