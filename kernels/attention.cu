@@ -165,8 +165,8 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     };
     for (int pass = 0; pass < p.passes; ++pass) {
         int first = (static_cast<int>(blockIdx.x) * p.passes + pass) * L::ROWS + warp * 16;
-        bool resident = pass > 0 && tile_count == 1;
-        if (pass > 0 && !resident) __syncthreads();
+        // Several passes are made only where one tile has the whole other side, which then stays.
+        bool resident = pass > 0;
         Queries<E, DEPTH> rows;
         rows.template start<PACKED>(own, q, first, signs);
         if (!resident) begin(0);
@@ -254,8 +254,8 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     };
     for (int pass = 0; pass < p.passes; ++pass) {
         int first = (static_cast<int>(blockIdx.x) * p.passes + pass) * L::ROWS + warp * 16;
-        bool resident = pass > 0 && tile_count == 1;
-        if (pass > 0 && !resident) __syncthreads();
+        // Several passes are made only where one tile has the whole other side, which then stays.
+        bool resident = pass > 0;
         if (!resident) begin(0);
         Own<E, DEPTH> rows0, rows1;
         rows0.template fetch<false>(own, own0, first, 0u);
