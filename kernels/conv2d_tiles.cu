@@ -7,7 +7,8 @@ template <class E>
 struct Conv2dPack {
     // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]. The second, where there is one, has half of c_in.
     const float* weight[2];
-    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64][16 bytes], zeros beyond
+    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64, of 16 each in the order of
+                          // ResultLayout][16 bytes], zeros beyond
     int c_out, c_in, taps, transposed;
 };
 
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     c += static_cast<int>(rest % pieces) * SIZE;
     rest /= pieces;
     int tap = static_cast<int>(rest % p.taps);
-    out += static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
+    out = (out & ~15) + ResultLayout<E>::channel_of(out & 15) + static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
     float value = 0.0f;
     if (c < p.c_in && out < p.c_out) {
         int each = p.weight[1] ? p.c_in / 2 : p.c_in;

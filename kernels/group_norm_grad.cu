@@ -44,10 +44,12 @@ __device__ __forceinline__ void each_gradient(const GroupNormBackward<E>& p, con
             unpack(held_x[d], distance);
             unpack(held_dy[d], dz);
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) {
-                distance[i] -= norm.mean[i];
-                if (SILU) dz[i] *= silu_derivative(fmaf(distance[i], norm.scale[i], norm.shift[i]));
-            }
+            for (int i = 0; i < SIZE; ++i) distance[i] -= norm.mean[i];
+#pragma unroll
+            for (int i = 0; SILU && i < SIZE; i += 2)
+                stored_silu_gradient(fmaf(distance[i], norm.scale[i], norm.shift[i]),
+                                     fmaf(distance[i + 1], norm.scale[i + 1], norm.shift[i + 1]), dz[i], dz[i + 1],
+                                     static_cast<const E*>(nullptr));
             use(start + base + d * slab.rows, dz, distance, WHOLE);
         }
     }

@@ -10,7 +10,7 @@ with the CPU that .ci/run makes in checked mode run again:
   missed    all tests pass without it: say in the kernel why it stays, or remove it
   unreached no test comes by it: a case is missing
 
-Fences (__threadfence and its relatives) order what other blocks see. The emulator has one order of
+Fences (device_fence, __threadfence and its relatives) order what other blocks see. The emulator has one order of
 memory for all blocks, so it can't judge them: they are listed and never left out.
 
 usage: scripts/mutate-barriers.py [FILE ...] [--json PATH]
@@ -31,7 +31,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|copy_wait)\s*[(<]")
-FENCE = re.compile(r"\b(__threadfence\w*)\s*\(")
+FENCE = re.compile(r"\b(__threadfence\w*|device_fence)\s*\(")
 LONGEST = 1800  # seconds that the comparisons may take
 FAILED = re.compile(r"^test .* \.\.\. FAILED")
 REPORT = re.compile(r"(race: .*|.*copy is under way.*|.*no lane has written.*|.*deadlock: .*|.*depends on the order.*)")

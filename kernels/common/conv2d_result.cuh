@@ -4,26 +4,41 @@
 #include "common/slices.cuh"
 #include "common/warp_product.cuh"
 
-// How the results of a warp are stored: 16 bytes of neighbouring channels a lane, pixels one after another.
-template <class E, int NT>
+// Where the sums of a warp lie. A lane has four columns of two rows of each 16 x 16 product; weights are packed in
+// such an order that the four are neighbouring channels, a quad, which is added to and stored as it is.
+template <class E>
 struct ResultLayout {
-    static const int SIZE = Piece<E>::SIZE, LANES = NT * 16 / SIZE, STEP = 32 / LANES, STEPS = 16 / STEP;
-    // Sums of 16 rows in shared memory, with a gap after 32 columns: without bank conflicts.
-    static const int PITCH = NT * 16 + (CYANEA_CODE_PATH >= 80 ? 8 : 4), STAGE = 16 * PITCH;
+    // Lanes have the places of sm_80, or those of sm_70's tensor cores.
+    static const bool AS_80 = CYANEA_CODE_PATH >= 80 || sizeof(E) == 4;
+    // Rows between a lane's two, and the bits of lanes that differ in rows alone.
+    static const int STEP = AS_80 ? 8 : 2, ROW_BITS = AS_80 ? 28 : 21;
 
-    __device__ static __forceinline__ int staged(int row, int column) {
-        return row * PITCH + column + column / 32 * 4;
+    // The first of the lane's rows, and of the four channels of its quads, of 16.
+    __device__ static __forceinline__ int row() { return WarpProduct<E>::sum_row(0); }
+    __device__ static __forceinline__ int channel() {
+        int lane = warp_lane();
+        return AS_80 ? lane % 4 * 4 : (lane & 8) + (lane & 2) * 2;
     }
-    // The row of the lane's first piece, the next lie STEP further on each; and the first column of all.
-    __device__ static __forceinline__ int row() { return warp_lane() / LANES; }
-    __device__ static __forceinline__ int column() { return warp_lane() % LANES * SIZE; }
-    // The sum over the lanes that have the same columns, and whether the calling one is their first.
-    __device__ static __forceinline__ float over_rows(float value) {
+    // Which channel of 16 column `n` of packed weights is.
+    __device__ static __forceinline__ int channel_of(int n) {
+        return AS_80 ? (n & 6) << 1 | (n & 8) >> 2 | (n & 1) : (n & 9) | (n & 2) << 1 | (n & 4) >> 1;
+    }
+    // Which of the lane's sums is element `i` of quad `k` = 2 m + (the first or second of its rows) of products
+    // [m][n] of NT columns.
+    template <int NT>
+    __device__ static __forceinline__ int sum(int k, int n, int i) {
+        return (k / 2 * NT + n) * 8 + k % 2 * 2 + i / 2 * 4 + i % 2;
+    }
+    // Sums over the lanes that have the same channels, side by side; and whether the calling one is their first.
+    template <int COUNT>
+    __device__ static __forceinline__ void over_rows(float (&values)[COUNT]) {
 #pragma unroll
-        for (int bit = LANES; bit < 32; bit *= 2) value += __shfl_xor_sync(0xffffffffu, value, bit);
-        return value;
+        for (int bit = 1; bit < 32; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                if (ROW_BITS & bit) values[i] += __shfl_xor_sync(0xffffffffu, values[i], bit);
     }
-    __device__ static __forceinline__ bool first_row() { return warp_lane() < LANES; }
+    __device__ static __forceinline__ bool first_row() { return !(warp_lane() & ROW_BITS); }
 };
 
 // What pixels of a sample get added in channel `c`, where `wanted`: loaded here, and summed when it is needed.
@@ -41,39 +56,43 @@ struct AddedRow {
     __device__ __forceinline__ float sum() const { return parts[0] + parts[1] + parts[2]; }
 };
 
-// A result from what its residual is added to.
-template <class E>
-__device__ __forceinline__ float finished(const Conv2d<E>& p, float sum, float residual) {
-    return within(fmaf(p.residual_scale, residual, sum), p.limit);
-}
-
-// Where a lane's pieces lie in the output, from its first on: tiles are 8 wide or one row.
-template <class E, int NT>
+// Where a lane's quads lie in the output: tiles are 8 wide or one row.
+template <class E, int MT>
 struct ResultPlaces {
-    int x, at, across, down;  // of the first; elements to the next pixel, and to the one 8 pixels further on
-    unsigned valid;           // a bit for each piece that lies in the image
+    int at, across, down;  // elements of the first; to the next pixel, and to the one 8 pixels further on
+    unsigned valid;        // a bit for each of the lane's rows that lies in the image
+    int channels;          // from the lane's first to the last
 
-    // The first is at (x, y), and neighbours lie (steps_x, steps_y) apart. `groups`: of 16 rows.
-    __device__ __forceinline__ ResultPlaces(const Conv2d<E>& p, int groups, int sample, int y, int first_x, int steps_y,
-                                            int steps_x, int column) {
-        typedef ResultLayout<E, NT> Layout;
+    // The lane's first row is at (x, y), and neighbours lie (steps_x, steps_y) apart.
+    __device__ __forceinline__ ResultPlaces(const Conv2d<E>& p, int sample, int y, int x, int steps_y, int steps_x,
+                                            int channel) {
         bool in_row = p.tile_width_log > 3;
-        x = first_x;
-        at = ((sample * p.out_height + y) * p.out_width + x) * p.c_out + column;
+        at = ((sample * p.out_height + y) * p.out_width + x) * p.c_out + channel;
+        channels = p.c_out - channel;
         across = steps_x * p.c_out;
         down = in_row ? 8 * across : steps_y * p.out_width * p.c_out;
         valid = 0;
 #pragma unroll
-        for (int k = 0; k < groups * Layout::STEPS; ++k) {
-            int more = k * Layout::STEP, beside = in_row ? more : more % 8, below = in_row ? 0 : more / 8;
+        for (int k = 0; k < 2 * MT; ++k) {
+            int more = rows_to(k), beside = in_row ? more : more % 8, below = in_row ? 0 : more / 8;
             if (x + beside * steps_x < p.out_width && y + below * steps_y < p.out_height) valid |= 1u << k;
         }
-        if (column >= p.c_out) valid = 0;
     }
-    __device__ __forceinline__ int place(int k) const {
-        int rows = k * ResultLayout<E, NT>::STEP;
-        return at + rows / 8 * down + rows % 8 * across;
+    // A bit for each quad of column `n` of products that exists.
+    __device__ __forceinline__ unsigned quads(int n) const { return n * 16 < channels ? valid : 0u; }
+    __device__ __forceinline__ int place(int k, int n) const {
+        int rows = rows_to(k);
+        return at + rows / 8 * down + rows % 8 * across + n * 16;
     }
+
+private:
+    __device__ static __forceinline__ int rows_to(int k) { return k / 2 * 16 + k % 2 * ResultLayout<E>::STEP; }
+};
+
+// Sums of 16 rows of a warp, where elements are stored one after another.
+template <int NT>
+struct Stage {
+    static const int COLUMNS = NT * 16, PITCH = COLUMNS + 4, SIZE = 16 * PITCH;
 };
 
 // Adds and stores one element after another, where results are no multiple of pieces, or neighbouring
@@ -82,7 +101,7 @@ struct ResultPlaces {
 template <class E, int NT>
 __device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* bias, E* y, const TileOrigin& tile,
                                                int steps_y, int steps_x, int pixel, int column, float* stage) {
-    const int COLUMNS = NT * 16;
+    const int COLUMNS = Stage<NT>::COLUMNS;
     int tile_width = 1 << p.tile_width_log;
 #pragma unroll 1
     for (int i = warp_lane(); i < 16 * COLUMNS; i += 32) {
@@ -91,76 +110,83 @@ __device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* 
         int out_x = (tile.first_x + ((pixel + row) & (tile_width - 1))) * steps_x + tile.phase_x;
         if (out_y >= p.out_height || out_x >= p.out_width || c >= p.c_out) continue;
         int at = ((tile.sample * p.out_height + out_y) * p.out_width + out_x) * p.c_out + c;
-        float& value = stage[ResultLayout<E, NT>::staged(row, i % COLUMNS)];
+        float& value = stage[row * Stage<NT>::PITCH + i % COLUMNS];
         value += AddedRow(p, bias, p.sample_pixels ? out_x / p.sample_pixels : tile.sample, c, true).sum();
-        value = finished(p, value, p.residual ? get(p.residual + at) : 0.0f);
+        if (p.residual) value = fmaf(p.residual_scale, get(p.residual + at), value);
+        value = within(value, p.limit);
         put(y + at, value);
         value = rounded(value, y);
     }
-    __syncwarp(0xffffffffu);
 }
 
-// Adds to the sums of a warp what is to be added, and stores them. Leaves in `sums` what was stored, in the
-// order of ResultLayout. `stage` is shared memory of the warp's own. `one_by_one(m, stage)` stores the 16
-// rows `m` where that is not done 16 bytes at a time.
+// The same of all rows of a warp, 16 at a time by `one_by_one`(m, stage), which leaves in `sums` what was stored.
 template <class E, int MT, int NT, class OneByOne>
-__device__ __forceinline__ void store_results(const Conv2d<E>& p, float* sums, E* y, const float4* added_row,
-                                              float* stage, const ResultPlaces<E, NT>& places, OneByOne one_by_one) {
-    typedef WarpProduct<E> Product;
-    typedef ResultLayout<E, NT> Layout;
-    const int SIZE = Layout::SIZE;
-    bool pieces = p.flags & PIECES;
-    float row[SIZE];
-#pragma unroll
-    for (int i = 0; i < SIZE; i += 4) {
-        float4 part = added_row[i / 4];
-        row[i] = part.x, row[i + 1] = part.y, row[i + 2] = part.z, row[i + 3] = part.w;
-    }
-    // The residual of so many 16 rows is under way at a time.
-    const int AHEAD = CYANEA_CODE_PATH >= 80 ? MT : 2;
-    uint4 other[AHEAD][Layout::STEPS];
-    auto fetch = [&](int m) {
-#pragma unroll
-        for (int step = 0; step < Layout::STEPS; ++step) {
-            int k = m * Layout::STEPS + step;
-            uint4& piece = other[m % AHEAD][step];
-            piece = make_uint4(0, 0, 0, 0);
-            if (pieces && p.residual && places.valid >> k & 1)
-                piece = *reinterpret_cast<const uint4*>(p.residual + places.place(k));
-        }
-    };
-#pragma unroll
-    for (int m = 0; m < AHEAD && m < MT; ++m) fetch(m);
+__device__ __forceinline__ void stage_results(float* sums, float* stage, OneByOne one_by_one) {
+    typedef ResultLayout<E> Layout;
+    float* own = stage + Layout::row() * Stage<NT>::PITCH + Layout::channel();
+    const int COUNT = 8 * NT, NEXT_ROW = Layout::STEP * Stage<NT>::PITCH;
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j)
+            own[j / 4 % 2 * NEXT_ROW + j / 8 * 16 + j % 4] = sums[Layout::template sum<NT>(2 * m + j / 4 % 2, j / 8, j % 4)];
+        __syncwarp(0xffffffffu);
+        one_by_one(m, stage);
         __syncwarp(0xffffffffu);
 #pragma unroll
-        for (int i = 0; i < 8 * NT; i += 2) {
-            int to = Layout::staged(Product::sum_row(i % 8), i / 8 * 16 + Product::sum_column(i % 8));
-            *reinterpret_cast<float2*>(stage + to) = make_float2(sums[m * 8 * NT + i], sums[m * 8 * NT + i + 1]);
-        }
+        for (int j = 0; j < COUNT; ++j)
+            sums[Layout::template sum<NT>(2 * m + j / 4 % 2, j / 8, j % 4)] = own[j / 4 % 2 * NEXT_ROW + j / 8 * 16 + j % 4];
         __syncwarp(0xffffffffu);
-        if (!pieces) one_by_one(m, stage);
+    }
+}
+
+// Sums of a warp begin with what all pixels get added: `row`, from its first column on.
+template <class E, int MT, int NT>
+__device__ __forceinline__ void begin_sums(float* sums, const float* row) {
+    typedef ResultLayout<E> Layout;
 #pragma unroll
-        for (int k = m * Layout::STEPS; k < (m + 1) * Layout::STEPS; ++k) {
-            float value[SIZE], added[SIZE];
+    for (int n = 0; n < NT; ++n) {
+        float4 quad = *reinterpret_cast<const float4*>(row + n * 16 + Layout::channel());
+        float value[4] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
-            for (int i = 0; i < SIZE; i += 4) {
-                int from = Layout::staged(Layout::row() + k % Layout::STEPS * Layout::STEP, Layout::column() + i);
-                float4 part = *reinterpret_cast<const float4*>(stage + from);
-                value[i] = part.x, value[i + 1] = part.y, value[i + 2] = part.z, value[i + 3] = part.w;
-            }
-            // One by one all of this adds zeros to what is rounded already.
-            unpack(other[m % AHEAD][k % Layout::STEPS], added);
+        for (int j = 0; j < 8 * MT; ++j) sums[Layout::template sum<NT>(j / 4, n, j % 4)] = value[j % 4];
+    }
+}
+
+// Adds the residual to the sums of a warp and stores them, 4 channels at a time. Leaves in `sums` what was stored.
+template <class E, int MT, int NT>
+__device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* y, const ResultPlaces<E, MT>& places) {
+    typedef ResultLayout<E> Layout;
+    typedef typename Quad<E>::Type Bits;
+    const int COUNT = 2 * MT;
+    // The residual of a column of products comes while the one before is added.
+    Bits other[2][COUNT];
+    auto fetch = [&](int n) {
+        unsigned wanted = p.residual ? places.quads(n) : 0u;
 #pragma unroll
-            for (int i = 0; i < SIZE; ++i) value[i] = finished(p, value[i] + row[i], added[i]);
-            uint4 piece = pack(value);
-            unpack(piece, value);
-            if (pieces && places.valid >> k & 1) *reinterpret_cast<uint4*>(y + places.place(k)) = piece;
-#pragma unroll
-            for (int i = 0; i < SIZE; ++i) sums[k * SIZE + i] = value[i];
+        for (int k = 0; k < COUNT; ++k) {
+            other[n % 2][k] = Bits();
+            if (wanted >> k & 1) other[n % 2][k] = *reinterpret_cast<const Bits*>(p.residual + places.place(k, n));
         }
-        if (m + AHEAD < MT) fetch(m + AHEAD);
+    };
+    fetch(0);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+        if (n + 1 < NT) fetch(n + 1);
+        unsigned wanted = places.quads(n);
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) {
+            float value[4], added[4];
+            unpack(other[n % 2][k], added);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                value[i] = fmaf(p.residual_scale, added[i], sums[Layout::template sum<NT>(k, n, i)]);
+            Bits bits = Quad<E>::packed(value, p.limit);
+            if (wanted >> k & 1) *reinterpret_cast<Bits*>(y + places.place(k, n)) = bits;
+            unpack(bits, value);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[Layout::template sum<NT>(k, n, i)] = value[i];
+        }
     }
 }
 
@@ -177,29 +203,36 @@ struct MomentTiles {
     }
 };
 
-// Of the values of a lane in ResultLayout, of G neighbouring channels at a time and over the warp's pixels: their
-// mean and the sum of their squared deviations from it, to `parts`, [channels / G][2]. `valid` has a bit for each
-// of the lane's pieces, `count` of them lie in the same channels of the warp.
+// Of the results of a lane, of G neighbouring channels at a time and over the warp's pixels: their mean and the
+// sum of their squared deviations from it, to `parts`, [channels / G][2]. `valid` has a bit for each of the lane's
+// rows, `count` are in the warp.
 template <class E, int MT, int NT, int G>
 __device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, float* parts) {
-    typedef ResultLayout<E, NT> Layout;
-    const int COUNT = MT * Layout::STEPS;
-    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f;
+    typedef ResultLayout<E> Layout;
+    const int COUNT = NT * 4 / G;
+    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f, means[COUNT] = {}, squares[COUNT] = {};
+    // Element `j` of those that the calling lane has of number `of`.
+    auto value = [&](int of, int j) { return values[Layout::template sum<NT>(j / G, of * G / 4, of * G % 4 + j % G)]; };
 #pragma unroll
-    for (int first = 0; first < Layout::SIZE; first += G) {
-        float total = 0.0f, squares = 0.0f;
+    for (int of = 0; of < COUNT; ++of)
 #pragma unroll
-        for (int i = 0; i < COUNT * G; ++i)
-            if (valid >> i / G & 1) total += values[i / G * Layout::SIZE + first + i % G];
-        float mean = Layout::over_rows(total) * inverse;
+        for (int j = 0; j < 2 * MT * G; ++j)
+            if (valid >> j / G & 1) means[of] += value(of, j);
+    Layout::over_rows(means);
 #pragma unroll
-        for (int i = 0; i < COUNT * G; ++i) {
-            float distance = values[i / G * Layout::SIZE + first + i % G] - mean;
-            if (valid >> i / G & 1) squares = fmaf(distance, distance, squares);
+    for (int of = 0; of < COUNT; ++of) {
+        means[of] *= inverse;
+#pragma unroll
+        for (int j = 0; j < 2 * MT * G; ++j) {
+            float distance = value(of, j) - means[of];
+            if (valid >> j / G & 1) squares[of] = fmaf(distance, distance, squares[of]);
         }
-        squares = Layout::over_rows(squares);
-        float* to = parts + (Layout::column() + first) / G * 2;
-        if (Layout::first_row()) *reinterpret_cast<float2*>(to) = make_float2(mean, squares);
+    }
+    Layout::over_rows(squares);
+#pragma unroll
+    for (int of = 0; of < COUNT; ++of) {
+        float* to = parts + (of * G / 4 * 16 + Layout::channel() + of * G % 4) / G * 2;
+        if (Layout::first_row()) *reinterpret_cast<float2*>(to) = make_float2(means[of], squares[of]);
     }
 }
 
@@ -207,22 +240,23 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
 // deviations from it, in two passes over the values as they were stored. They go to `moments`, [tile][3][slice]
 // a sample.
 //
-// `values` are the results of the calling lane in ResultLayout, `valid` a bit for each of its pieces.
+// `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
-    typedef ResultLayout<E, NT> Layout;
+    typedef ResultLayout<E> Layout;
     const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, G = 4;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
     float* parts = shared;                // [WM][N / channels that a warp takes together][2]
     float* counts = shared + WM * N * 2;  // [WM]: pixels
-    float count = Layout::over_rows(static_cast<float>(__popc(valid)));
+    float count[1] = {static_cast<float>(__popc(valid))};
+    Layout::over_rows(count);
     int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log, together = log >= 2 ? 2 : 0, width = N >> together;
     __syncthreads();
-    if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count;
+    if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count[0];
     float* own_parts = parts + (warp_row * width + (warp_n >> together)) * 2;
-    if (together) warp_moments<E, MT, NT, G>(values, valid, count, own_parts);
-    else warp_moments<E, MT, NT, 1>(values, valid, count, own_parts);
+    if (together) warp_moments<E, MT, NT, G>(values, valid, count[0], own_parts);
+    else warp_moments<E, MT, NT, 1>(values, valid, count[0], own_parts);
     __syncthreads();
     // A slice is the work of as many neighbouring lanes as there are parts of it.
     static_assert(PARTS * (N < 64 ? N : 64) / G <= 32, "at most a warp, since slices have at most 64 channels");

@@ -138,7 +138,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
     const int MOST = 2 * Taps::PAIRS, STEP = THREADS / MOST, BATCH = 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
-    CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
+    CYANEA_SHARED(float4, row_pieces, N / 4);
+    float* row = reinterpret_cast<float*>(row_pieces);  // what all pixels get added, where results are stored in pieces
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, 6 - p.tile_width_log);
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
@@ -212,19 +213,24 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         }
     };
 
-    // What takes longest to come is asked for first.
+    // Of what the launch before leaves the most is asked for first that takes longest to come.
+    if (EARLY && chunk < last_chunk) request_weights(chunk);
+    after_previous();
     ChannelAffine<E> own_affine = {};
     if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
-    if (chunk < last_chunk) request_pieces(chunk), request_weights(chunk);
+    if (chunk < last_chunk) {
+        request_pieces(chunk);
+        if (!EARLY) request_weights(chunk);
+    }
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     int own_column = column_tile * N + threadIdx.x;
-    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES);
+    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES) && slice == 0;
     AddedRow added(p, bias, of.sample, own_column, adds);
     if (normalises) {
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0;
         fill_affine(p, of.sample, own_affine, first_channel, end, affine, keeps);
     }
-    if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added.sum();
+    if (threadIdx.x < N) row[threadIdx.x] = added.sum();
 
     // What the lane's row of the first 16 reads of the region by the first tap. Since a tile is 8 wide or one row,
     // the next 16 lie at a fixed distance.
@@ -233,9 +239,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
     float sums[MT * 8];
-#pragma unroll
-    for (int i = 0; i < MT * 8; ++i) sums[i] = 0.0f;
     __syncthreads();
+    begin_sums<E, MT, 1>(sums, row + warp_n);
     if (chunk < last_chunk) store_pieces(chunk, region);
     __syncthreads();
 #pragma unroll 1
@@ -257,17 +262,21 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
-    __syncthreads();
     E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
-    typedef ResultLayout<E, 1> Layout;
+    typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
-    ResultPlaces<E, 1> to(p, MT, of.sample, rows.output(result >> p.tile_width_log),
-                          columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
-                          first_column + Layout::column());
-    float* staged = reinterpret_cast<float*>(shared) + warp * Layout::STAGE;
-    store_results<E, MT, 1>(p, sums, y, row + (warp_n + Layout::column()) / 4, staged, to, [&](int m, float* stage) {
-        store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
-    });
+    ResultPlaces<E, MT> to(p, of.sample, rows.output(result >> p.tile_width_log),
+                           columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
+                           first_column + Layout::channel());
+    if (p.flags & PIECES) {
+        store_quads<E, MT, 1>(p, sums, y, to);
+    } else {
+        __syncthreads();
+        float* staged = reinterpret_cast<float*>(shared) + warp * Stage<1>::SIZE;
+        stage_results<E, MT, 1>(sums, staged, [&](int m, float* stage) {
+            store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
+        });
+    }
     if (!TRANSPOSED && p.own_moments)
         leave_moments<E, WM, WN, MT, 1>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }

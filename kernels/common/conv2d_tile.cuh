@@ -5,8 +5,7 @@
 // memory (a) the part of the source that the tile's taps reach, normalised, once, in planes of pieces
 // [piece][pixel][16 bytes] of an odd pitch, with zeros outside the image, and (b) the weights of one
 // tap, while those of the next are on their way. All taps read (a) at shifted places. A shortcut (a 1x1
-// convolution that is added) continues the sum with sources and weights of its own. In the end the sums
-// pass through the same memory, so that what is added and stored is read and written 16 bytes at a time.
+// convolution that is added) continues the sum with sources and weights of its own.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
@@ -69,7 +68,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
-    CYANEA_SHARED(float4, row, N / 4);  // what all pixels get added, where results are stored in pieces
+    CYANEA_SHARED(float4, row_pieces, N / 4);
+    float* row = reinterpret_cast<float*>(row_pieces);  // what all pixels get added, where results are stored in pieces
     // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
     const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
     CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     static_assert(N <= THREADS, "a thread each");
     int own_column = column_tile * N + threadIdx.x;
-    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES);
+    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES) && slice == 0;
 
     // Chunks of input channels, then those of the shortcut.
     int plane = ((p.region_height * p.region_width) | 1) * SIZE;
@@ -195,6 +195,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (AHEAD) look_ahead();
     fetch();
     // The first weights are on their way.
+    after_previous();
     AddedRow added(p, bias, of.sample, own_column, adds);
     float2* affine = nullptr;
     if (p.affine || p.gamma) {
@@ -204,17 +205,17 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         own_affine.load(p, of.sample, threadIdx.x);
         fill_affine(p, of.sample, own_affine, 0, pieces * SIZE, affine, keeps);
     }
-    if (threadIdx.x < N) reinterpret_cast<float*>(row)[threadIdx.x] = added.sum();
+    if (threadIdx.x < N) row[threadIdx.x] = added.sum();
 
     float sums[MT * NT * 8];
-#pragma unroll
-    for (int i = 0; i < MT * NT * 8; ++i) sums[i] = 0.0f;
+    __syncthreads();
+    begin_sums<E, MT, NT>(sums, row + warp_n);
     int loaded = -1;
     while (arrives) {
         stage.land(buffer_at(buffer ^ 1), arriving_count, weight_blocks);
         if (CYANEA_CODE_PATH >= 80) aim();
         if (arriving != loaded) {
-            __syncthreads();
+            if (loaded >= 0) __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
             // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in three.
             const int BATCH = M == 64 ? 7 : CYANEA_CODE_PATH >= 80 && SIZE == 8 ? 4 : 6;
@@ -239,21 +240,23 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
-    __syncthreads();
     E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
     of = origin[0];
     Axis<TRANSPOSED> down = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> across = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
-    typedef ResultLayout<E, NT> Layout;
-    int first_column = column_tile * N + warp_n + Layout::column(), pixel = warp_m + Layout::row();
-    ResultPlaces<E, NT> to(p, MT, of.sample, down.output(pixel >> p.tile_width_log),
-                           across.output(pixel & (tile_width - 1)), down.steps(), across.steps(), first_column);
-    float* staged = reinterpret_cast<float*>(shared) + warp * Layout::STAGE;
-    const float4* own_row = row + (warp_n + Layout::column()) / 4;
-    store_results<E, MT, NT>(p, sums, y, own_row, staged, to, [&](int m, float* stage) {
-        store_elements<E, NT>(p, bias, y, of, down.steps(), across.steps(), warp_m + m * 16, column_tile * N + warp_n,
-                              stage);
-    });
+    typedef ResultLayout<E> Layout;
+    int pixel = warp_m + Layout::row(), first_column = column_tile * N + warp_n;
+    ResultPlaces<E, MT> to(p, of.sample, down.output(pixel >> p.tile_width_log), across.output(pixel & (tile_width - 1)),
+                           down.steps(), across.steps(), first_column + Layout::channel());
+    if (p.flags & PIECES) {
+        store_quads<E, MT, NT>(p, sums, y, to);
+    } else {
+        __syncthreads();
+        float* staged = reinterpret_cast<float*>(shared) + warp * Stage<NT>::SIZE;
+        stage_results<E, MT, NT>(sums, staged, [&](int m, float* stage) {
+            store_elements<E, NT>(p, bias, y, of, down.steps(), across.steps(), warp_m + m * 16, first_column, stage);
+        });
+    }
     if (!TRANSPOSED && p.own_moments)
         leave_moments<E, WM, WN, MT, NT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }

@@ -5,6 +5,13 @@
 #pragma once
 #include "common/half.cuh"
 
+// Whether a launch may start before the one in front of it is done (see after_previous).
+#if !defined(CYANEA_EMULATED) && __CUDA_ARCH__ >= 900
+#define EARLY 1
+#else
+#define EARLY 0
+#endif
+
 #ifdef CYANEA_EMULATED
 #include "host/mma.h"
 #else
@@ -127,6 +134,19 @@ __device__ __forceinline__ void prefetch(const void* at) {
     asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(at)));
 }
 
+// What the calling thread has seen, of its block too after a barrier, precedes for the whole device what it does
+// next. __threadfence, which also gives all such fences one order, takes longer.
+__device__ __forceinline__ void device_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// A launch may start when all blocks of the one in front of it have ended, but not yet what they wrote is in memory
+// (KernelWork::early): until this it reads nothing of that, and writes nothing. Were it to start while they still
+// run, it would find some multiprocessors full and others empty. Does nothing before sm_90.
+__device__ __forceinline__ void after_previous() {
+#if EARLY
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Keeps a value in a register that the compiler would rather compute again and again.
 __device__ __forceinline__ void keep(int& x) { asm volatile("" : "+r"(x)); }
 
@@ -167,7 +187,19 @@ __device__ __forceinline__ unsigned pack_half2(float low, float high) {
            static_cast<unsigned>(__half_as_ushort(__float2half_rn(high))) << 16;
 }
 
-// The same by integer arithmetic, since sm_70 converts at the rate of special functions: for finite
+// The same of values no further from zero than `limit`. Rounding keeps an order, so what is rounded can be compared.
+__device__ __forceinline__ unsigned pack_within(float low, float high, float limit) {
+#if CYANEA_CODE_PATH >= 80 && !defined(CYANEA_EMULATED)
+    unsigned pair = pack_half2(low, high), most = pack_half2(limit, limit), least = pack_half2(-limit, -limit);
+    asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(pair) : "r"(most));
+    asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(pair) : "r"(least));
+    return pair;
+#else
+    return pack_half2(within(low, limit), within(high, limit));
+#endif
+}
+
+// Two values as float16 by integer arithmetic, since sm_70 converts at the rate of special functions: for finite
 // values of a magnitude below 65,504, rounded half up; what is below 2^-14 is off by up to 2^-15.
 // pack_positive takes values that are not negative.
 __device__ __forceinline__ unsigned shifted_half(float magnitude) {

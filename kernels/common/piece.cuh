@@ -27,6 +27,29 @@ __device__ __forceinline__ uint4 pack(const float (&value)[4]) {
                       __float_as_uint(value[2]), __float_as_uint(value[3]));
 }
 
+// Four neighbouring channels as memory has them, no further from zero than `limit`.
+template <class E>
+struct Quad {
+    typedef uint4 Type;
+    __device__ static __forceinline__ uint4 packed(const float (&value)[4], float limit) {
+        float kept[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) kept[i] = within(value[i], limit);
+        return pack(kept);
+    }
+};
+template <>
+struct Quad<__half> {
+    typedef uint2 Type;
+    __device__ static __forceinline__ uint2 packed(const float (&value)[4], float limit) {
+        return make_uint2(pack_within(value[0], value[1], limit), pack_within(value[2], value[3], limit));
+    }
+};
+__device__ __forceinline__ void unpack(const uint2& quad, float (&value)[4]) {
+    value[0] = low_half(quad.x), value[1] = high_half(quad.x);
+    value[2] = low_half(quad.y), value[3] = high_half(quad.y);
+}
+
 // Two neighbours, which lie at a multiple of their size.
 __device__ __forceinline__ float2 get_pair(const __half* at) {
     unsigned pair = *reinterpret_cast<const unsigned*>(at);

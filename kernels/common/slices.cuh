@@ -1,17 +1,21 @@
 // Sums that several blocks make parts of.
 #pragma once
+#include "common/mma.cuh"
 #include "common/shared.cuh"
 
 // Whether the block is the last of `blocks` to come here, and so sees what each wrote before. All of its
 // threads take part. The ticket is zero again then.
 __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     CYANEA_SHARED(unsigned, drawn, 1);
-    __threadfence();
-    __syncthreads();  // Stays: what all threads wrote, in memory that no check watches, precedes the ticket.
-    if (threadIdx.x == 0) drawn[0] = atomicAdd(ticket, 1u);
+    // What all threads wrote precedes the barrier, and so the fence and the ticket of one of them.
+    __syncthreads();  // Stays: memory of other blocks is watched by no check.
+    if (threadIdx.x == 0) {
+        device_fence();
+        drawn[0] = atomicAdd(ticket, 1u);
+        device_fence();
+    }
     __syncthreads();
     if (drawn[0] != static_cast<unsigned>(blocks - 1)) return false;
-    __threadfence();
     if (threadIdx.x == 0) *ticket = 0;
     return true;
 }

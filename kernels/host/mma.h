@@ -144,6 +144,9 @@ inline void copy_async_or_zero(bool wanted, bool inside, void* to, const void* f
 inline void keep(int&) {}
 inline void prefetch(const void*) {}
 
+inline void device_fence() { __threadfence(); }
+inline void after_previous() {}
+
 inline float exp2_approx(float x) {
     float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;
