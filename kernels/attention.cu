@@ -157,7 +157,6 @@ __global__ void __launch_bounds__(32 * WARPS, (Layout<E, DEPTH, WARPS>::resident
     unsigned signs = p.scale < 0.0f ? sizeof(E) == 2 ? 0x80008000u : 0x80000000u : 0u;
     float factor = fmaxf(fabsf(p.scale), 1e-30f) * LOG2E;
     bool split = split_rounding<E>(p.keys);
-    after_previous();
     auto begin = [&](int tile) {
         E* to = tiles + tile % L::BUFFERS * 2 * L::MATRIX;
         fill<L::TILE, DEPTH, L::THREADS, true>(to, k, tile * L::TILE, 0, 0u);

@@ -213,15 +213,10 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         }
     };
 
-    // Of what the launch before leaves the most is asked for first that takes longest to come.
-    if (EARLY && chunk < last_chunk) request_weights(chunk);
-    after_previous();
+    // What takes longest to come is asked for first.
     ChannelAffine<E> own_affine = {};
     if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
-    if (chunk < last_chunk) {
-        request_pieces(chunk);
-        if (!EARLY) request_weights(chunk);
-    }
+    if (chunk < last_chunk) request_pieces(chunk), request_weights(chunk);
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES) && slice == 0;

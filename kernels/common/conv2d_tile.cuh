@@ -195,7 +195,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (AHEAD) look_ahead();
     fetch();
     // The first weights are on their way.
-    after_previous();
     AddedRow added(p, bias, of.sample, own_column, adds);
     float2* affine = nullptr;
     if (p.affine || p.gamma) {

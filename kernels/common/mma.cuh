@@ -5,13 +5,6 @@
 #pragma once
 #include "common/half.cuh"
 
-// Whether a launch may start before the one in front of it is done (see after_previous).
-#if !defined(CYANEA_EMULATED) && __CUDA_ARCH__ >= 900
-#define EARLY 1
-#else
-#define EARLY 0
-#endif
-
 #ifdef CYANEA_EMULATED
 #include "host/mma.h"
 #else
@@ -137,15 +130,6 @@ __device__ __forceinline__ void prefetch(const void* at) {
 // What the calling thread has seen, of its block too after a barrier, precedes for the whole device what it does
 // next. __threadfence, which also gives all such fences one order, takes longer.
 __device__ __forceinline__ void device_fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
-// A launch may start when all blocks of the one in front of it have ended, but not yet what they wrote is in memory
-// (KernelWork::early): until this it reads nothing of that, and writes nothing. Were it to start while they still
-// run, it would find some multiprocessors full and others empty. Does nothing before sm_90.
-__device__ __forceinline__ void after_previous() {
-#if EARLY
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Keeps a value in a register that the compiler would rather compute again and again.
 __device__ __forceinline__ void keep(int& x) { asm volatile("" : "+r"(x)); }

@@ -145,7 +145,6 @@ inline void keep(int&) {}
 inline void prefetch(const void*) {}
 
 inline void device_fence() { __threadfence(); }
-inline void after_previous() {}
 
 inline float exp2_approx(float x) {
     float y = exp2f(x);

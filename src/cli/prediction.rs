@@ -192,7 +192,6 @@ mod tests {
                 params: Vec::new(),
                 pointers: Vec::new(),
                 written: 0,
-                early: None,
             };
             let launch = Launch {
                 operation: "test",

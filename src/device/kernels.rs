@@ -137,7 +137,6 @@ impl Kernel {
                 .filter_map(|(field, view)| Some((8 * field, (*view)?.clone())))
                 .collect(),
             written: written.iter().flatten().count(),
-            early: None,
         }
     }
 }

@@ -91,23 +91,6 @@ pub struct KernelWork {
     pub pointers: Vec<(usize, View)>,
     /// How many of `pointers`, counted from the end, the kernel writes.
     pub written: usize,
-    /// The kernel waits by itself for the launch before it (`after_previous` in common/mma.cuh), so that
-    /// a GPU may start it before all that one wrote is in memory; and what it reads until then. `None`
-    /// where it doesn't.
-    pub early: Option<Vec<View>>,
-}
-
-impl KernelWork {
-    /// What the kernel writes.
-    pub fn written(&self) -> impl Iterator<Item = &View> {
-        self.pointers[self.pointers.len() - self.written..].iter().map(|(_, view)| view)
-    }
-
-    /// Whether it may start before what `previous`, the launch in front of it, wrote is in memory.
-    pub fn may_overlap(&self, previous: &KernelWork) -> bool {
-        let unwritten = |view: &View| previous.written().all(|written| !written.overlaps(view));
-        self.early.as_ref().is_some_and(|views| views.iter().all(unwritten))
-    }
 }
 
 /// A compiled program. It belongs to one graph, batch and target.
@@ -128,38 +111,5 @@ impl Program {
 
     pub fn bytes(&self) -> u64 {
         self.launches.iter().map(|launch| launch.bytes).sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn work(read: &[View], written: &[View], early: Option<Vec<View>>) -> KernelWork {
-        KernelWork {
-            kernel: "",
-            grid: [1; 3],
-            block: [1; 3],
-            shared_bytes: 0,
-            params: Vec::new(),
-            pointers: [read, written].concat().into_iter().map(|view| (0, view)).collect(),
-            written: written.len(),
-            early,
-        }
-    }
-
-    #[test]
-    fn nothing_is_read_early_that_the_launch_in_front_writes() {
-        let view = |offset| View { space: Space::Arena, offset, ty: TensorType::f32([4]) };
-        let [weight, x, y, other] = [0, 16, 32, 48].map(view);
-        let early = Some(vec![weight.clone()]);
-        let conv = work(&[weight.clone(), x.clone()], &[y], early);
-        // It reads x, too, but waits before.
-        assert!(conv.may_overlap(&work(&[], &[x.clone()], None)));
-        assert!(conv.may_overlap(&work(&[weight.clone()], &[other.clone()], None)));
-        assert!(!conv.may_overlap(&work(&[x], &[other.clone(), weight.clone()], None)));
-        assert!(!conv.may_overlap(&work(&[], &[View { offset: 12, ..other }], None)));
-        let waits_for_none = work(&[weight], &[view(64)], None);
-        assert!(!waits_for_none.may_overlap(&conv));
     }
 }

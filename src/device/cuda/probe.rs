@@ -23,19 +23,6 @@ pub fn devices() -> Result<u32> {
     found.clone().map_err(Error::Device)
 }
 
-/// The newest CUDA that the driver supports: 12030 for 12.3.
-///
-/// # Errors
-/// When the driver fails.
-pub fn version() -> Result<i32> {
-    let mut version = 0;
-    // SAFETY: writes one integer; may be called before the driver is initialised.
-    unsafe { sys::cuDriverGetVersion(&mut version) }
-        .result()
-        .map_err(|error| refused("tell its version", error))?;
-    Ok(version)
-}
-
 fn probe() -> Result<u32> {
     // SAFETY: only tries to load the driver's library.
     if !unsafe { sys::is_culib_present() } {
@@ -44,7 +31,11 @@ fn probe() -> Result<u32> {
              use --device cpu or --device emulated",
         ));
     }
-    let version = version()?;
+    let mut version = 0;
+    // SAFETY: writes one integer; may be called before the driver is initialised.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|error| refused("tell its version", error))?;
     if version < OLDEST_DRIVER {
         return Err(Error::device(format!(
             "the NVIDIA driver supports CUDA {}.{} and at least 12.0 is needed; update the driver",

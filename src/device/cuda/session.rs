@@ -13,16 +13,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-/// The first CUDA that records launches that start early (programmatic dependent launch), and the first chip.
-const EARLY_DRIVER: i32 = 12_030;
-const EARLY_CAPABILITY: u32 = 90;
-
 /// One NVIDIA GPU.
 pub struct Cuda {
     name: String,
     device: sys::CUdevice,
     capability: u32,
-    starts_early: bool,
     target: Target,
 }
 
@@ -75,9 +70,7 @@ impl Cuda {
         target = target.with_numerics(numerics)?;
         // As the user named it: results of another path are to be told apart.
         let path = if code_path == Some(CodePath::Sm70) { ":v100" } else { "" };
-        let starts_early = capability >= EARLY_CAPABILITY && probe::version()? >= EARLY_DRIVER;
-        let name = format!("cuda:{ordinal}{path}");
-        Ok(Cuda { name, device, capability, starts_early, target })
+        Ok(Cuda { name: format!("cuda:{ordinal}{path}"), device, capability, target })
     }
 }
 
@@ -98,7 +91,6 @@ impl Device for Cuda {
             stream: Stream::new(&context)?,
             context,
             capability: self.capability,
-            starts_early: self.starts_early,
             target: self.target.clone(),
             modules: HashMap::new(),
             shared: HashMap::new(),
@@ -200,7 +192,6 @@ struct CudaSession {
     stream: Stream,
     context: Arc<Context>,
     capability: u32,
-    starts_early: bool,
     target: Target,
     persistent: Memory,
     arena: Memory,
@@ -258,42 +249,32 @@ impl CudaSession {
         }
     }
 
-    /// Puts one launch into the stream; `early`: it may start before the one in front of it has ended.
+    /// Puts one launch into the stream.
     fn launch(
         &self,
         work: &KernelWork,
         function: sys::CUfunction,
-        early: bool,
     ) -> std::result::Result<(), DriverError> {
+        let [x, y, z] = work.grid;
+        let [bx, by, bz] = work.block;
         // With the addresses filled in.
         let mut params = kernels::filled_params(work, |view| {
             self.memory(view.space).address + view.offset as u64
         });
         let mut arguments = [params.as_mut_ptr().cast::<c_void>()];
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmaticStreamSerializationAllowed = 1;
-        let id =
-            sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let config = sys::CUlaunchConfig {
-            gridDimX: work.grid[0],
-            gridDimY: work.grid[1],
-            gridDimZ: work.grid[2],
-            blockDimX: work.block[0],
-            blockDimY: work.block[1],
-            blockDimZ: work.block[2],
-            sharedMemBytes: work.shared_bytes,
-            hStream: self.stream.handle(),
-            attrs: &mut attribute,
-            numAttrs: u32::from(early),
-        };
         // SAFETY: `check` proved that the parameters have the kernel's size and that all views lie
-        // inside the two allocations; the driver copies parameters and attributes during the call;
-        // launches run in the order of the stream, and one that starts early waits by itself.
+        // inside the two allocations; the driver copies the parameters during the call; launches
+        // run in the order of the stream.
         unsafe {
-            sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (bx, by, bz),
+                work.shared_bytes,
+                self.stream.handle(),
+                &mut arguments,
+            )
         }
-        .result()
     }
 
     fn range(&self, offset: usize, bytes: usize) -> Result<sys::CUdeviceptr> {
@@ -323,12 +304,8 @@ impl Session for CudaSession {
             launches.push((launch, work, kernel, self.function(kernel, work.shared_bytes)?));
         }
         let graph = self.stream.record(|| {
-            let mut previous: Option<&KernelWork> = None;
             for (launch, work, kernel, function) in &launches {
-                // What is read early was there before the launch in front, which waited for all before it.
-                let early = self.starts_early && previous.is_some_and(|p| work.may_overlap(p));
-                previous = Some(work);
-                self.launch(work, *function, early).map_err(|e| {
+                self.launch(work, *function).map_err(|e| {
                     refused(&format!("launch {} ({})", kernel.name, launch.label), e)
                 })?;
             }

@@ -184,10 +184,7 @@ impl Job<'_> {
         let blocks = dimension(self.name, rows.div_ceil(own))? as u32;
         let grid = [blocks, self.sizes.heads as u32, self.sizes.batch as u32];
         let block = [kernel.threads, 1, 1];
-        let work = kernel.launch(grid, block, shared as u32, &params, read, written);
-        // The forward kernel of attention.cu waits for the launch before, and reads nothing until then.
-        let early = (forward && depth < WIDE).then(Vec::new);
-        Ok(KernelWork { early, ..work })
+        Ok(kernel.launch(grid, block, shared as u32, &params, read, written))
     }
 
     /// How many passes over own rows a block of attention.cu makes: several where the rows of the

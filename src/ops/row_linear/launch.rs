@@ -124,7 +124,6 @@ impl RowLinear {
             shared_bytes: 0,
             params: bytemuck::bytes_of(&params).to_vec(),
             written: written.len(),
-            early: None,
             pointers: read.into_iter().chain(written).collect(),
         }])
     }

@@ -202,9 +202,6 @@ impl TiledConv2d {
         ]);
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, cut.slices as u32];
         let block = [cut.kernel.threads, 1, 1];
-        let work = cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written);
-        // Tiles ask for their first weights before they wait for the launch before.
-        let weights = places.weights.into_iter().chain([places.shortcut_weight]).filter_map(input);
-        Ok(vec![KernelWork { early: Some(weights.cloned().collect()), ..work }])
+        Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])
     }
 }

@@ -170,7 +170,6 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
             params: bytemuck::bytes_of(&params).to_vec(),
             pointers: fields.chain(written).collect(),
             written: packed.len(),
-            early: None,
         });
     }
     Ok(launches)
