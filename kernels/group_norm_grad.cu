@@ -45,11 +45,14 @@ __device__ __forceinline__ void each_gradient(const GroupNormBackward<E>& p, con
             unpack(held_dy[d], dz);
 #pragma unroll
             for (int i = 0; i < SIZE; ++i) distance[i] -= norm.mean[i];
+            if (SILU) {
 #pragma unroll
-            for (int i = 0; SILU && i < SIZE; i += 2)
-                stored_silu_gradient(fmaf(distance[i], norm.scale[i], norm.shift[i]),
-                                     fmaf(distance[i + 1], norm.scale[i + 1], norm.shift[i + 1]), dz[i], dz[i + 1],
-                                     static_cast<const E*>(nullptr));
+                for (int i = 0; i < SIZE; i += 2) {
+                    float z = fmaf(distance[i], norm.scale[i], norm.shift[i]);
+                    float next_z = fmaf(distance[i + 1], norm.scale[i + 1], norm.shift[i + 1]);
+                    stored_silu_gradient(z, next_z, dz[i], dz[i + 1], static_cast<const E*>(nullptr));
+                }
+            }
             use(start + base + d * slab.rows, dz, distance, WHOLE);
         }
     }

@@ -14,7 +14,7 @@ struct ResultLayout {
     static const int STEP = AS_80 ? 8 : 2, ROW_BITS = AS_80 ? 28 : 21;
 
     // The first of the lane's rows, and of the four channels of its quads, of 16.
-    __device__ static __forceinline__ int row() { return WarpProduct<E>::sum_row(0); }
+    __device__ static __forceinline__ int row() { return AS_80 ? warp_lane() / 4 : sum_row(0); }
     __device__ static __forceinline__ int channel() {
         int lane = warp_lane();
         return AS_80 ? lane % 4 * 4 : (lane & 8) + (lane & 2) * 2;
@@ -119,7 +119,8 @@ __device__ __forceinline__ void store_elements(const Conv2d<E>& p, const float* 
     }
 }
 
-// The same of all rows of a warp, 16 at a time by `one_by_one`(m, stage), which leaves in `sums` what was stored.
+// Passes the sums of a warp through `stage`, 16 rows at a time: `one_by_one`(m, stage) stores those of products [m].
+// Leaves in `sums` what was stored.
 template <class E, int MT, int NT, class OneByOne>
 __device__ __forceinline__ void stage_results(float* sums, float* stage, OneByOne one_by_one) {
     typedef ResultLayout<E> Layout;

@@ -138,8 +138,9 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
     const int MOST = 2 * Taps::PAIRS, STEP = THREADS / MOST, BATCH = 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
-    CYANEA_SHARED(float4, row_pieces, N / 4);
-    float* row = reinterpret_cast<float*>(row_pieces);  // what all pixels get added, where results are stored in pieces
+    CYANEA_SHARED(float4, row_quads, N / 4);
+    // What the sums of slice 0 begin with where results are stored in quads; else zeros.
+    float* row = reinterpret_cast<float*>(row_quads);
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, 6 - p.tile_width_log);
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
@@ -219,7 +220,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     if (chunk < last_chunk) request_pieces(chunk), request_weights(chunk);
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     int own_column = column_tile * N + threadIdx.x;
-    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES) && slice == 0;
+    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
     AddedRow added(p, bias, of.sample, own_column, adds);
     if (normalises) {
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0;
@@ -263,7 +264,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     ResultPlaces<E, MT> to(p, of.sample, rows.output(result >> p.tile_width_log),
                            columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
                            first_column + Layout::channel());
-    if (p.flags & PIECES) {
+    if (p.flags & QUADS) {
         store_quads<E, MT, 1>(p, sums, y, to);
     } else {
         __syncthreads();

@@ -45,7 +45,7 @@ struct Conv2d {
     unsigned slices_reciprocal;       // see divided; 0 where they are not split
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
     int main_chunks, chunks;          // of the sources, and with those of the shortcut
-    int flags;                        // WIDE, WIDE_SHORTCUT, PIECES
+    int flags;                        // WIDE, WIDE_SHORTCUT, QUADS
     int buffers;                      // for regions, of tiles whose weights stay in registers: 1 or 2
     float eps;
     float residual_scale;             // that the residual is multiplied by
@@ -58,10 +58,10 @@ __device__ __forceinline__ int divided(int x, unsigned reciprocal) {
     return static_cast<int>(__umulhi(static_cast<unsigned>(x), reciprocal));
 }
 
-// The sources (those of the shortcut) can be read, the results stored 16 bytes at a time.
+// The sources (those of the shortcut) can be read 16 bytes at a time, the results stored four channels at a time.
 #define WIDE 1
 #define WIDE_SHORTCUT 2
-#define PIECES 4
+#define QUADS 4
 
 // The piece at channel `c` of source pixel `pixel`; zeros beyond the channels.
 template <class E>

@@ -68,8 +68,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(TileOrigin, origin, 1);
-    CYANEA_SHARED(float4, row_pieces, N / 4);
-    float* row = reinterpret_cast<float*>(row_pieces);  // what all pixels get added, where results are stored in pieces
+    CYANEA_SHARED(float4, row_quads, N / 4);
+    // What the sums of slice 0 begin with where results are stored in quads; else zeros.
+    float* row = reinterpret_cast<float*>(row_quads);
     // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
     const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
     CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
@@ -89,7 +90,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     static_assert(N <= THREADS, "a thread each");
     int own_column = column_tile * N + threadIdx.x;
-    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & PIECES) && slice == 0;
+    bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
 
     // Chunks of input channels, then those of the shortcut.
     int plane = ((p.region_height * p.region_width) | 1) * SIZE;
@@ -247,7 +248,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int pixel = warp_m + Layout::row(), first_column = column_tile * N + warp_n;
     ResultPlaces<E, MT> to(p, of.sample, down.output(pixel >> p.tile_width_log), across.output(pixel & (tile_width - 1)),
                            down.steps(), across.steps(), first_column + Layout::channel());
-    if (p.flags & PIECES) {
+    if (p.flags & QUADS) {
         store_quads<E, MT, NT>(p, sums, y, to);
     } else {
         __syncthreads();

@@ -171,7 +171,7 @@ __device__ __forceinline__ unsigned pack_half2(float low, float high) {
            static_cast<unsigned>(__half_as_ushort(__float2half_rn(high))) << 16;
 }
 
-// The same of values no further from zero than `limit`. Rounding keeps an order, so what is rounded can be compared.
+// The same, kept within ± limit. Rounding keeps an order, so what is rounded can be compared.
 __device__ __forceinline__ unsigned pack_within(float low, float high, float limit) {
 #if CYANEA_CODE_PATH >= 80 && !defined(CYANEA_EMULATED)
     unsigned pair = pack_half2(low, high), most = pack_half2(limit, limit), least = pack_half2(-limit, -limit);

@@ -27,7 +27,7 @@ __device__ __forceinline__ uint4 pack(const float (&value)[4]) {
                       __float_as_uint(value[2]), __float_as_uint(value[3]));
 }
 
-// Four neighbouring channels as memory has them, no further from zero than `limit`.
+// Four neighbouring channels as memory has them, kept within ± limit.
 template <class E>
 struct Quad {
     typedef uint4 Type;

@@ -19,7 +19,6 @@ struct WarpProduct<__half> {
     static const int ROWS = 1;
 
     __device__ static __forceinline__ int row(int) { return a_row(); }
-    __device__ static __forceinline__ int sum_row(int i) { return ::sum_row(i); }
 
     // Products of one tap after another. `aim` names the operands of a tap: the first piece of each of the
     // lane's rows of the first 16 of a, those of the next 16 lie `step` elements further and the next piece
@@ -100,7 +99,6 @@ struct WarpProduct<float> {
     static const int ROWS = 2;
 
     __device__ static __forceinline__ int row(int i) { return warp_lane() / 4 + 8 * i; }
-    __device__ static __forceinline__ int sum_row(int i) { return warp_lane() / 4 + (i & 2) * 4; }
 
     template <int MT, int NT>
     struct Taps {

@@ -188,9 +188,9 @@ impl Shape {
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
         let room = (target.shared_bytes as usize).saturating_sub(weights + affine) / plane / 2 * 2;
         let chunk = needed.min(most_pieces).min(room.max(2));
-        // In the end 16 rows of each warp's sums pass through the same memory.
+        // Results that are stored one by one pass through the same memory, 16 rows of each warp at a time.
         let warps = kernel.threads as usize / 32;
-        let results = warps * 16 * (2 * channels / warps + 8) * 4;
+        let results = warps * 16 * (2 * channels / warps + 4) * 4;
         let chunks = self.chunks(chunk);
         let grid = [tiles, self.columns(channels)];
         Cut {
@@ -241,7 +241,7 @@ impl Shape {
             let steps = chunks[1].div_ceil(slices);
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
-            let results = kernel.threads as usize / 32 * 16 * (16 + 8) * 4;
+            let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
             let shared = (buffers * chunk * plane + affine).max(results);
             Cut {
                 kernel,

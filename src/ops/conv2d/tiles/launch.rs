@@ -37,7 +37,7 @@ kernels::params! {
 /// Bits of `flags`.
 const WIDE: i32 = 1;
 const WIDE_SHORTCUT: i32 = 2;
-const PIECES: i32 = 4;
+const QUADS: i32 = 4;
 
 /// What blocks share: elements of partial sums, none where channels are not split, then of the moments of
 /// tiles before they are merged, none where a sample is one tile; and tickets for each.
@@ -180,7 +180,7 @@ impl TiledConv2d {
             chunk: int(cut.chunk)?,
             main_chunks: int(main_chunks)?,
             chunks: int(chunks)?,
-            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(PIECES, stored),
+            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(QUADS, stored),
             buffers: int(cut.buffers)?,
             eps,
             residual_scale: self.extras.finish.residual_scale,
