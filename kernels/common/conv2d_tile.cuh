@@ -217,8 +217,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         if (arriving != loaded) {
             if (loaded >= 0) __syncthreads();
             ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
-            // The region of a 3x3 convolution in one round, but for large tiles of float16 on sm_80: in three.
-            const int BATCH = M == 64 ? 7 : CYANEA_CODE_PATH >= 80 && SIZE == 8 ? 4 : 6;
+            // The region of a 3x3 convolution in one round; large tiles of float16 are short of registers.
+            const int BATCH = M == 64 ? 7 : SIZE == 8 && (CYANEA_CODE_PATH >= 80 || TRANSPOSED) ? 4 : 6;
             fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region,
                                            plane);
         }
