@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(256) group_norm_affine_fwd_nhwc_f32(GroupNormA
 template <class E>
 struct GroupNormForward {
     Source<E> source;
-    const float* moments[2];  // of both sources, as convolutions leave them (store_moments); or null
+    const float* moments[2];  // of both sources, as convolutions leave them (see Conv2d); or null
     const float* gamma;       // [C], or [B, C] where `affine_stride` is C
     const float* beta;
     E* y;
@@ -79,7 +79,7 @@ struct GroupNormForward {
     int slab;                 // channels of a block
     int share;                // pixels of a block
     int wide;                 // whether all tensors can be read and written a piece at a time
-    int slice1, slice2;       // channels that the moments of each source are of
+    int slice_log1, slice_log2, parts_log1, parts_log2;  // of moments
     float eps;
     int unused;
 };
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(256, 3) group_norm_moments_fwd(GroupNormForwar
     for (int group = threadIdx.x / 32; group < groups; group += 8) {
         int begin = first_channel + group * width, end = begin + width;
         GroupMoments moments(p, blockIdx.z, begin, end);
-        float2 of = moments.merged(moments.first());
+        float2 of = moments.merged(moments.load(0));
         table.finish(p, group, width, of.x, of.y, lane, 32);
     }
     __syncthreads();

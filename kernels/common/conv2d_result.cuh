@@ -204,6 +204,9 @@ struct MomentTiles {
     }
 };
 
+__device__ __forceinline__ float sum_of(const float (&parts)[1]) { return parts[0]; }
+__device__ __forceinline__ float sum_of(const float (&parts)[4]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
+
 // Of the results of a lane, of G neighbouring channels at a time and over the warp's pixels: their mean and the
 // sum of their squared deviations from it, to `parts`, [channels / G][2]. `valid` has a bit for each of the lane's
 // rows, `count` are in the warp.
@@ -211,23 +214,30 @@ template <class E, int MT, int NT, int G>
 __device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, float* parts) {
     typedef ResultLayout<E> Layout;
     const int COUNT = NT * 4 / G;
-    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f, means[COUNT] = {}, squares[COUNT] = {};
+    // Few sums are made in several parts, whose additions don't wait for each other.
+    const int PARTS = NT == 1 ? G : 1;
+    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f, means[COUNT], squares[COUNT];
     // Element `j` of those that the calling lane has of number `of`.
     auto value = [&](int of, int j) { return values[Layout::template sum<NT>(j / G, of * G / 4, of * G % 4 + j % G)]; };
 #pragma unroll
-    for (int of = 0; of < COUNT; ++of)
+    for (int of = 0; of < COUNT; ++of) {
+        float sums[PARTS] = {};
 #pragma unroll
         for (int j = 0; j < 2 * MT * G; ++j)
-            if (valid >> j / G & 1) means[of] += value(of, j);
+            if (valid >> j / G & 1) sums[j % PARTS] += value(of, j);
+        means[of] = sum_of(sums);
+    }
     Layout::over_rows(means);
 #pragma unroll
     for (int of = 0; of < COUNT; ++of) {
         means[of] *= inverse;
+        float sums[PARTS] = {};
 #pragma unroll
         for (int j = 0; j < 2 * MT * G; ++j) {
             float distance = value(of, j) - means[of];
-            if (valid >> j / G & 1) squares[of] = fmaf(distance, distance, squares[of]);
+            if (valid >> j / G & 1) sums[j % PARTS] = fmaf(distance, distance, sums[j % PARTS]);
         }
+        squares[of] = sum_of(sums);
     }
     Layout::over_rows(squares);
 #pragma unroll
@@ -252,7 +262,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     float* counts = shared + WM * N * 2;  // [WM]: pixels
     float count[1] = {static_cast<float>(__popc(valid))};
     Layout::over_rows(count);
-    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log, together = log >= 2 ? 2 : 0, width = N >> together;
+    int log = p.own_slice_log, slices = p.c_out >> log, together = log >= 2 ? 2 : 0, width = N >> together;
     __syncthreads();
     if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count[0];
     float* own_parts = parts + (warp_row * width + (warp_n >> together)) * 2;
@@ -289,7 +299,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
 // readers, which are many, need not.
 template <class E, int N, int THREADS>
 __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile) {
-    int log = __ffs(p.own_slice) - 1, slices = p.c_out >> log;
+    int log = p.own_slice_log, slices = p.c_out >> log;
     unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
     if (!comes_last(ticket, gridDim.x / p.batch)) return;
     MomentTiles area(p);
@@ -301,33 +311,22 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     // Of a lane's tiles BATCH at a time are taken together, and joined with those before (Chan, Golub & LeVeque
     // 1979, eq. 2.1).
     const int BATCH = 4;
-    float count = 0.0f, mean = 0.0f, squares = 0.0f;
+    Moments moments;
     const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
 #pragma unroll 1
     for (int first = has ? lane : tiles; first < tiles; first += BATCH * lanes) {
-        float elements[BATCH], means[BATCH], spread[BATCH], all = count, total = count * mean;
+        Moments::Batch<BATCH> batch;
+        int left = (tiles - first + lanes - 1) >> lanes_log;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            int tile = first + i * lanes;
-            const float* of = from + 3 * tile * slices;
-            elements[i] = means[i] = spread[i] = 0.0f;
-            if (tile >= tiles) continue;
-            elements[i] = __ldcg(of), means[i] = __ldcg(of + slices), spread[i] = __ldcg(of + 2 * slices);
+            const float* of = from + 3 * (first + min(i, left - 1) * lanes) * slices;
+            batch.elements[i] = __ldcg(of), batch.mean[i] = __ldcg(of + slices), batch.squares[i] = __ldcg(of + 2 * slices);
         }
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) all += elements[i], total = fmaf(elements[i], means[i], total);
-        float next = total / all, moved = mean - next;
-        squares = fmaf(count * moved, moved, squares);
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            float distance = means[i] - next;
-            squares += fmaf(elements[i] * distance, distance, spread[i]);
-        }
-        count = all, mean = next;
+        moments.add(batch, left);
     }
-    float all = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(p.own_slice);
-    float whole = lanes_sum(count * mean, lanes) / all, distance = mean - whole;
-    squares = lanes_sum(fmaf(count * distance, distance, squares), lanes);
+    float all = static_cast<float>(p.out_height * p.out_width << log);
+    float whole = lanes_sum(moments.elements * moments.mean, lanes) / all, distance = moments.mean - whole;
+    float squares = lanes_sum(fmaf(moments.elements * distance, distance, moments.squares), lanes);
     if (lane > 0 || !has) return;
     float* to = p.own_moments + 3ll * sample * slices + slice;
     to[0] = all;

@@ -1,145 +1,195 @@
 // A small tile of a convolution in float16: 64 pixels x 16 to 64 output channels, for images with few tiles.
 //
-// A block alone on a multiprocessor waits for whatever it does next, so it does little besides products. A warp
-// has 16 output channels of its own, so that its weights go straight from memory to registers, DEPTH taps ahead,
-// and no barrier stands between taps. What all warps read, the region (see conv2d_tile.cuh), is of up to four
-// pieces of input channels at a time; while they multiply, the next pieces are on their way to a second buffer.
+// A block alone on a multiprocessor waits for whatever it does next, so it does little besides products. Weights
+// go straight from memory to registers, DEPTH taps ahead, so that no barrier stands between taps. What all warps
+// read, the region (see conv2d_tile.cuh), is of up to four pieces of input channels at a time; while they
+// multiply, the next pieces are on their way to a second buffer. Two warps share the products of up to 64 pixels x
+// 32 channels, each a pair of these pieces, so that what a warp loads of the region serves as many channels as
+// registers allow; in the end each takes half of their sums.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
 
-// Products of a warp, [MT 16 pixels] x [16 channels], with the weights of a tap in registers, of up to PAIRS pairs
-// of pieces.
-template <int MT>
+// Products of a warp, [MT 16 pixels] x [NT 16 channels], of a pair of pieces, with the weights of a tap in registers.
+template <int MT, int NT>
 struct SmallProduct {
-    static const int PAIRS = 2;
 #if CYANEA_CODE_PATH >= 80
-    // What a lane holds of b as m16n8k16 takes it: 4 bytes of a piece, the pieces of 8 columns side by side.
-    typedef unsigned Load;
-    static const int LOADS = 4;
+    // Loads of 16 columns, and rows of taps that there are registers for.
+    static const int EACH = 1, ROWS = 3;
 
     __device__ static __forceinline__ int lane_offset() { return warp_lane(); }
-    __device__ static __forceinline__ int load_offset(int i) { return (i % 2 * WEIGHT_BLOCK + i / 2 * 8) * 4; }
+    __device__ static __forceinline__ int load_offset(int i) { return i * 32; }
     __device__ static __forceinline__ int row_offset(int plane) { return warp_lane() / 16 * plane; }
-    template <int NOW>
-    __device__ static __forceinline__ void add(float* sums, const Load* b, const __half* row, int step, int plane) {
+    __device__ static __forceinline__ void add(float* sums, const uint4* loads, const __half* row, int step, int) {
         SharedRow at = shared_row(row);
+        unsigned a[MT][4];
 #pragma unroll
-        for (int m = 0; m < MT; ++m) {
-            unsigned a[NOW][4];
+        for (int m = 0; m < MT; ++m) ldmatrix_at<false>(a[m], moved(at, m * step));
 #pragma unroll
-            for (int pair = 0; pair < NOW; ++pair) ldmatrix_at<false>(a[pair], moved(at, m * step + 2 * pair * plane));
+        for (int m = 0; m < MT; ++m)
 #pragma unroll
-            for (int pair = 0; pair < NOW; ++pair) multiply<16, false, false>(sums + m * 8, a[pair], b + pair * LOADS);
-        }
+            for (int n = 0; n < NT; ++n) {
+                unsigned b[4] = {loads[n].x, loads[n].y, loads[n].z, loads[n].w};
+                multiply<16, false, false>(sums + (m * NT + n) * 8, a[m], b);
+            }
     }
 #else
-    // 16 bytes of a column.
-    typedef uint4 Load;
-    static const int LOADS = 2;
+    static const int EACH = 2, ROWS = 1;
 
     __device__ static __forceinline__ int lane_offset() { return b_column<16>(); }
-    __device__ static __forceinline__ int load_offset(int i) { return i * WEIGHT_BLOCK; }
+    __device__ static __forceinline__ int load_offset(int i) { return i % 2 * WEIGHT_BLOCK + i / 2 * 16; }
     __device__ static __forceinline__ int row_offset(int) { return 0; }
-    template <int NOW>
-    __device__ static __forceinline__ void add(float* sums, const Load* loads, const __half* row, int step, int plane) {
-#pragma unroll
-        for (int pair = 0; pair < NOW; ++pair) one(sums, loads + pair * LOADS, row + 2 * pair * plane, step, plane);
-    }
-    __device__ static __forceinline__ void one(float* sums, const Load* loads, const __half* row, int step, int plane) {
-        unsigned b[8] = {loads[0].x, loads[0].y, loads[0].z, loads[0].w, loads[1].x, loads[1].y, loads[1].z, loads[1].w};
+    __device__ static __forceinline__ void add(float* sums, const uint4* loads, const __half* row, int step, int plane) {
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             unsigned a[8];
             load_a<16>(a, row + m * step, plane);
-            multiply<16, false, false>(sums + m * 8, a, b);
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                const uint4* of = loads + n * EACH;
+                unsigned b[8] = {of[0].x, of[0].y, of[0].z, of[0].w, of[1].x, of[1].y, of[1].z, of[1].w};
+                multiply<16, false, false>(sums + (m * NT + n) * 8, a, b);
+            }
         }
     }
 #endif
 };
 
-// The taps of a chunk, row by row: their weights, and what of the region they read.
-template <bool TRANSPOSED, int MT>
+// The taps of a pair of pieces, up to ROWS x COLUMNS neighbours at a time. As soon as some are multiplied, the weights
+// of the next ones come in their place.
+template <bool TRANSPOSED, int MT, int NT>
 struct SmallTaps {
-    typedef SmallProduct<MT> Product;
-    typedef typename Product::Load Load;
-    static const int DEPTH = 3, PAIRS = Product::PAIRS, LOADS = Product::LOADS;
-    static const int EACH = 16 / sizeof(Load);  // loads of a piece of a column
+    typedef SmallProduct<MT, NT> Product;
+    static const int ROWS = Product::ROWS, COLUMNS = 3, LOADS = NT * Product::EACH;
 
-    Load weights[DEPTH][PAIRS * LOADS];
-    const Load* from;   // of the next tap, the lane's first
-    int pair;           // loads to the second pair of pieces, 0 without
-    int across, down;   // loads to the next tap of a row, and to the first of the next row
-    int columns, left;  // taps of a row, and how many are left of the one that is loaded
-    int count, loaded;  // taps of the chunk, and how many are loaded
-    int place;          // of the next tap that is multiplied: its row << 16 | column
+    // The first one's row and column, and how many of both.
+    struct Batch {
+        int y, x, rows, columns;
+        __device__ __forceinline__ bool whole() const { return rows == ROWS && columns == COLUMNS; }
+        __device__ __forceinline__ bool has(int row, int column) const { return row < rows && column < columns; }
+    };
+    uint4 weights[ROWS][COLUMNS][LOADS];
+    Batch now, next;           // what is there, and what comes then
+    const uint4* image;        // of the next, the lane's
+    int down, across;          // loads to the next row of taps, and to the next of a row
+    int first_x, end_y, end_x; // of the taps of the chunk
 
-    __device__ __forceinline__ void fetch(int stage) {
-        const Load* pairs[] = {from, from + pair};
-#pragma unroll
-        for (int i = 0; i < PAIRS * LOADS; ++i)
-            weights[stage][i] = pairs[i / LOADS][Product::load_offset(i % LOADS)];
-        // The last tap again beyond it, which is cheaper than a branch.
-        int further = --left == 0 ? down : across;
-        if (left == 0) left = columns;
-        from += ++loaded < count ? further : 0;
+    // `first` has the warp's columns of the first piece for the first of `rows` x `columns` taps, which is at (y, x).
+    __device__ __forceinline__ void aim(const uint4* first, int y, int x, int rows, int columns, int next_row,
+                                        int next_column) {
+        down = next_row, across = next_column, first_x = x, end_y = y + rows, end_x = x + columns;
+        image = first + (Product::lane_offset() - y * down - x * across);
+        next = {y, x, min(rows, ROWS), min(columns, COLUMNS)};
     }
-    // `image` has the warp's columns of the chunk's first piece for the first of `tap_rows` x `tap_columns` taps, the
-    // next column of taps begins `next_column` pieces of columns further, the next row `next_row`.
-    __device__ __forceinline__ void start(const uint4* image, int pieces, int tap_rows, int tap_columns, int next_row,
-                                          int next_column, int first_place) {
-        columns = left = tap_columns, count = tap_rows * tap_columns, loaded = 0, place = first_place;
-        pair = pieces > 2 ? 2 * WEIGHT_BLOCK * EACH : 0;
-        across = next_column * EACH, down = (next_row - (columns - 1) * next_column) * EACH;
-        from = reinterpret_cast<const Load*>(image) + Product::lane_offset();
+    __device__ __forceinline__ void fetch(uint4 (&to)[LOADS], int row, int column) const {
+        const uint4* tap = image + ((next.y + row) * down + (next.x + column) * across);
 #pragma unroll
-        for (int i = 0; i < DEPTH; ++i) fetch(i);
+        for (int i = 0; i < LOADS; ++i) to[i] = tap[Product::load_offset(i)];
+    }
+    __device__ __forceinline__ void fetch_some() {
+        if (next.rows == 0) return;
+#pragma unroll
+        for (int row = 0; row < ROWS; ++row)
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column)
+                if (next.has(row, column)) fetch(weights[row][column], row, column);
+    }
+    __device__ __forceinline__ void advance() {
+        now = next;
+        bool turns = next.x + COLUMNS >= end_x;
+        next.x = turns ? first_x : next.x + COLUMNS, next.y += turns ? ROWS : 0;
+        next.rows = max(min(end_y - next.y, ROWS), 0), next.columns = min(end_x - next.x, COLUMNS);
     }
     // `own` is the lane's pixel in the region for the first tap: row << 16 | column, before upsampling.
-    template <int NOW>
-    __device__ __forceinline__ void multiply_tap(const Conv2d<__half>& p, float* sums, int stage, const __half* region,
-                                                 int own, int step, int plane) {
-        int at = TRANSPOSED ? own - place : own + place;
-        int pixel = ((at >> 16) >> p.upsample) * p.region_width + ((at & 0xffff) >> p.upsample);
-        const __half* row = region + (pixel * 8 + Product::row_offset(plane));
-        Product::template add<NOW>(sums, weights[stage], row, step, plane);
-        bool turns = (place & 0xffff) + 1 == columns;
-        place += turns ? 0x10001 - columns : 1;
-    }
-    template <int NOW>
-    __device__ __forceinline__ void multiply_all(const Conv2d<__half>& p, float* sums, const __half* region, int own,
-                                                 int step, int plane) {
-        int tap = 0;
-#pragma unroll 1
-        for (; tap + DEPTH <= count; tap += DEPTH) {
+    __device__ __forceinline__ void multiply(const Conv2d<__half>& p, float* sums, const __half* region, int own,
+                                             int step, int plane) {
+        const int SIGN = TRANSPOSED ? -1 : 1;
+        int y = (own >> 16) + SIGN * now.y, x = (own & 0xffff) + SIGN * now.x;
+        auto tap = [&](int row, int column) {
+            int at = ((y + SIGN * row) >> p.upsample) * p.region_width + ((x + SIGN * column) >> p.upsample);
+            Product::add(sums, weights[row][column], region + at * 8, step, plane);
+        };
+        bool again = now.whole() && next.whole();
+        if (ROWS == 1 && again) {
+            // A row lasts as long as the next one takes to come, so it comes while this one is multiplied.
+            uint4 others[COLUMNS][LOADS];
 #pragma unroll
-            for (int i = 0; i < DEPTH; ++i) {
-                multiply_tap<NOW>(p, sums, i, region, own, step, plane);
-                fetch(i);
+            for (int column = 0; column < COLUMNS; ++column) fetch(others[column], 0, column);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column) tap(0, column);
+#pragma unroll
+            for (int column = 0; column < COLUMNS; ++column)
+#pragma unroll
+                for (int i = 0; i < LOADS; ++i) weights[0][column][i] = others[column][i];
+        } else if (ROWS > 1 && now.whole()) {
+#pragma unroll
+            for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+                for (int column = 0; column < COLUMNS; ++column) tap(row, column);
+                if (!again) continue;
+#pragma unroll
+                for (int column = 0; column < COLUMNS; ++column) fetch(weights[row][column], row, column);
             }
-        }
+        } else {
 #pragma unroll
-        for (int i = 0; i < DEPTH; ++i)
-            if (tap + i < count) multiply_tap<NOW>(p, sums, i, region, own, step, plane);
-    }
-    __device__ __forceinline__ void multiply_chunk(const Conv2d<__half>& p, float* sums, const __half* region, int own,
-                                                   int step, int plane) {
-        if (pair) multiply_all<2>(p, sums, region, own, step, plane);
-        else multiply_all<1>(p, sums, region, own, step, plane);
+            for (int row = 0; row < ROWS; ++row)
+#pragma unroll
+                for (int column = 0; column < COLUMNS; ++column)
+                    if (now.has(row, column)) tap(row, column);
+        }
+        if (!again) fetch_some();
+        advance();
     }
 };
 
-// WM x WN warps of 64 / WM pixels x 16 channels. `column` counts the tiles of channels of all siblings.
+// The sums of COUNT products of 16 x 16 that a pair of neighbouring warps made, some of each pair of pieces. The first
+// warp takes those of the first half of products, or where they ALTERNATE of the even ones, through `shared`, which
+// is [warp][COUNT][lane].
+template <int COUNT, bool ALTERNATE>
+struct PairSums {
+    float sums[COUNT * 8] = {};
+
+    __device__ __forceinline__ void give(float4* shared) const {
+        float4* to = shared + (threadIdx.x / 32 * COUNT * 32 + warp_lane());
+#pragma unroll
+        for (int i = 0; i < COUNT * 4; i += 4, to += 32)
+            *to = make_float4(part(i, true), part(i + 1, true), part(i + 2, true), part(i + 3, true));
+    }
+    // Adds them, when all have been given.
+    __device__ __forceinline__ void take(float* to, const float4* shared) const {
+        const float4* from = shared + ((threadIdx.x / 32 ^ 1) * COUNT * 32 + warp_lane());
+#pragma unroll
+        for (int i = 0; i < COUNT * 4; i += 4, from += 32) {
+            float4 other = *from;
+            to[i] += part(i, false) + other.x, to[i + 1] += part(i + 1, false) + other.y;
+            to[i + 2] += part(i + 2, false) + other.z, to[i + 3] += part(i + 3, false) + other.w;
+        }
+    }
+
+private:
+    // Sum `i` of what the other warp takes, or of what stays.
+    __device__ __forceinline__ float part(int i, bool others) const {
+        int product = i / 8, first = ALTERNATE ? 2 * product : product, second = ALTERNATE ? first + 1 : first + COUNT / 2;
+        bool of_second = (threadIdx.x / 32 % 2 == 1) != others;
+        return of_second ? sums[second * 8 + i % 8] : sums[first * 8 + i % 8];
+    }
+};
+
+// WM x WN warps, which have 64 / WM pixels x 16 channels of the results. `column` counts the tiles of channels of all
+// siblings.
 template <bool TRANSPOSED, int WM, int WN>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
-    typedef SmallTaps<TRANSPOSED, 4 / WM> Taps;
     const int MT = 4 / WM, M = 64, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
+    // What a pair of warps multiplies: two tiles of results that lie side by side, or one below the other.
+    const bool BESIDE = WN > 1;
+    const int PAIR_MT = BESIDE ? MT : 2 * MT, PAIR_NT = BESIDE ? 2 : 1;
+    typedef SmallTaps<TRANSPOSED, PAIR_MT, PAIR_NT> Taps;
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
-    const int MOST = 2 * Taps::PAIRS, STEP = THREADS / MOST, BATCH = 4;
+    const int MOST = 4, STEP = THREADS / MOST, BATCH = 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(float4, row_quads, N / 4);
-    // What the sums of slice 0 begin with where results are stored in quads; else zeros.
+    // What is added to the sums of slice 0 where results are stored in quads; else zeros.
     float* row = reinterpret_cast<float*>(row_quads);
 
     TileOrigin of = tile_origin<TRANSPOSED>(p, tile, 6 - p.tile_width_log);
@@ -150,6 +200,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int column_tile = column - sibling * column_tiles;
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * 16;
     int first_column = column_tile * N + warp_n;
+    int half = warp % 2, pair_m = BESIDE ? warp_m : warp_m - half * MT * 16;
+    int pair_column = BESIDE ? first_column - half * 16 : first_column;
 
     // Chunks of input channels, then those of the shortcut.
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
@@ -163,9 +215,10 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     if (tap_rows <= 0 || tap_columns <= 0) last_chunk = chunk;
     // A pitch of 2 or 6 modulo 8 pieces: pieces of two pixels are stored without bank conflicts.
     int plane = ((p.region_height * p.region_width + 1) / 4 * 4 + 2) * SIZE;
-    E* region = shared;
-    E* next_region = p.buffers > 1 ? shared + p.chunk * plane : shared;
-    float2* affine = reinterpret_cast<float2*>(shared + p.buffers * p.chunk * plane);
+    // Sums that warps exchange come first.
+    E* region = shared + M * N * 2;
+    E* next_region = p.buffers > 1 ? region + p.chunk * plane : region;
+    float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
 
     int piece = threadIdx.x % MOST, pixel = threadIdx.x / MOST;
     auto is_own = [&](int chunk) { return chunk < p.main_chunks; };
@@ -185,13 +238,13 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
         const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
         int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
-        int block = first_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
-        image += (block * all + first) * WEIGHT_BLOCK + first_column % WEIGHT_BLOCK;
-        int next_column = columns.steps() * all * WEIGHT_BLOCK, next_row = rows.steps() * p.kw * all * WEIGHT_BLOCK;
+        int block = pair_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
+        image += (block * all + first + half * 2) * WEIGHT_BLOCK + PackedPair<E>::place(pair_column % WEIGHT_BLOCK) / SIZE;
+        // Of a chunk of one pair of pieces the second warp has none.
+        int count = half == 0 || min(p.chunk, all - first) > 2 ? own ? tap_rows : 1 : 0;
+        int across = columns.steps() * all * WEIGHT_BLOCK, down = rows.steps() * p.kw * all * WEIGHT_BLOCK;
         // A shortcut has the tap in the middle alone.
-        int place = own ? 0 : p.pad_top << 16 | p.pad_left;
-        taps.start(image, min(p.chunk, all - first), own ? tap_rows : 1, own ? tap_columns : 1, next_row, next_column,
-                   place);
+        taps.aim(image, own ? 0 : p.pad_top, own ? 0 : p.pad_left, count, own ? tap_columns : 1, down, across);
     };
     bool normalises = p.affine || p.gamma;
     int first_channel = chunk * p.chunk * SIZE, end = min(last_chunk, p.main_chunks) * p.chunk * SIZE;
@@ -217,7 +270,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // What takes longest to come is asked for first.
     ChannelAffine<E> own_affine = {};
     if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
-    if (chunk < last_chunk) request_pieces(chunk), request_weights(chunk);
+    if (chunk < last_chunk) request_pieces(chunk);
     const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
@@ -227,31 +280,39 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         fill_affine(p, of.sample, own_affine, first_channel, end, affine, keeps);
     }
     if (threadIdx.x < N) row[threadIdx.x] = added.sum();
+    // Only now, since a wait for any of these would be one for all.
+    if (chunk < last_chunk) request_weights(chunk), taps.fetch_some(), taps.advance();
 
     // What the lane's row of the first 16 reads of the region by the first tap. Since a tile is 8 wide or one row,
     // the next 16 lie at a fixed distance.
-    int tile_width = 1 << p.tile_width_log, own_row = warp_m + a_row();
+    int tile_width = 1 << p.tile_width_log, own_row = pair_m + a_row();
     int ry = rows.place(own_row >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
-    float sums[MT * 8];
-    __syncthreads();
-    begin_sums<E, MT, 1>(sums, row + warp_n);
-    if (chunk < last_chunk) store_pieces(chunk, region);
-    __syncthreads();
+    PairSums<PAIR_MT * PAIR_NT, BESIDE> pair;
 #pragma unroll 1
-    for (; chunk < last_chunk; ++chunk) {
+    for (int first = chunk; chunk < last_chunk; ++chunk) {
+        if (chunk == first || p.buffers == 1) __syncthreads();
+        store_pieces(chunk, region);
+        __syncthreads();
         bool more = chunk + 1 < last_chunk;
         if (more) request_pieces(chunk + 1);
-        taps.multiply_chunk(p, sums, region, ry << 16 | rx, step * SIZE, plane);
-        if (!more) break;
-        request_weights(chunk + 1);
-        if (p.buffers == 1) __syncthreads();
+        const E* pair_region = region + (half * 2 * plane + Taps::Product::row_offset(plane));
+        bool ends;
+#pragma unroll 1
+        do {
+            ends = taps.next.rows == 0;
+            if (ends && more) request_weights(chunk + 1);
+            taps.multiply(p, pair.sums, pair_region, ry << 16 | rx, step * SIZE, plane);
+        } while (!ends);
         E* free = region;
-        store_pieces(chunk + 1, next_region);
-        region = next_region, next_region = p.buffers > 1 ? free : region;
-        __syncthreads();
+        region = next_region, next_region = free;
     }
+    pair.give(reinterpret_cast<float4*>(shared));
+    __syncthreads();
+    float sums[MT * 8];
+    begin_sums<E, MT, 1>(sums, row + warp_n);
+    pair.take(sums, reinterpret_cast<const float4*>(shared));
 
     if (p.slices > 1) {
         int at = tile * gridDim.y + column;

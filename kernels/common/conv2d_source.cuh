@@ -11,7 +11,7 @@ struct Conv2d {
     const E* x;
     const E* x2;            // null where there is one source
     const float* affine;    // scale [C], shift [C], a sample each `affine_stride`; or null
-    const float* moments[2];  // of both sources, [3][slice] a sample (see store_moments); or null
+    const float* moments[2];  // of both sources, [part][3][slice] a sample (see store_moments); or null
     const float* gamma;     // with moments: [C], a sample each `affine_stride`
     const float* beta;
     const E* weight[3];     // packed (see conv2d_pack); siblings read the same sources
@@ -34,8 +34,9 @@ struct Conv2d {
     int shortcut1, shortcut2;         // channels of the shortcut's sources
     int groups, group_width;          // of the normalisation by moments, and channels of a group
     unsigned group_reciprocal;        // of group_width (see divided)
-    int slice1, slice2, own_slice;    // channels of a slice of moments, powers of two
-    int tile_moments;                 // where in `partials` those of tiles begin; or -1, for one tile a sample
+    int slice_log1, slice_log2, own_slice_log;  // log2 of channels of a slice of moments; or -1
+    int parts_log1, parts_log2;       // log2 of parts of a sample's pixels that moments are of
+    int tile_moments;                 // where in `partials` those of tiles begin; or -1, where readers merge them
     int moment_tickets;               // where in `tickets` theirs begin
     int tile_width_log;               // of the M pixels of a tile
     int region_height, region_width;  // source pixels that a tile reaches
@@ -112,81 +113,59 @@ struct Normalisation {
     }
 };
 
-// What the producers of its sources left of a group of channels of a sample: slices of one source, or on
-// both sides of the seam.
+// What the producers of its sources left of a group of channels of a sample: parts of the pixels of slices of one
+// source, or on both sides of the seam.
 struct GroupMoments {
     // The group has the channels from `begin` to `end`.
     template <class Params>
     __device__ __forceinline__ GroupMoments(const Params& p, int sample, int begin, int end) {
-        int channels[2] = {p.c1, p.c2}, slice[2] = {p.slice1, p.slice2};
+        int channels[2] = {p.c1, p.c2}, slice_log[2] = {p.slice_log1, p.slice_log2};
+        parts_log[0] = p.parts_log1, parts_log[1] = p.parts_log2;
 #pragma unroll
         for (int source = 0; source < 2; ++source) {
             at[source] = nullptr, pitch[source] = count[source] = 0;
-            if (slice[source]) {
-                int log = __ffs(slice[source]) - 1;
-                int first = max(min(begin, channels[source]), 0) >> log;
-                count[source] = (max(min(end, channels[source]), 0) >> log) - first;
+            if (slice_log[source] >= 0) {
+                int log = slice_log[source], first = max(min(begin, channels[source]), 0) >> log;
+                int slices = (max(min(end, channels[source]), 0) >> log) - first;
+                count[source] = slices << parts_log[source];
                 pitch[source] = channels[source] >> log;
-                at[source] = p.moments[source] + (3ll * sample * pitch[source] + first);
+                at[source] = p.moments[source] + ((3ll * sample * pitch[source] << parts_log[source]) + first);
             }
             begin -= channels[source], end -= channels[source];
         }
     }
-    // Of the first slices, most often all: elements, mean and squared deviations.
-    static const int FIRST = 4;
-    struct Slices {
-        float elements[FIRST], mean[FIRST], squares[FIRST];
-    };
-    __device__ __forceinline__ Slices first() const {
-        Slices slices;
+    // Those from `first` on: all, most often. One again beyond the last: without branches all are under way at once.
+    typedef Moments::Batch<4> Batch;
+    __device__ __forceinline__ Batch load(int first) const {
+        Batch batch;
 #pragma unroll
-        for (int i = 0; i < FIRST; ++i) {
-            // One again beyond the last: without branches all are under way at once.
-            int slice = min(i, count[0] + count[1] - 1);
-            slices.elements[i] = of(slice, 0), slices.mean[i] = of(slice, 1), slices.squares[i] = of(slice, 2);
+        for (int i = 0; i < Batch::SIZE; ++i) {
+            int which = min(first + i, count[0] + count[1] - 1);
+            bool second = which >= count[0];
+            int own = second ? which - count[0] : which, log = second ? parts_log[1] : parts_log[0];
+            int next = second ? pitch[1] : pitch[0], part = own & ((1 << log) - 1);
+            const float* from = (second ? at[1] : at[0]) + (3 * part * next + (own >> log));
+            batch.elements[i] = from[0], batch.mean[i] = from[next], batch.squares[i] = from[2 * next];
         }
-        return slices;
+        return batch;
     }
-    // Mean and variance (Chan, Golub & LeVeque 1979, eq. 2.1, for all slices at once).
-    __device__ __forceinline__ float2 merged(const Slices& first) const {
+    // Mean and variance. The first ones are loaded.
+    __device__ __forceinline__ float2 merged(Batch batch) const {
         int all = count[0] + count[1];
-        float elements = 0.0f, total = 0.0f, squares = 0.0f;
-#pragma unroll
-        for (int i = 0; i < FIRST; ++i) {
-            if (i >= all) continue;
-            elements += first.elements[i];
-            total = fmaf(first.elements[i], first.mean[i], total);
-            squares += first.squares[i];
+        Moments moments;
+#pragma unroll 1
+        for (int first = 0;;) {
+            moments.add(batch, all - first);
+            first += Batch::SIZE;
+            if (first >= all) break;
+            batch = load(first);
         }
-#pragma unroll 4
-        for (int i = FIRST; i < all; ++i) {
-            elements += of(i, 0);
-            total = fmaf(of(i, 0), of(i, 1), total);
-            squares += of(i, 2);
-        }
-        float mean = total / elements;
-#pragma unroll
-        for (int i = 0; i < FIRST; ++i) {
-            float distance = first.mean[i] - mean;
-            if (i < all) squares = fmaf(first.elements[i] * distance, distance, squares);
-        }
-#pragma unroll 4
-        for (int i = FIRST; i < all; ++i) {
-            float distance = of(i, 1) - mean;
-            squares = fmaf(of(i, 0) * distance, distance, squares);
-        }
-        return make_float2(mean, squares / elements);
+        return make_float2(moments.mean, moments.squares / moments.elements);
     }
 
 private:
     const float* at[2];
-    int pitch[2], count[2];
-
-    // Elements, mean and squared deviations of a slice.
-    __device__ __forceinline__ float of(int slice, int which) const {
-        bool second = slice >= count[0];
-        return second ? at[1][which * pitch[1] + slice - count[0]] : at[0][which * pitch[0] + slice];
-    }
+    int pitch[2], count[2], parts_log[2];
 };
 
 // Scale and shift of a channel of a sample, copied or from moments: on their way, and known.
@@ -194,7 +173,7 @@ template <class E>
 struct ChannelAffine {
     float first, second;  // scale and shift, or gamma and beta
     int group;
-    GroupMoments::Slices slices;
+    GroupMoments::Batch parts;
 
     __device__ __forceinline__ void load(const Conv2d<E>& p, int sample, int c) {
         int channels = p.c1 + p.c2, own = min(c, channels - 1);
@@ -204,7 +183,7 @@ struct ChannelAffine {
             first = p.affine[row], second = p.affine[row + channels];
             return;
         }
-        slices = moments(p, sample).first();
+        parts = moments(p, sample).load(0);
         first = p.gamma[row], second = p.beta[row];
     }
     // Of the loaded channel, zeros beyond the last. Where they are kept they go to memory, too.
@@ -212,7 +191,7 @@ struct ChannelAffine {
         int channels = p.c1 + p.c2;
         if (c >= channels) return make_float2(0.0f, 0.0f);
         if (p.affine) return make_float2(first, second);
-        float2 merged = moments(p, sample).merged(slices);
+        float2 merged = moments(p, sample).merged(parts);
         float mean = merged.x, rstd = 1.0f / sqrtf(merged.y + p.eps);
         float scale = rstd * first, shift = fmaf(-mean, scale, second);
         if (keeps) {

@@ -20,11 +20,27 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     return true;
 }
 
-// The sums of these slices, in their order, to `sink`(which, sum). Where there are many few registers are left, so
-// 32 loads are under way at a time; else 64, of several slices.
+// Parts lie as [slice][vector of sums][thread], so that a thread's loads are few and wide.
+template <int SUMS>
+struct PartVector {
+    static const int SIZE = SUMS % 4 == 0 ? 4 : 1;
+};
+template <int THREADS, int SUMS>
+__device__ __forceinline__ void store_part(float* to, const float* sums) {
+    const int SIZE = PartVector<SUMS>::SIZE;
+    to += threadIdx.x * SIZE;
+#pragma unroll
+    for (int i = 0; i < SUMS; i += SIZE, to += THREADS * SIZE) {
+        if (SIZE == 4) *reinterpret_cast<float4*>(to) = make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+        else *to = sums[i];
+    }
+}
+
+// The sums of these slices, in their order, to `sink`(which, sum): as many loads are under way at a time as there are
+// registers for, of a few slices. Those of slice `own` the block still has.
 template <int THREADS, int SUMS, class Sink>
-__device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
-    const int BATCH = SUMS < 32 ? SUMS : 32, TOGETHER = SUMS > 32 ? 1 : 64 / BATCH;
+__device__ __forceinline__ void add_parts(const float* partials, int slices, int own, const float* own_sums, Sink sink) {
+    const int SIZE = PartVector<SUMS>::SIZE, BATCH = SUMS < 32 ? SUMS : 32, TOGETHER = SUMS > 32 ? 1 : 128 / BATCH;
 #pragma unroll
     for (int first = 0; first < SUMS; first += BATCH) {
         float sums[BATCH];
@@ -35,17 +51,29 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, Sin
             float part[TOGETHER][BATCH];
 #pragma unroll
             for (int k = 0; k < TOGETHER; ++k) {
-                // The last one again beyond it: without branches all are under way at once.
-                int slice = min(from + k, slices - 1);
-                const float* of = partials + (static_cast<long long>(slice) * SUMS + first) * THREADS + threadIdx.x;
+                const float* of = partials + (static_cast<long long>(from + k) * SUMS + first) * THREADS + threadIdx.x * SIZE;
+                if (from + k >= slices) continue;
+                if (from + k == own) {
 #pragma unroll
-                for (int i = 0; i < BATCH; ++i) part[k][i] = first + i < SUMS ? __ldcg(of + i * THREADS) : 0.0f;
+                    for (int i = 0; i < BATCH && first + i < SUMS; ++i) part[k][i] = own_sums[first + i];
+                    continue;
+                }
+#pragma unroll
+                for (int i = 0; i < BATCH && first + i < SUMS; i += SIZE, of += THREADS * SIZE) {
+                    if (SIZE == 1) {
+                        part[k][i] = __ldcg(of);
+                        continue;
+                    }
+                    float4 four = __ldcg(reinterpret_cast<const float4*>(of));
+                    part[k][i] = four.x, part[k][i + 1] = four.y, part[k][i + 2] = four.z, part[k][i + 3] = four.w;
+                }
             }
 #pragma unroll
-            for (int k = 0; k < TOGETHER; ++k)
+            for (int k = 0; k < TOGETHER; ++k) {
+                if (from + k >= slices) continue;
 #pragma unroll
-                for (int i = 0; i < BATCH; ++i)
-                    if (from + k < slices) sums[i] += part[k][i];
+                for (int i = 0; i < BATCH; ++i) sums[i] += part[k][i];
+            }
         }
 #pragma unroll
         for (int i = 0; i < BATCH && first + i < SUMS; ++i) sink(first + i, sums[i]);
@@ -57,11 +85,11 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, Sin
 template <int THREADS, int SUMS>
 __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
                                             int slice, int slices) {
-    float* own = partials + static_cast<long long>(slice) * SUMS * THREADS;
-#pragma unroll
-    for (int i = 0; i < SUMS; ++i) own[i * THREADS + threadIdx.x] = sums[i];
+    store_part<THREADS, SUMS>(partials + static_cast<long long>(slice) * SUMS * THREADS, sums);
     if (!comes_last(ticket, slices)) return false;
-    add_parts<THREADS, SUMS>(partials, slices, [&](int i, float sum) { sums[i] = sum; });
+    // Many sums leave no registers for it.
+    int own = SUMS > 32 ? -1 : slice;
+    add_parts<THREADS, SUMS>(partials, slices, own, sums, [&](int i, float sum) { sums[i] = sum; });
     return true;
 }
 
@@ -75,20 +103,20 @@ __device__ __forceinline__ void join_groups(const float (&sums)[SUMS], float* pa
                                             int slice, int slices, int fan, Sink sink) {
     bool has_sums = threadIdx.x < THREADS;
     const long long part = static_cast<long long>(SUMS) * THREADS;
-    float* own = partials + slice * part + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < SUMS; ++i)
-        if (has_sums) own[i * THREADS] = sums[i];
+    if (has_sums) store_part<THREADS, SUMS>(partials + slice * part, sums);
     int group = slice / fan, groups = (slices + fan - 1) / fan, first = group * fan;
     int count = min(fan, slices - first);
     const float* from = partials + first * part;
     if (!comes_last(tickets + group, count)) return;
     if (groups > 1) {
-        float* of_group = partials + (slices + group) * part + threadIdx.x;
-        auto store = [&](int i, float sum) { of_group[i * THREADS] = sum; };
-        if (has_sums) add_parts<THREADS, SUMS>(from, count, store);
+        float* of_group = partials + (slices + group) * part + threadIdx.x * PartVector<SUMS>::SIZE;
+        auto store = [&](int i, float sum) {
+            const int SIZE = PartVector<SUMS>::SIZE;
+            of_group[i / SIZE * SIZE * THREADS + i % SIZE] = sum;
+        };
+        if (has_sums) add_parts<THREADS, SUMS>(from, count, -1, sums, store);
         if (!comes_last(tickets + groups, groups)) return;
         from = partials + slices * part, count = groups;
     }
-    if (has_sums) add_parts<THREADS, SUMS>(from, count, sink);
+    if (has_sums) add_parts<THREADS, SUMS>(from, count, -1, sums, sink);
 }

@@ -157,21 +157,29 @@ pub fn expect(operation: &str, role: &str, ty: &TensorType, wanted: &TensorType)
     Err(Error::operation(operation, format!("{role} must be {wanted:?}, not {ty:?}")))
 }
 
-/// Channels of a slice of the moments `[B, 3, C / slice]` that a convolution left of a source with
-/// so many channels from `offset` on, a power of two; `None` if they are not those of such a source, or
-/// a slice belongs to two groups of `width` channels.
-pub fn moments_slice(
+/// Whether these are moments that a convolution left of a source with so many channels from `offset` on,
+/// `[B, parts, 3, slices]`: of each part of a sample's pixels and each slice of channels the number of elements,
+/// their mean, and the sum of their squared deviations from it. Parts and the channels of a slice are powers of
+/// two, and no slice belongs to two groups of `width` channels.
+pub fn are_moments(
     ty: &TensorType,
     batch: usize,
     channels: usize,
     offset: usize,
     width: usize,
-) -> Option<usize> {
-    let &[samples, 3, slices] = &ty.shape[..] else { return None };
+) -> bool {
+    let &[samples, parts, 3, slices] = &ty.shape[..] else { return false };
     if ty.dtype != DType::F32 || slices == 0 || !channels.is_multiple_of(slices) {
-        return None;
+        return false;
     }
     let slice = channels / slices;
     let alone = width.is_multiple_of(slice) && offset.is_multiple_of(slice);
-    (samples == batch && alone && slice.is_power_of_two()).then_some(slice)
+    samples == batch && alone && slice.is_power_of_two() && parts.is_power_of_two()
+}
+
+/// log2 of a slice's channels and of parts, of accepted moments of a source with so many channels, as kernels
+/// take them; −1 and 0 where there are none.
+pub fn moments_logs(moments: Option<&TensorType>, channels: usize) -> [i32; 2] {
+    let Some(ty) = moments else { return [-1, 0] };
+    [channels / ty.shape[3], ty.shape[1]].map(|power| power.ilog2() as i32)
 }

@@ -13,7 +13,7 @@ use crate::device::{DType, KernelWork, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 use crate::ops::conv2d::{in_pieces, piece};
-use crate::ops::shape::Extent;
+use crate::ops::shape::{Extent, moments_logs};
 
 /// Threads of a block, each with a piece of a pixel's channels at a time.
 const THREADS: usize = 256;
@@ -38,7 +38,8 @@ kernels::params! {
     {
         source: [u64; 2], moments: [u64; 2], gamma: u64, beta: u64, y: u64, stats: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, slab: i32, share: i32,
-        wide: i32, slice1: i32, slice2: i32, eps: f32, unused: i32,
+        wide: i32, slice_log1: i32, slice_log2: i32, parts_log1: i32, parts_log2: i32,
+        eps: f32, unused: i32,
     }
 }
 
@@ -177,10 +178,11 @@ impl GroupNorm {
             _ => (SHARE / (slab * y.ty.dtype.size())).clamp(1, pixels),
         };
         let int = |size| kernels::dimension(name, size);
-        let slice = |index: usize, channels: i32| match moments.get(index) {
-            Some(view) => Ok(channels / int(view.ty.shape[2])?),
-            None => Ok(0),
+        let logs = |index: usize, channels: i32| {
+            moments_logs(moments.get(index).map(|view| &view.ty), channels as usize)
         };
+        let ([slice_log1, parts_log1], [slice_log2, parts_log2]) =
+            (logs(0, inputs.c1), logs(1, inputs.c2));
         let params = Forward {
             source: [UNSET; 2],
             moments: [UNSET; 2],
@@ -196,8 +198,10 @@ impl GroupNorm {
             slab: int(slab)?,
             share: int(share)?,
             wide: i32::from(inputs.wide(&[y], None)),
-            slice1: slice(0, inputs.c1)?,
-            slice2: slice(1, inputs.c2)?,
+            slice_log1,
+            slice_log2,
+            parts_log1,
+            parts_log2,
             eps: self.eps,
             unused: 0,
         };

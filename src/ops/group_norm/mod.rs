@@ -179,9 +179,9 @@ impl Op for GroupNormOfMoments {
         for (source, moments) in plain.iter().zip(moments) {
             let channels = Extent::of(&source.shape).channels;
             let width = extent.channels / groups;
-            if shape::moments_slice(moments, extent.batch, channels, offset, width).is_none() {
+            if !shape::are_moments(moments, extent.batch, channels, offset, width) {
                 return refuse(format!(
-                    "moments are {moments:?}; they must be [{}, 3, slices] of {channels} \
+                    "moments are {moments:?}; they must be [{}, parts, 3, slices] of {channels} \
                      channels, in slices of a power of two that divide groups of {width}",
                     extent.batch
                 ));

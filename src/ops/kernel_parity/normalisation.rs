@@ -80,27 +80,31 @@ pub(super) fn group_norm_gradient() {
     }
 }
 
-/// Moments as a convolution leaves them: of a sample's slices of channels the number of elements, their mean
-/// and the sum of their squared deviations.
-pub(super) fn moments(x: &Host, slice: usize) -> Host {
+/// Moments as a convolution leaves them: of parts of a sample's pixels, which `part` numbers below `parts`, and
+/// slices of channels the number of elements, their mean and the sum of their squared deviations.
+pub(super) fn moments(x: &Host, slice: usize, parts: usize, part: impl Fn(usize) -> usize) -> Host {
     let &[batch, .., channels] = &x.ty.shape[..] else { unreachable!("it is an image") };
     let mut data = Vec::new();
     for sample in x.data.chunks(x.data.len() / batch) {
-        let slices = (0..channels / slice).map(|at| {
-            let rows = sample.chunks(channels).flat_map(move |row| &row[at * slice..][..slice]);
-            let values: Vec<f64> = rows.map(|&x| f64::from(x)).collect();
-            let mean = values.iter().sum::<f64>() / values.len() as f64;
-            let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
-            [values.len() as f32, mean as f32, squares as f32]
-        });
-        let slices: Vec<[f32; 3]> = slices.collect();
-        data.extend((0..3).flat_map(|which| slices.iter().map(move |slice| slice[which])));
+        for own in 0..parts {
+            let rows = sample.chunks(channels).enumerate().filter(|&(pixel, _)| part(pixel) == own);
+            let rows: Vec<&[f32]> = rows.map(|(_, row)| row).collect();
+            let slices = (0..channels / slice).map(|at| {
+                let of_slice = rows.iter().flat_map(|row| &row[at * slice..][..slice]);
+                let values: Vec<f64> = of_slice.map(|&x| f64::from(x)).collect();
+                let mean = values.iter().sum::<f64>() / values.len() as f64;
+                let squares = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                [values.len() as f32, mean as f32, squares as f32]
+            });
+            let slices: Vec<[f32; 3]> = slices.collect();
+            data.extend((0..3).flat_map(|which| slices.iter().map(move |slice| slice[which])));
+        }
     }
-    Host::new(&[batch, 3, channels / slice], data)
+    Host::new(&[batch, parts, 3, channels / slice], data)
 }
 
 /// The same normalisation from moments of its sources, in slices of a power of two, as wide as
-/// a group or narrower.
+/// a group or narrower, and of one part of the pixels or of as many as are read one batch after another.
 #[test]
 pub(super) fn group_norm_of_moments() {
     for (inputs, groups) in cases() {
@@ -115,13 +119,16 @@ pub(super) fn group_norm_of_moments() {
         let slices = (0..usize::BITS).map(|log| 1 << log).take_while(|&slice| slice <= width);
         let slice = slices.filter(divides).last().expect("one divides all");
         let factors = &plain[plain.len() - 2..];
-        for half in [false, true] {
+        let pixels = sources[0].ty.elements() / sources[0].ty.shape[0] / channels(sources[0]);
+        for (half, parts) in [(false, 1), (true, 4), (false, 8), (true, 1)] {
+            let parts = 1 << parts.min(pixels).ilog2();
             // What kernels read, and the same values as the CPU takes them.
             let given: Vec<Host> =
                 sources.iter().map(|&x| if half { rounded(x) } else { x.clone() }).collect();
             let as_f32 = |x: &Host| Host::new(&x.ty.shape, x.data.clone());
             let seen: Vec<Host> = given.iter().map(as_f32).collect();
-            let moments: Vec<Host> = seen.iter().map(|x| moments(x, slice)).collect();
+            let moments: Vec<Host> =
+                seen.iter().map(|x| moments(x, slice, parts, |pixel| pixel % parts)).collect();
             let all: Vec<&Host> =
                 given.iter().chain(factors.iter().copied()).chain(&moments).collect();
             let whole: Vec<&Host> = seen.iter().chain(factors.iter().copied()).collect();
@@ -150,7 +157,7 @@ fn extremes_beside_each_other() {
     let x = rounded(&Host::new(&[1, whole.len() / channels, channels], whole));
     let [gamma, beta] = [1.0, 0.0].map(|value| Host::new(&[channels], vec![value; channels]));
     // Mean 0 and variance 1, whatever x is: values pass as they are.
-    let moments = Host::new(&[1, 3, 1], vec![1.0, 0.0, 1.0]);
+    let moments = Host::new(&[1, 1, 3, 1], vec![1.0, 0.0, 1.0]);
     let norm = GroupNormOfMoments(GroupNorm { groups: 1, eps: 0.0, silu: true });
     for target in &BOTH {
         let got = emulate(target, 1, &norm, &[&x, &gamma, &beta, &moments], &[]).remove(0);

@@ -122,6 +122,15 @@ pub(super) fn moment_tiles(conv: &Conv) -> usize {
     height.div_ceil(8) * width.div_ceil(8)
 }
 
+/// Parts of each sample that readers find moments of: the tiles where they are few, so that no block has to
+/// wait for others and merge them.
+pub(super) fn moment_parts(conv: &Conv) -> usize {
+    match moment_tiles(conv) {
+        few @ (2 | 4) => few,
+        _ => 1,
+    }
+}
+
 impl Shape {
     pub fn of(conv: &Conv, traits: &Traits) -> Shape {
         let mut conv = *conv;
@@ -242,7 +251,9 @@ impl Shape {
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
             let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-            let shared = (buffers * chunk * plane + affine).max(results);
+            // Before the regions lie the sums that pairs of warps exchange.
+            let exchanged = SMALL * channels * 4;
+            let shared = (exchanged + buffers * chunk * plane + affine).max(results);
             Cut {
                 kernel,
                 pixels: SMALL,

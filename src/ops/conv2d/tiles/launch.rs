@@ -1,6 +1,6 @@
 //! Launches of the kernels in kernels/conv2d_tiles.cu.
 
-use super::cut::{Shape, moment_tiles};
+use super::cut::{Shape, moment_parts, moment_tiles};
 use super::{Extras, Norm, TiledConv2d};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{self, UNSET, dimension};
@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 use crate::ops::conv2d::Operand;
 use crate::ops::conv2d::geometry::{Geometry, in_pieces, row_stride};
+use crate::ops::shape::moments_logs;
 
 kernels::params! {
     /// `Conv2d`.
@@ -25,7 +26,7 @@ kernels::params! {
         y: [u64; 3], own_moments: u64, own_affine: u64, own_stats: u64, partials: u64, tickets: u64,
         geometry: Geometry, shift_stride: i32,
         shortcut1: i32, shortcut2: i32, groups: i32, group_width: i32, group_reciprocal: u32,
-        slice1: i32, slice2: i32, own_slice: i32,
+        slice_log1: i32, slice_log2: i32, own_slice_log: i32, parts_log1: i32, parts_log2: i32,
         tile_moments: i32, moment_tickets: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
         sample_pixels: i32, slices: i32, slices_reciprocal: u32,
@@ -40,7 +41,7 @@ const WIDE_SHORTCUT: i32 = 2;
 const QUADS: i32 = 4;
 
 /// What blocks share: elements of partial sums, none where channels are not split, then of the moments of
-/// tiles before they are merged, none where a sample is one tile; and tickets for each.
+/// tiles before they are merged, none where readers do that; and tickets for each.
 pub(super) struct Shared {
     partials: usize,
     moments: usize,
@@ -70,7 +71,7 @@ impl TiledConv2d {
         let places = if cut.slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
         let Extras { moments: slice, .. } = self.extras;
         let tiles = if slice > 0 { moment_tiles(conv) } else { 0 };
-        let samples = if tiles > 1 { conv.batch } else { 0 };
+        let samples = if tiles > moment_parts(conv) { conv.batch } else { 0 };
         Shared {
             partials: places * cut.slices * cut.pixels * cut.channels,
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
@@ -123,10 +124,8 @@ impl TiledConv2d {
         let whole = results.iter().chain(residual).all(|view| pieces((Some(view), conv.c_out)));
         // In a row of the pixels of all samples neighbours may have different time rows.
         let stored = whole && (shape.sample_pixels == 0 || shift.is_none());
-        let slice = |view: Option<&View>, channels: usize| match view {
-            Some(view) => int(channels / view.ty.shape[2]),
-            None => Ok(0),
-        };
+        let [[slice_log1, parts_log1], [slice_log2, parts_log2]] =
+            [0, 1].map(|at| moments_logs(moments[at].map(|view| &view.ty), conv.channels[at]));
         let Norm { groups, eps } = self.extras.norm.unwrap_or(Norm { groups: 0, eps: 0.0 });
         let flag = |bit: i32, set: bool| if set { bit } else { 0 };
         let shared = self.shared(&original, &shape, args.target);
@@ -165,9 +164,11 @@ impl TiledConv2d {
             groups: int(groups)?,
             group_width: int(group_width)?,
             group_reciprocal: reciprocal(group_width),
-            slice1: slice(moments[0], conv.channels[0])?,
-            slice2: slice(moments[1], conv.channels[1])?,
-            own_slice: int(self.extras.moments)?,
+            slice_log1,
+            slice_log2,
+            own_slice_log: self.extras.moments.checked_ilog2().map_or(-1, |log| log as i32),
+            parts_log1,
+            parts_log2,
             tile_moments: if shared.moments > 0 { int(shared.partials)? } else { -1 },
             moment_tickets: int(shared.join_tickets)?,
             tile_width_log: cut.tile[1].trailing_zeros() as i32,

@@ -15,7 +15,7 @@ use crate::device::cpu::conv::Conv;
 use crate::device::cpu::{Cpu, CpuKernel, Io};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
-use crate::ops::shape::moments_slice;
+use crate::ops::shape::are_moments;
 use crate::ops::{LaunchArgs, Lowered, Op};
 use cut::{Shape, Traits};
 use std::sync::Arc;
@@ -60,8 +60,7 @@ impl Default for Finish {
 /// - of the shortcut: its source, its second source, its packed weight, its bias.
 ///
 /// Further outputs: of each sibling its result, and with `moments` those of the (first) result:
-/// \[B, 3, C_out / moments\]: of so many channels of a sample the number of elements, their mean, and the
-/// sum of their squared deviations from it. With `keeps` what `norm` came to, for gradients: the sources'
+/// \[B, parts, 3, C_out / moments\] (see [`are_moments`]). With `keeps` what `norm` came to, for gradients: the sources'
 /// scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Extras {
@@ -235,7 +234,7 @@ impl TiledConv2d {
     /// What its moments are, in slices of so many channels.
     fn moments(&self, conv: &Conv) -> TensorType {
         let slices = conv.c_out / self.extras.moments;
-        TensorType::f32([conv.batch, 3, slices])
+        TensorType::f32([conv.batch, cut::moment_parts(conv), 3, slices])
     }
 }
 
@@ -394,9 +393,9 @@ impl Op for TiledConv2d {
             for ((place, channels), offset) in sources.zip([0, conv.channels[0]]) {
                 let Some(ty) = place.map(|index| inputs[index]) else { continue };
                 let width = conv.c_in() / groups;
-                if moments_slice(ty, conv.batch, channels, offset, width).is_none() {
+                if !are_moments(ty, conv.batch, channels, offset, width) {
                     return self.refuse(format!(
-                        "moments are {ty:?}; they must be [{}, 3, slices] of {channels} channels, \
+                        "moments are {ty:?}; they must be [{}, parts, 3, slices] of {channels} channels, \
                          in slices of a power of two that divide groups of {width}",
                         conv.batch
                     ));
