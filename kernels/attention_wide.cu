@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(256, 1) attention_wide_fwd(Attention<E> p) {
         }
     }
 
-    // Totals take the place of the peaks, and what sums are multiplied by that of the factors.
-    __syncthreads();
+    // Totals take the place of the peaks, which all warps have read since the values arrived, and what sums are
+    // multiplied by that of the factors.
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
         total[side] = row_sum<E>(total[side]);
