@@ -7,8 +7,8 @@ template <class E>
 struct Conv2dPack {
     // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]. The second, where there is one, has half of c_in.
     const float* weight[2];
-    E* packed;            // [c_out / 64][tap][pair of pieces of c_in][PackedPair], columns of 16 each in the order of
-                          // ResultLayout, zeros beyond
+    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64, of 16 each in the order of
+                          // ResultLayout][16 bytes], zeros beyond
     int c_out, c_in, taps, transposed;
 };
 
@@ -29,15 +29,15 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
         if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
     const Conv2dPack<E>& p = packs.each[which];
     const int SIZE = Piece<E>::SIZE;
-    typedef PackedPair<E> Pair;
-    int pairs = (p.c_in + 2 * SIZE - 1) / (2 * SIZE), blocks = (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK;
-    long long count = static_cast<long long>(blocks) * p.taps * pairs * Pair::ELEMENTS;
+    int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2;
+    int blocks = (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK;
+    long long count = static_cast<long long>(blocks) * p.taps * pieces * WEIGHT_BLOCK * SIZE;
     long long i = static_cast<long long>(block - packs.first_block[which]) * blockDim.x + threadIdx.x;
     if (i >= count) return;
-    int inside = static_cast<int>(i % Pair::ELEMENTS), out = Pair::column(inside);
-    long long rest = i / Pair::ELEMENTS;
-    int c = Pair::k(inside) + static_cast<int>(rest % pairs) * 2 * SIZE;
-    rest /= pairs;
+    int c = static_cast<int>(i % SIZE), out = static_cast<int>(i / SIZE % WEIGHT_BLOCK);
+    long long rest = i / (SIZE * WEIGHT_BLOCK);
+    c += static_cast<int>(rest % pieces) * SIZE;
+    rest /= pieces;
     int tap = static_cast<int>(rest % p.taps);
     out = (out & ~15) + ResultLayout<E>::channel_of(out & 15) + static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
     float value = 0.0f;

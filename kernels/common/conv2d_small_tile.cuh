@@ -1,8 +1,8 @@
 // A small tile of a convolution in float16: 64 pixels x 16 to 64 output channels, for images with few tiles.
 //
 // A block alone on a multiprocessor waits for whatever it does next, so it does little besides products. Weights
-// go straight from memory to registers, DEPTH taps ahead, so that no barrier stands between taps. What all warps
-// read, the region (see conv2d_tile.cuh), is of up to four pieces of input channels at a time; while they
+// go straight from memory to registers, those of some taps ahead, so that no barrier stands between taps. What all
+// warps read, the region (see conv2d_tile.cuh), is of up to four pieces of input channels at a time; while they
 // multiply, the next pieces are on their way to a second buffer. Two warps share the products of up to 64 pixels x
 // 32 channels, each a pair of these pieces, so that what a warp loads of the region serves as many channels as
 // registers allow; in the end each takes half of their sums.
@@ -14,13 +14,15 @@
 template <int MT, int NT>
 struct SmallProduct {
 #if CYANEA_CODE_PATH >= 80
+    // What a lane holds of b as m16n8k16 takes it: 4 bytes of a piece, the pieces of 8 columns side by side.
+    typedef unsigned Load;
     // Loads of 16 columns, and rows of taps that there are registers for.
-    static const int EACH = 1, ROWS = 3;
+    static const int EACH = 4, ROWS = 3;
 
     __device__ static __forceinline__ int lane_offset() { return warp_lane(); }
-    __device__ static __forceinline__ int load_offset(int i) { return i * 32; }
+    __device__ static __forceinline__ int load_offset(int i) { return (i % 2 * WEIGHT_BLOCK + i / 2 * 8) * 4; }
     __device__ static __forceinline__ int row_offset(int plane) { return warp_lane() / 16 * plane; }
-    __device__ static __forceinline__ void add(float* sums, const uint4* loads, const __half* row, int step, int) {
+    __device__ static __forceinline__ void add(float* sums, const Load* loads, const __half* row, int step, int) {
         SharedRow at = shared_row(row);
         unsigned a[MT][4];
 #pragma unroll
@@ -28,25 +30,24 @@ struct SmallProduct {
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
-            for (int n = 0; n < NT; ++n) {
-                unsigned b[4] = {loads[n].x, loads[n].y, loads[n].z, loads[n].w};
-                multiply<16, false, false>(sums + (m * NT + n) * 8, a[m], b);
-            }
+            for (int n = 0; n < NT; ++n) multiply<16, false, false>(sums + (m * NT + n) * 8, a[m], loads + n * EACH);
     }
 #else
+    // 16 bytes of a column.
+    typedef uint4 Load;
     static const int EACH = 2, ROWS = 1;
 
     __device__ static __forceinline__ int lane_offset() { return b_column<16>(); }
     __device__ static __forceinline__ int load_offset(int i) { return i % 2 * WEIGHT_BLOCK + i / 2 * 16; }
     __device__ static __forceinline__ int row_offset(int) { return 0; }
-    __device__ static __forceinline__ void add(float* sums, const uint4* loads, const __half* row, int step, int plane) {
+    __device__ static __forceinline__ void add(float* sums, const Load* loads, const __half* row, int step, int plane) {
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             unsigned a[8];
             load_a<16>(a, row + m * step, plane);
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
-                const uint4* of = loads + n * EACH;
+                const Load* of = loads + n * EACH;
                 unsigned b[8] = {of[0].x, of[0].y, of[0].z, of[0].w, of[1].x, of[1].y, of[1].z, of[1].w};
                 multiply<16, false, false>(sums + (m * NT + n) * 8, a, b);
             }
@@ -60,7 +61,9 @@ struct SmallProduct {
 template <bool TRANSPOSED, int MT, int NT>
 struct SmallTaps {
     typedef SmallProduct<MT, NT> Product;
+    typedef typename Product::Load Load;
     static const int ROWS = Product::ROWS, COLUMNS = 3, LOADS = NT * Product::EACH;
+    static const int OF_PIECE = 16 / sizeof(Load);  // loads of a column of a piece
 
     // The first one's row and column, and how many of both.
     struct Batch {
@@ -68,24 +71,25 @@ struct SmallTaps {
         __device__ __forceinline__ bool whole() const { return rows == ROWS && columns == COLUMNS; }
         __device__ __forceinline__ bool has(int row, int column) const { return row < rows && column < columns; }
     };
-    uint4 weights[ROWS][COLUMNS][LOADS];
-    Batch now, next;           // what is there, and what comes then
-    const uint4* image;        // of the next, the lane's
-    int down, across;          // loads to the next row of taps, and to the next of a row
-    int first_x, end_y, end_x; // of the taps of the chunk
+    Load weights[ROWS][COLUMNS][LOADS];
+    Batch now, next;            // what is there, and what comes then
+    const Load* image;          // of the next, the lane's
+    int down, across;           // loads to the next row of taps, and to the next of a row
+    int first_x, end_y, end_x;  // of the taps of the chunk
 
     // `first` has the warp's columns of the first piece for the first of `rows` x `columns` taps, which is at (y, x).
     __device__ __forceinline__ void aim(const uint4* first, int y, int x, int rows, int columns, int next_row,
                                         int next_column) {
-        down = next_row, across = next_column, first_x = x, end_y = y + rows, end_x = x + columns;
-        image = first + (Product::lane_offset() - y * down - x * across);
+        down = next_row * OF_PIECE, across = next_column * OF_PIECE, first_x = x, end_y = y + rows, end_x = x + columns;
+        image = reinterpret_cast<const Load*>(first) + (Product::lane_offset() - y * down - x * across);
         next = {y, x, min(rows, ROWS), min(columns, COLUMNS)};
     }
-    __device__ __forceinline__ void fetch(uint4 (&to)[LOADS], int row, int column) const {
-        const uint4* tap = image + ((next.y + row) * down + (next.x + column) * across);
+    __device__ __forceinline__ void fetch(Load (&to)[LOADS], int row, int column) const {
+        const Load* tap = image + ((next.y + row) * down + (next.x + column) * across);
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) to[i] = tap[Product::load_offset(i)];
     }
+    // What there is of the next.
     __device__ __forceinline__ void fetch_some() {
         if (next.rows == 0) return;
 #pragma unroll
@@ -112,7 +116,7 @@ struct SmallTaps {
         bool again = now.whole() && next.whole();
         if (ROWS == 1 && again) {
             // A row lasts as long as the next one takes to come, so it comes while this one is multiplied.
-            uint4 others[COLUMNS][LOADS];
+            Load others[COLUMNS][LOADS];
 #pragma unroll
             for (int column = 0; column < COLUMNS; ++column) fetch(others[column], 0, column);
 #pragma unroll
@@ -169,7 +173,8 @@ struct PairSums {
 private:
     // Sum `i` of what the other warp takes, or of what stays.
     __device__ __forceinline__ float part(int i, bool others) const {
-        int product = i / 8, first = ALTERNATE ? 2 * product : product, second = ALTERNATE ? first + 1 : first + COUNT / 2;
+        int product = i / 8, first = ALTERNATE ? 2 * product : product;
+        int second = ALTERNATE ? first + 1 : first + COUNT / 2;
         bool of_second = (threadIdx.x / 32 % 2 == 1) != others;
         return of_second ? sums[second * 8 + i % 8] : sums[first * 8 + i % 8];
     }
@@ -239,7 +244,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
         int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
         int block = pair_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
-        image += (block * all + first + half * 2) * WEIGHT_BLOCK + PackedPair<E>::place(pair_column % WEIGHT_BLOCK) / SIZE;
+        image += (block * all + first + half * 2) * WEIGHT_BLOCK + pair_column % WEIGHT_BLOCK;
         // Of a chunk of one pair of pieces the second warp has none.
         int count = half == 0 || min(p.chunk, all - first) > 2 ? own ? tap_rows : 1 : 0;
         int across = columns.steps() * all * WEIGHT_BLOCK, down = rows.steps() * p.kw * all * WEIGHT_BLOCK;

@@ -150,7 +150,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     }
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
     step *= SIZE;
-    int right = warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK * SIZE + PackedPair<E>::place(warp_n % WEIGHT_BLOCK);
+    int right = (warp_n / WEIGHT_BLOCK * CHUNK * WEIGHT_BLOCK + warp_n % WEIGHT_BLOCK) * SIZE;
 
     // Tap by tap: the weights of one are in `buffer`, those of the next on their way.
     int buffer = 1, arriving = 0, arriving_count = 0, arriving_place = 0;

@@ -73,12 +73,6 @@ __device__ __forceinline__ void ldmatrix_at(unsigned* r, SharedRow row) {
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
 
-// The lane's own 16 bytes.
-__device__ __forceinline__ void load_at(unsigned* r, SharedRow row) {
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
-}
-
 // COUNT matrices of 8 x 8 from shared memory; lane 8 i + j gives the address of row j of matrix i,
 // 16 bytes. TRANSPOSED: each matrix is transposed on the way.
 template <int COUNT, bool TRANSPOSED>

@@ -27,36 +27,6 @@ __device__ __forceinline__ float block_sum(float value, float* partial) {
     return value;
 }
 
-// Elements, mean and squared deviations from it, of parts that come one batch after another (Chan, Golub & LeVeque
-// 1979, eq. 2.1).
-struct Moments {
-    template <int COUNT>
-    struct Batch {
-        static const int SIZE = COUNT;
-        float elements[COUNT], mean[COUNT], squares[COUNT];
-    };
-    float elements = 0.0f, mean = 0.0f, squares = 0.0f;
-
-    // The first `count` of a batch, at least one, or all: a division for all.
-    template <int COUNT>
-    __device__ __forceinline__ void add(Batch<COUNT> batch, int count) {
-        float all = elements, total = elements * mean;
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            if (i >= count) batch.elements[i] = batch.squares[i] = 0.0f;
-            all += batch.elements[i], total = fmaf(batch.elements[i], batch.mean[i], total);
-        }
-        float next = total / all, moved = mean - next;
-        squares = fmaf(elements * moved, moved, squares);
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            float distance = batch.mean[i] - next;
-            squares += fmaf(batch.elements[i] * distance, distance, batch.squares[i]);
-        }
-        elements = all, mean = next;
-    }
-};
-
 // How many neighbouring lanes of a block share the work for each of `count` results.
 __device__ __forceinline__ int lanes_each(int count) {
     int lanes = 1;

@@ -37,10 +37,12 @@ __device__ __forceinline__ void store_part(float* to, const float* sums) {
 }
 
 // The sums of these slices, in their order, to `sink`(which, sum): as many loads are under way at a time as there are
-// registers for, of a few slices. Those of slice `own` the block still has.
+// registers for, of a few slices. Those of slice `own` the block still has, if there is one.
 template <int THREADS, int SUMS, class Sink>
-__device__ __forceinline__ void add_parts(const float* partials, int slices, int own, const float* own_sums, Sink sink) {
-    const int SIZE = PartVector<SUMS>::SIZE, BATCH = SUMS < 32 ? SUMS : 32, TOGETHER = SUMS > 32 ? 1 : 128 / BATCH;
+__device__ __forceinline__ void add_parts(const float* partials, int slices, int own, const float* own_sums,
+                                          Sink sink) {
+    const int SIZE = PartVector<SUMS>::SIZE, BATCH = SUMS < 32 ? SUMS : 32;
+    const int TOGETHER = SUMS > 32 ? 1 : BATCH > 16 ? 128 / BATCH : 8;
 #pragma unroll
     for (int first = 0; first < SUMS; first += BATCH) {
         float sums[BATCH];
@@ -51,7 +53,8 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, int
             float part[TOGETHER][BATCH];
 #pragma unroll
             for (int k = 0; k < TOGETHER; ++k) {
-                const float* of = partials + (static_cast<long long>(from + k) * SUMS + first) * THREADS + threadIdx.x * SIZE;
+                const float* of = partials + (static_cast<long long>(from + k) * SUMS + first) * THREADS;
+                of += threadIdx.x * SIZE;
                 if (from + k >= slices) continue;
                 if (from + k == own) {
 #pragma unroll

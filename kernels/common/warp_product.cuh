@@ -7,25 +7,8 @@
 #include "common/piece.cuh"
 #include "common/warp_tile.cuh"
 
-// Columns of b whose pieces lie side by side, a pair of pieces after the other. Where tensor cores of sm_80 take them,
-// 16 columns of a pair lie as the lanes hold them, 16 bytes each.
+// Columns of b whose pieces lie side by side.
 #define WEIGHT_BLOCK 64
-
-template <class E>
-struct PackedPair {
-    static const bool AS_LANES = CYANEA_CODE_PATH >= 80 && sizeof(E) == 2;
-    static const int SIZE = Piece<E>::SIZE, ELEMENTS = 2 * WEIGHT_BLOCK * SIZE;
-
-    // Of element `i` of a block of columns and a pair of pieces: the column, and k.
-    __device__ static __forceinline__ int column(int i) {
-        return AS_LANES ? i / 256 * 16 + (i / 4 & 1) * 8 + i / 32 % 8 : i / SIZE % WEIGHT_BLOCK;
-    }
-    __device__ static __forceinline__ int k(int i) {
-        return AS_LANES ? (i / 2 & 1) * 8 + i / 8 % 4 * 2 + (i & 1) : i / (SIZE * WEIGHT_BLOCK) * SIZE + i % SIZE;
-    }
-    // Where 16 columns begin.
-    __device__ static __forceinline__ int place(int column) { return column * SIZE * (AS_LANES ? 2 : 1); }
-};
 
 template <class E>
 struct WarpProduct;
@@ -47,7 +30,7 @@ struct WarpProduct<__half> {
         SharedRow left[MT], right;
 
         __device__ __forceinline__ void aim(const __half* const (&rows)[ROWS], int step, int plane, const __half* column) {
-            right = shared_row(column + warp_lane() * 8);
+            right = shared_row(column + (b_column<16>() + warp_lane() / 8 % 2 * WEIGHT_BLOCK) * 8);
 #pragma unroll
             for (int m = 0; m < MT; ++m) left[m] = shared_row(rows[0] + (m * step + warp_lane() / 16 * plane));
         }
@@ -71,7 +54,7 @@ struct WarpProduct<__half> {
         __device__ __forceinline__ void pair(float* sums, int plane) {
             unsigned b[NT][4];
 #pragma unroll
-            for (int n = 0; n < NT; ++n) load_at(b[n], moved(right, PackedPair<__half>::place(n * 16)));
+            for (int n = 0; n < NT; ++n) ldmatrix_at<false>(b[n], moved(right, n * 16 * 8));
             right = moved(right, 2 * WEIGHT_BLOCK * 8);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {

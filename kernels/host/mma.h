@@ -118,10 +118,6 @@ inline SharedRow shared_row(const __half* row) { return row; }
 inline SharedRow moved(SharedRow row, int elements) { return row + elements; }
 template <bool TRANSPOSED>
 inline void ldmatrix_at(unsigned* r, SharedRow row) { ldmatrix<4, TRANSPOSED>(r, row); }
-inline void load_at(unsigned* r, SharedRow row) {
-    uint4 value = *reinterpret_cast<const uint4*>(row);
-    r[0] = value.x, r[1] = value.y, r[2] = value.z, r[3] = value.w;
-}
 
 // A copy is done when it is asked for; that a wait is missing is seen in checked mode alone.
 #ifdef CYANEA_CHECKED

@@ -31,6 +31,8 @@ const OWN: usize = 4 * (SMALL + 4);
 /// Most parts that the input channels of a small image are split into: the last block to arrive
 /// reads the sums of all.
 const MOST_SLICES: usize = 8;
+/// Channels of parts that it should read at most where tiles can be narrower instead.
+const MOST_JOINED: usize = 256;
 /// Pixels whose moments are taken together: 8 × 8, or 64 in a row.
 const MOMENT_PIXELS: usize = 64;
 
@@ -218,16 +220,17 @@ impl Shape {
     }
 
     /// Blocks of small tiles in float16, whose weights stay in registers: of so few channels that half of
-    /// the target's multiprocessors have one, as far as slices of moments allow.
+    /// the target's multiprocessors have one, of few parts each, as far as slices of moments allow.
     fn small_half(&self, target: &Target) -> Cut {
         let Pixels { tile, region, tiles } = self.pixels(SMALL);
         let [_, needed] = self.pieces();
         let plane = ((region[0] * region[1] + 1) / 4 * 4 + 2) * PIECE;
-        let most_slices = self.chunks(needed.min(MOST_SMALL_PIECES))[1].min(MOST_SLICES);
+        let chunks = self.chunks(needed.min(MOST_SMALL_PIECES))[1];
         let mut channels = SMALL;
         while channels > LEAST_CHANNELS {
             let half = channels / 2;
-            let blocks = self.alone(target, [tiles, self.columns(channels)], SMALL) * most_slices;
+            let slices = chunks.min(MOST_SLICES).min(MOST_JOINED / channels);
+            let blocks = self.alone(target, [tiles, self.columns(channels)], SMALL) * slices;
             let idle = 2 * blocks <= target.multiprocessors as usize && self.moments <= half;
             if self.conv.c_out > half && !idle {
                 break;
