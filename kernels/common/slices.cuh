@@ -75,7 +75,7 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, int
             for (int k = 0; k < TOGETHER; ++k) {
                 if (from + k >= slices) continue;
 #pragma unroll
-                for (int i = 0; i < BATCH; ++i) sums[i] += part[k][i];
+                for (int i = 0; i < BATCH && first + i < SUMS; ++i) sums[i] += part[k][i];
             }
         }
 #pragma unroll
