@@ -30,10 +30,11 @@ const FLAGS: [&str; 16] = [
 
 /// Added for the feature `checked`: the compiler announces each access to memory to the functions
 /// of kernels/host/checked.cpp. Equal calls at different lines stay apart, so that reports name the
-/// right one.
-const CHECKED_FLAGS: [&str; 4] = [
+/// right one. It warns of fences, which these functions need not see.
+const CHECKED_FLAGS: [&str; 5] = [
     "-DCYANEA_CHECKED",
     "-fsanitize=thread,bounds-strict,alignment",
+    "-Wno-tsan",
     "-fno-crossjumping",
     "-fno-tree-tail-merge",
 ];

@@ -201,7 +201,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     if (p.affine || p.gamma) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
-        ChannelAffine<E> own_affine;
+        ChannelAffine<E> own_affine = {};
         own_affine.load(p, of.sample, threadIdx.x);
         fill_affine(p, of.sample, own_affine, 0, pieces * SIZE, affine, keeps);
     }
