@@ -79,7 +79,7 @@ struct GroupNormForward {
     int slab;                 // channels of a block
     int share;                // pixels of a block
     int wide;                 // whether all tensors can be read and written a piece at a time
-    int slice_log1, slice_log2, parts_log1, parts_log2;  // of moments
+    int slice_log1, slice_log2, parts_log1, parts_log2;  // log2, of moments (see Conv2d)
     float eps;
     int unused;
 };

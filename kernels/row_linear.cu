@@ -19,7 +19,7 @@ struct RowLayer {
 
 struct RowLinears {
     float* x;           // [B, width], or its gradient
-    float* partials;    // of dx, [tile][layer][16][thread]
+    float* partials;    // of dx, [tile][layer] as store_part has 16 sums
     unsigned* tickets;  // a tile of dx each
     RowLayer each[MOST_LAYERS];
     int channels[MOST_LAYERS];

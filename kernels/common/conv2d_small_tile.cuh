@@ -5,7 +5,8 @@
 // warps read, the region (see conv2d_tile.cuh), is of up to four pieces of input channels at a time; while they
 // multiply, the next pieces are on their way to a second buffer. Two warps share the products of up to 64 pixels x
 // 32 channels, each a pair of these pieces, so that what a warp loads of the region serves as many channels as
-// registers allow; in the end each takes half of their sums.
+// registers allow; in the end each takes half of their sums. Of a chunk of one pair, as the last one may be, the
+// second warp has nothing to multiply.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"

@@ -116,26 +116,24 @@ struct Normalisation {
 // Elements, mean and squared deviations from it, of parts that come one batch after another (Chan, Golub & LeVeque
 // 1979, eq. 2.1).
 struct Moments {
-    template <int COUNT>
     struct Batch {
-        static const int SIZE = COUNT;
-        float elements[COUNT], mean[COUNT], squares[COUNT];
+        static const int SIZE = 4;
+        float elements[SIZE], mean[SIZE], squares[SIZE];
     };
     float elements = 0.0f, mean = 0.0f, squares = 0.0f;
 
     // The first `count` of a batch, at least one, or all: a division for all.
-    template <int COUNT>
-    __device__ __forceinline__ void add(Batch<COUNT> batch, int count) {
+    __device__ __forceinline__ void add(Batch batch, int count) {
         float all = elements, total = elements * mean;
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
+        for (int i = 0; i < Batch::SIZE; ++i) {
             if (i >= count) batch.elements[i] = batch.squares[i] = 0.0f;
             all += batch.elements[i], total = fmaf(batch.elements[i], batch.mean[i], total);
         }
         float next = total / all, moved = mean - next;
         squares = fmaf(elements * moved, moved, squares);
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
+        for (int i = 0; i < Batch::SIZE; ++i) {
             float distance = batch.mean[i] - next;
             squares += fmaf(batch.elements[i] * distance, distance, batch.squares[i]);
         }
@@ -165,7 +163,7 @@ struct GroupMoments {
         }
     }
     // Those from `first` on: all, most often. One again beyond the last: without branches all are under way at once.
-    typedef Moments::Batch<4> Batch;
+    typedef Moments::Batch Batch;
     __device__ __forceinline__ Batch load(int first) const {
         Batch batch;
 #pragma unroll

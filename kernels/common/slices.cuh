@@ -20,7 +20,7 @@ __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     return true;
 }
 
-// Parts lie as [slice][vector of sums][thread], so that a thread's loads are few and wide.
+// Parts lie as [slice][vector of sums][thread], so that a thread's loads are few and wide where sums come in fours.
 template <int SUMS>
 struct PartVector {
     static const int SIZE = SUMS % 4 == 0 ? 4 : 1;
@@ -112,11 +112,9 @@ __device__ __forceinline__ void join_groups(const float (&sums)[SUMS], float* pa
     const float* from = partials + first * part;
     if (!comes_last(tickets + group, count)) return;
     if (groups > 1) {
-        float* of_group = partials + (slices + group) * part + threadIdx.x * PartVector<SUMS>::SIZE;
-        auto store = [&](int i, float sum) {
-            const int SIZE = PartVector<SUMS>::SIZE;
-            of_group[i / SIZE * SIZE * THREADS + i % SIZE] = sum;
-        };
+        static_assert(PartVector<SUMS>::SIZE == 1, "sums are stored one by one");
+        float* of_group = partials + (slices + group) * part + threadIdx.x;
+        auto store = [&](int i, float sum) { of_group[i * THREADS] = sum; };
         if (has_sums) add_parts<THREADS, SUMS>(from, count, -1, sums, store);
         if (!comes_last(tickets + groups, groups)) return;
         from = partials + slices * part, count = groups;

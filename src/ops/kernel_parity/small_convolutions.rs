@@ -54,6 +54,13 @@ fn small_tiles_of_several_chunks() {
     }
 }
 
+/// More taps than there are registers for at a time, of two chunks.
+#[test]
+fn small_tiles_of_many_taps() {
+    let [x, weight] = [Host::random(&[1, 3, 4, 40], 1), Host::random(&[20, 40, 7, 7], 2)];
+    check_on_chips_of(1, &Conv2d::same([7, 7], false), &[&x, &weight], 1e-5);
+}
+
 /// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
 fn leaving_moments(
     conv: &Conv2d,
@@ -67,17 +74,21 @@ fn leaving_moments(
     (tiled, emulate(target, 1, &*lowered.prepare[0].1, &[weight], &[]).remove(0))
 }
 
-/// A sample is one tile, or several whose last block merges what the others left: a tile a lane, and more than
-/// a lane takes at once. Slices of one channel and of several, up to a whole tile.
+/// A sample is one tile, two or four that readers merge, or others, which the last block merges: a tile a lane,
+/// and more than a lane takes at once. Slices of one channel and of several, up to a whole tile.
 #[test]
 fn small_tiles_that_leave_moments() {
     for ([batch, height, width], kernel, channels, slice) in [
         ([2, 3, 4], 3, 8, 4),
         ([2, 9, 13], 3, 8, 4),
+        ([1, 3, 17], 3, 8, 2),
         ([1, 17, 17], 3, 8, 1),
+        ([2, 9, 17], 3, 8, 4),
         ([1, 9, 13], 3, 64, 64),
+        ([1, 9, 17], 3, 64, 64),
         ([1, 2, 5], 3, 12, 2),
         ([2, 9, 13], 1, 32, 16),
+        ([2, 9, 37], 1, 32, 16),
     ] {
         let conv = Conv2d::same([kernel; 2], false);
         let x = rounded(&Host::random(&[batch, height, width, 5], 1));
@@ -87,13 +98,15 @@ fn small_tiles_that_leave_moments() {
         let y = run(&conv, &[&x, &weight]).remove(0);
         // Of what float16 stores.
         let half = rounded(&y);
-        // Tiles of 8 x 8, or of 64 pixels in a row; more than four are merged.
+        // Tiles of 8 x 8, or of 64 pixels in a row.
         let part = |pixel: usize| match kernel {
             1 => pixel / 64,
             _ => pixel / width / 8 * width.div_ceil(8) + pixel % width / 8,
         };
-        let parts =
-            [part(height * width - 1) + 1].map(|parts| if parts > 4 { 1 } else { parts })[0];
+        let parts = match part(height * width - 1) + 1 {
+            few @ (2 | 4) => few,
+            _ => 1,
+        };
         let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
         let moments = |y: &Host| moments(y, slice, parts, part);
         let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
@@ -113,7 +126,7 @@ fn small_tiles_that_leave_moments() {
 #[test]
 fn the_batch_does_not_matter_to_moments() {
     let conv = Conv2d::same([3, 3], false);
-    let x = Host::random(&[3, 11, 13, 3], 1);
+    let x = Host::random(&[3, 11, 17, 3], 1);
     let weight = Host::random(&[72, 3, 3, 3], 2);
     let target = Target { batch_invariant: true, multiprocessors: 4, ..Target::H100 };
     for x in [x.clone(), rounded(&x)] {

@@ -31,7 +31,7 @@ const OWN: usize = 4 * (SMALL + 4);
 /// Most parts that the input channels of a small image are split into: the last block to arrive
 /// reads the sums of all.
 const MOST_SLICES: usize = 8;
-/// Channels of parts that it should read at most where tiles can be narrower instead.
+/// Channels of parts that a tile's width is chosen by: with more of them tiles should be narrower instead.
 const MOST_JOINED: usize = 256;
 /// Pixels whose moments are taken together: 8 × 8, or 64 in a row.
 const MOMENT_PIXELS: usize = 64;
@@ -124,8 +124,8 @@ pub(super) fn moment_tiles(conv: &Conv) -> usize {
     height.div_ceil(8) * width.div_ceil(8)
 }
 
-/// Parts of each sample that readers find moments of: the tiles where they are few, so that no block has to
-/// wait for others and merge them.
+/// Parts of each sample that readers find moments of: its tiles where these are two or four, so that no block
+/// has to draw a ticket and merge them.
 pub(super) fn moment_parts(conv: &Conv) -> usize {
     match moment_tiles(conv) {
         few @ (2 | 4) => few,
