@@ -63,7 +63,9 @@ template <bool TRANSPOSED, int MT, int NT>
 struct SmallTaps {
     typedef SmallProduct<MT, NT> Product;
     typedef typename Product::Load Load;
-    static const int ROWS = Product::ROWS, COLUMNS = 3, LOADS = NT * Product::EACH;
+    // An input gradient of 64 channels has no registers for more than one row.
+    static const int ROWS = TRANSPOSED && MT == 4 ? 1 : Product::ROWS;
+    static const int COLUMNS = 3, LOADS = NT * Product::EACH;
     static const int OF_PIECE = 16 / sizeof(Load);  // loads of a column of a piece
 
     // The first one's row and column, and how many of both.
@@ -115,18 +117,7 @@ struct SmallTaps {
             Product::add(sums, weights[row][column], region + at * 8, step, plane);
         };
         bool again = now.whole() && next.whole();
-        if (ROWS == 1 && again) {
-            // A row lasts as long as the next one takes to come, so it comes while this one is multiplied.
-            Load others[COLUMNS][LOADS];
-#pragma unroll
-            for (int column = 0; column < COLUMNS; ++column) fetch(others[column], 0, column);
-#pragma unroll
-            for (int column = 0; column < COLUMNS; ++column) tap(0, column);
-#pragma unroll
-            for (int column = 0; column < COLUMNS; ++column)
-#pragma unroll
-                for (int i = 0; i < LOADS; ++i) weights[0][column][i] = others[column][i];
-        } else if (ROWS > 1 && now.whole()) {
+        if (now.whole()) {
 #pragma unroll
             for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
@@ -221,8 +212,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     if (tap_rows <= 0 || tap_columns <= 0) last_chunk = chunk;
     // A pitch of 2 or 6 modulo 8 pieces: pieces of two pixels are stored without bank conflicts.
     int plane = ((p.region_height * p.region_width + 1) / 4 * 4 + 2) * SIZE;
-    // Sums that warps exchange come first.
-    E* region = shared + M * N * 2;
+    E* region = shared;
     E* next_region = p.buffers > 1 ? region + p.chunk * plane : region;
     float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
 
@@ -314,6 +304,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         E* free = region;
         region = next_region, next_region = free;
     }
+    __syncthreads();
     pair.give(reinterpret_cast<float4*>(shared));
     __syncthreads();
     float sums[MT * 8];

@@ -254,9 +254,9 @@ impl Shape {
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
             let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-            // Before the regions lie the sums that pairs of warps exchange.
+            // Sums that pairs of warps exchange take the place of the regions.
             let exchanged = SMALL * channels * 4;
-            let shared = (exchanged + buffers * chunk * plane + affine).max(results);
+            let shared = (buffers * chunk * plane + affine).max(exchanged).max(results);
             Cut {
                 kernel,
                 pixels: SMALL,
