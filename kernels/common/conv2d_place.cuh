@@ -41,19 +41,16 @@ struct TileOrigin {
     int base_y, base_x;  // of the region in the source
 };
 
-__device__ __forceinline__ int tiles_of(int size, int log) { return (size + (1 << log) - 1) >> log; }
-
 // Where the tile lies.
 template <bool TRANSPOSED, class E>
 __device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height_log) {
     int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
-    int tiles_x = tiles_of((p.out_width + steps_w - 1) / steps_w, p.tile_width_log);
-    int tiles_y = tiles_of((p.out_height + steps_h - 1) / steps_h, tile_height_log);
     TileOrigin at;
-    at.first_x = tile % tiles_x << p.tile_width_log;
-    tile /= tiles_x;
-    at.first_y = tile % tiles_y << tile_height_log;
-    tile /= tiles_y;
+    int rest = p.tiles_x.quotient(tile);
+    at.first_x = (tile - rest * p.tiles_x.divisor) << p.tile_width_log;
+    tile = rest, rest = p.tiles_y.quotient(tile);
+    at.first_y = (tile - rest * p.tiles_y.divisor) << tile_height_log;
+    tile = rest;
     at.phase_x = tile % steps_w;
     tile /= steps_w;
     at.phase_y = tile % steps_h;

@@ -29,16 +29,19 @@ struct ResultLayout {
     __device__ static __forceinline__ int sum(int k, int n, int i) {
         return (k / 2 * NT + n) * 8 + k % 2 * 2 + i / 2 * 4 + i % 2;
     }
-    // Sums over the lanes that have the same channels, side by side; and whether the calling one is their first.
+    // The bits of lanes that differ in channels of `width` neighbours, 4 to 16.
+    __device__ static __forceinline__ int channel_bits(int width) {
+        return (width > 4 ? AS_80 ? 1 : 2 : 0) | (width > 8 ? AS_80 ? 2 : 8 : 0);
+    }
+    // Sums over the lanes that differ in rows or these bits, side by side.
     template <int COUNT>
-    __device__ static __forceinline__ void over_rows(float (&values)[COUNT]) {
+    __device__ static __forceinline__ void over_lanes(float (&values)[COUNT], int bits) {
 #pragma unroll
         for (int bit = 1; bit < 32; bit *= 2)
+            if (ROW_BITS & bit || bits & bit)
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i)
-                if (ROW_BITS & bit) values[i] += __shfl_xor_sync(0xffffffffu, values[i], bit);
+                for (int i = 0; i < COUNT; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], bit);
     }
-    __device__ static __forceinline__ bool first_row() { return !(warp_lane() & ROW_BITS); }
 };
 
 // What pixels of a sample get added in channel `c`, where `wanted`: loaded here, and summed when it is needed.
@@ -207,16 +210,17 @@ struct MomentTiles {
 __device__ __forceinline__ float sum_of(const float (&parts)[1]) { return parts[0]; }
 __device__ __forceinline__ float sum_of(const float (&parts)[4]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
 
-// Of the results of a lane, of G neighbouring channels at a time and over the warp's pixels: their mean and the
-// sum of their squared deviations from it, to `parts`, [channels / G][2]. `valid` has a bit for each of the lane's
-// rows, `count` are in the warp.
-template <class E, int MT, int NT, int G>
-__device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, float* parts) {
+// Of the results of a warp, of `width` neighbouring channels at a time, 4 to 16, or 1 = G: their mean and the sum of
+// their squared deviations from it, in two passes, to `sink`(first channel, mean, sum) in one lane each. `valid` has a
+// bit for each of the lane's rows, `count` are in the warp.
+template <class E, int MT, int NT, int G, class Sink>
+__device__ __forceinline__ void moments_of_width(const float* values, unsigned valid, float count, int width, Sink sink) {
     typedef ResultLayout<E> Layout;
     const int COUNT = NT * 4 / G;
     // Few sums are made in several parts, whose additions don't wait for each other.
     const int PARTS = NT == 1 ? G : 1;
-    float inverse = count > 0.0f ? 1.0f / (count * G) : 0.0f, means[COUNT], squares[COUNT];
+    float inverse = count > 0.0f ? 1.0f / (count * static_cast<float>(width)) : 0.0f, means[COUNT], squares[COUNT];
+    int bits = Layout::channel_bits(width);
     // Element `j` of those that the calling lane has of number `of`.
     auto value = [&](int of, int j) { return values[Layout::template sum<NT>(j / G, of * G / 4, of * G % 4 + j % G)]; };
 #pragma unroll
@@ -227,7 +231,7 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
             if (valid >> j / G & 1) sums[j % PARTS] += value(of, j);
         means[of] = sum_of(sums);
     }
-    Layout::over_rows(means);
+    Layout::over_lanes(means, bits);
 #pragma unroll
     for (int of = 0; of < COUNT; ++of) {
         means[of] *= inverse;
@@ -239,59 +243,73 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
         }
         squares[of] = sum_of(sums);
     }
-    Layout::over_rows(squares);
+    Layout::over_lanes(squares, bits);
+    if (warp_lane() & (Layout::ROW_BITS | bits)) return;
 #pragma unroll
-    for (int of = 0; of < COUNT; ++of) {
-        float* to = parts + (of * G / 4 * 16 + Layout::channel() + of * G % 4) / G * 2;
-        if (Layout::first_row()) *reinterpret_cast<float2*>(to) = make_float2(means[of], squares[of]);
-    }
+    for (int of = 0; of < COUNT; ++of) sink(of * G / 4 * 16 + Layout::channel() + of * G % 4, means[of], squares[of]);
+}
+
+template <class E, int MT, int NT, class Sink>
+__device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, int width_log, Sink sink) {
+    if (width_log) moments_of_width<E, MT, NT, 4>(values, valid, count, 1 << width_log, sink);
+    else moments_of_width<E, MT, NT, 1>(values, valid, count, 1, sink);
 }
 
 // Moments of the tiles, of slices of channels: the number of elements, their mean and the sum of their squared
-// deviations from it, in two passes over the values as they were stored. They go to `moments`, [tile][3][slice]
-// a sample.
+// deviations from it, of the values as they were stored. They go to `moments`, [tile][3][slice] a sample.
 //
 // `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows.
 template <class E, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E> Layout;
-    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES, G = 4;
+    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
-    float* parts = shared;                // [WM][N / channels that a warp takes together][2]
-    float* counts = shared + WM * N * 2;  // [WM]: pixels
+    int log = p.own_slice_log, slices = p.c_out >> log, together = log < 2 ? 0 : min(log, 4);
     float count[1] = {static_cast<float>(__popc(valid))};
-    Layout::over_rows(count);
-    int log = p.own_slice_log, slices = p.c_out >> log, together = log >= 2 ? 2 : 0, width = N >> together;
-    __syncthreads();
-    if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count[0];
-    float* own_parts = parts + (warp_row * width + (warp_n >> together)) * 2;
-    if (together) warp_moments<E, MT, NT, G>(values, valid, count[0], own_parts);
-    else warp_moments<E, MT, NT, 1>(values, valid, count[0], own_parts);
-    __syncthreads();
-    // A slice is the work of as many neighbouring lanes as there are parts of it.
-    static_assert(PARTS * (N < 64 ? N : 64) / G <= 32, "at most a warp, since slices have at most 64 channels");
-    int each = log - together, lanes = PARTS << each, lanes_log = __ffs(lanes) - 1;
-    int count_of_slices = TILES * N >> log, thread = threadIdx.x, lane = thread & (lanes - 1);
+    Layout::over_lanes(count, 0);
     MomentTiles tiles(p);
-    for (int base = 0; base < count_of_slices; base += WM * WN * 32 >> lanes_log) {
-        // All lanes of a warp take part in the sums.
-        int wanted = base + (thread >> lanes_log), own = min(wanted, count_of_slices - 1);
-        int tile = (own << log) / N, first = (own << log) % N, row = tile * PARTS + (lane >> each);
-        int column = (first >> together) + (lane & ((1 << each) - 1));
-        float2 part = *reinterpret_cast<const float2*>(parts + (row * width + column) * 2);
-        float own_elements = counts[row] * static_cast<float>(1 << together);
-        float elements = lanes_sum(own_elements, lanes);
-        float mean = lanes_sum(own_elements * part.x, lanes) / elements, distance = part.x - mean;
-        float squares = lanes_sum(fmaf(own_elements * distance, distance, part.y), lanes);
+    auto store = [&](int tile, int channel, float elements, float mean, float squares) {
         int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
-        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + first) >> log;
-        if (lane > 0 || wanted > own || x >= tiles.across || y >= tiles.down || slice >= slices) continue;
-        long long at = (static_cast<long long>(place.sample) * tiles.down + y) * tiles.across + x;
-        float* to = moments + at * 3 * slices + slice;
-        to[0] = elements;
-        to[slices] = mean;
-        to[2 * slices] = squares;
+        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + channel) >> log;
+        if (x >= tiles.across || y >= tiles.down || slice >= slices) return;
+        int at = (place.sample * tiles.down + y) * tiles.across + x;
+        float* to = moments + (at * 3 * slices + slice);
+        to[0] = elements, to[slices] = mean, to[2 * slices] = squares;
+    };
+    // In a small tile a warp most often has all of a slice; else parts of it are merged.
+    bool whole = NT == 1 && PARTS == 1 && log == together;
+    int width_log = (__ffs(N) - 1) - together;
+    float2* parts = reinterpret_cast<float2*>(shared);  // [WM][N / channels that a warp takes together]
+    float* counts = shared + WM * N * 2;                // [WM]: pixels
+    if (!whole) {
+        __syncthreads();
+        if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count[0];
+    }
+    warp_moments<E, MT, NT>(values, valid, count[0], together, [&](int channel, float mean, float squares) {
+        channel += warp_n;
+        if (whole) store(warp_row, channel, count[0] * static_cast<float>(1 << log), mean, squares);
+        else parts[(warp_row << width_log) + (channel >> together)] = make_float2(mean, squares);
+    });
+    if (whole) return;
+    __syncthreads();
+    int each_log = log - together, all = PARTS << each_log;
+    for (int own = threadIdx.x; own < TILES * N >> log; own += WM * WN * 32) {
+        int tile = (own << log) / N, channel = (own << log) % N;
+        Moments merged;
+        for (int begin = 0; begin < all; begin += Moments::Batch::SIZE) {
+            Moments::Batch batch;
+#pragma unroll
+            for (int i = 0; i < Moments::Batch::SIZE; ++i) {
+                int part = min(begin + i, all - 1), row = tile * PARTS + (part >> each_log);
+                int column = (channel >> together) + (part & ((1 << each_log) - 1));
+                float2 of = parts[(row << width_log) + column];
+                batch.elements[i] = counts[row] * static_cast<float>(1 << together);
+                batch.mean[i] = of.x, batch.squares[i] = of.y;
+            }
+            merged.add(batch, all - begin);
+        }
+        store(tile, channel, merged.elements, merged.mean, merged.squares);
     }
 }
 

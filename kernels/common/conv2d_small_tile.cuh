@@ -193,8 +193,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> columns = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     int tap_rows = rows.count(), tap_columns = columns.count();
-    int column_tiles = (p.c_out + N - 1) / N, sibling = column / column_tiles;
-    int column_tile = column - sibling * column_tiles;
+    ColumnTile of_columns(column, (p.c_out + N - 1) / N);
+    int sibling = of_columns.sibling, column_tile = of_columns.tile;
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * 16;
     int first_column = column_tile * N + warp_n;
     int half = warp % 2, pair_m = BESIDE ? warp_m : warp_m - half * MT * 16;
@@ -231,7 +231,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     auto request_weights = [&](int chunk) {
         bool own = is_own(chunk);
         int first = first_piece(chunk), all = own ? pieces : more_pieces;
-        const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
+        const E* packed = of_sibling<const E*>(p.weight, sibling);
         const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
         int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
         int block = pair_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
@@ -267,7 +267,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     ChannelAffine<E> own_affine = {};
     if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
     if (chunk < last_chunk) request_pieces(chunk);
-    const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
+    const float* bias = of_sibling<const float*>(p.bias, sibling);
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
     AddedRow added(p, bias, of.sample, own_column, adds);
@@ -316,7 +316,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
-    E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
+    E* y = of_sibling<E*>(p.y, sibling);
     typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
     ResultPlaces<E, MT> to(p, of.sample, rows.output(result >> p.tile_width_log),

@@ -6,6 +6,18 @@
 #include "common/reduce.cuh"
 #include "common/shared.cuh"
 
+// Divides numbers below 2^31 by one that is known when a program is compiled (Granlund & Montgomery 1994, theorem 4.2).
+struct Divisor {
+    int divisor;
+    unsigned multiplier;  // 2^(31 + b) / divisor, rounded up, where divisor <= 2^b
+    int shift;            // b - 1
+
+    __device__ __forceinline__ int quotient(int x) const {
+        int high = static_cast<int>(__umulhi(static_cast<unsigned>(x), multiplier) >> shift);
+        return divisor == 1 ? x : high;
+    }
+};
+
 template <class E>
 struct Conv2d {
     const E* x;
@@ -51,12 +63,32 @@ struct Conv2d {
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
+    Divisor tiles_x, tiles_y;         // of an image, transposed of a phase of it
     int unused;                       // it fills the last 8 bytes
 };
 
 // x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.
 __device__ __forceinline__ int divided(int x, unsigned reciprocal) {
     return static_cast<int>(__umulhi(static_cast<unsigned>(x), reciprocal));
+}
+
+// Which of up to three siblings a tile of channels belongs to, and which of its `tiles` it is.
+struct ColumnTile {
+    int sibling, tile;
+
+    __device__ __forceinline__ ColumnTile(int column, int tiles) {
+        sibling = (column >= tiles) + (column >= 2 * tiles);
+        // Else it would be made again wherever it is needed, for want of registers.
+        keep(sibling);
+        tile = column - sibling * tiles;
+    }
+};
+
+// What a sibling has of what there is for each. A parameter that is indexed would be copied to local memory.
+template <class T>
+__device__ __forceinline__ T of_sibling(T const (&each)[3], int sibling) {
+    T last = sibling == 1 ? each[1] : each[2];
+    return sibling == 0 ? each[0] : last;
 }
 
 // The sources (those of the shortcut) can be read 16 bytes at a time, the results stored four channels at a time.

@@ -84,10 +84,10 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     Axis<TRANSPOSED> columns = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     int tap_rows = rows.count(), tap_columns = columns.count();
 
-    int column_tiles = (p.c_out + N - 1) / N, sibling = column / column_tiles;
-    int column_tile = column - sibling * column_tiles;
-    const E* packed = sibling == 0 ? p.weight[0] : sibling == 1 ? p.weight[1] : p.weight[2];
-    const float* bias = sibling == 0 ? p.bias[0] : sibling == 1 ? p.bias[1] : p.bias[2];
+    ColumnTile of_columns(column, (p.c_out + N - 1) / N);
+    int sibling = of_columns.sibling, column_tile = of_columns.tile;
+    const E* packed = of_sibling<const E*>(p.weight, sibling);
+    const float* bias = of_sibling<const float*>(p.bias, sibling);
     static_assert(N <= THREADS, "a thread each");
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
@@ -240,7 +240,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
-    E* y = sibling == 0 ? p.y[0] : sibling == 1 ? p.y[1] : p.y[2];
+    E* y = of_sibling<E*>(p.y, sibling);
     of = origin[0];
     Axis<TRANSPOSED> down = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> across = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};

@@ -79,6 +79,8 @@ pub(super) struct Cut {
     pub channels: usize,
     pub tile: [usize; 2],
     pub region: [usize; 2],
+    /// Down and across an image, transposed a phase of it.
+    pub tiles: [usize; 2],
     /// Tiles of pixels and of channels.
     pub grid: [usize; 2],
     /// Pieces of input channels in shared memory at a time.
@@ -93,11 +95,12 @@ pub(super) struct Cut {
     pub shared: usize,
 }
 
-/// Tiles of pixels of a convolution, and what they read.
+/// Tiles of pixels of a convolution, what they read, and how many there are: of an image or a phase, and in all.
 struct Pixels {
     tile: [usize; 2],
     region: [usize; 2],
-    tiles: usize,
+    tiles: [usize; 2],
+    all: usize,
 }
 
 /// Whether an output pixel depends on the input pixel at its place only.
@@ -173,9 +176,9 @@ impl Shape {
             };
             if conv.upsample { reach / 2 + 1 } else { reach }
         });
-        let tiles = [0, 1]
-            .map(|axis| steps[axis] * conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
-        Pixels { tile, region, tiles: conv.batch * tiles[0] * tiles[1] }
+        let tiles = [0, 1].map(|axis| conv.output[axis].div_ceil(steps[axis]).div_ceil(tile[axis]));
+        let all = conv.batch * steps[0] * tiles[0] * steps[1] * tiles[1];
+        Pixels { tile, region, tiles, all }
     }
 
     fn columns(&self, channels: usize) -> usize {
@@ -190,7 +193,7 @@ impl Shape {
 
     /// Blocks that keep weights of a tap in shared memory, twice: of as many pieces as fit.
     fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
-        let Pixels { tile, region, tiles } = self.pixels(pixels);
+        let Pixels { tile, region, tiles, all } = self.pixels(pixels);
         let most_pieces = most_pieces(target, self.dtype);
         // The region in planes of an odd pitch; coefficients of all channels.
         let weights = 2 * channels * most_pieces * PIECE;
@@ -203,13 +206,14 @@ impl Shape {
         let warps = kernel.threads as usize / 32;
         let results = warps * 16 * (2 * channels / warps + 4) * 4;
         let chunks = self.chunks(chunk);
-        let grid = [tiles, self.columns(channels)];
+        let grid = [all, self.columns(channels)];
         Cut {
             kernel,
             pixels,
             channels,
             tile,
             region,
+            tiles,
             grid,
             chunk,
             chunks,
@@ -222,7 +226,7 @@ impl Shape {
     /// Blocks of small tiles in float16, whose weights stay in registers: of so few channels that half of
     /// the target's multiprocessors have one, of few parts each, as far as slices of moments allow.
     fn small_half(&self, target: &Target) -> Cut {
-        let Pixels { tile, region, tiles } = self.pixels(SMALL);
+        let Pixels { tile, region, tiles, all } = self.pixels(SMALL);
         let [_, needed] = self.pieces();
         let plane = ((region[0] * region[1] + 1) / 4 * 4 + 2) * PIECE;
         let chunks = self.chunks(needed.min(MOST_SMALL_PIECES))[1];
@@ -230,7 +234,7 @@ impl Shape {
         while channels > LEAST_CHANNELS {
             let half = channels / 2;
             let slices = chunks.min(MOST_SLICES).min(MOST_JOINED / channels);
-            let blocks = self.alone(target, [tiles, self.columns(channels)], SMALL) * slices;
+            let blocks = self.alone(target, [all, self.columns(channels)], SMALL) * slices;
             let idle = 2 * blocks <= target.multiprocessors as usize && self.moments <= half;
             if self.conv.c_out > half && !idle {
                 break;
@@ -245,7 +249,7 @@ impl Shape {
             (true, 32) => &CONV2D_SMALL32_DGRAD_NHWC_F16,
             (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
         };
-        let grid = [tiles, self.columns(channels)];
+        let grid = [all, self.columns(channels)];
         let cut = |chunk: usize, most_buffers: usize| {
             let chunks = self.chunks(chunk);
             let slices = self.slices(target, grid, chunks[1], SMALL);
@@ -263,6 +267,7 @@ impl Shape {
                 channels,
                 tile,
                 region,
+                tiles,
                 grid,
                 chunk,
                 chunks,

@@ -31,7 +31,7 @@ kernels::params! {
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
         sample_pixels: i32, slices: i32, slices_reciprocal: u32,
         chunk: i32, main_chunks: i32, chunks: i32, flags: i32, buffers: i32, eps: f32, residual_scale: f32, limit: f32,
-        unused: i32,
+        tiles_x: Divisor, tiles_y: Divisor, unused: i32,
     }
 }
 
@@ -62,6 +62,32 @@ impl Shared {
 /// By which the kernels divide numbers x with x `divisor` below 2^32; 0 for a divisor of 1.
 fn reciprocal(divisor: usize) -> u32 {
     u32::try_from((1u64 << 32).div_ceil(divisor as u64)).unwrap_or(0)
+}
+
+/// A number that a kernel divides others below 2^31 by, as a product and a shift (Granlund & Montgomery 1994,
+/// theorem 4.2).
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Divisor {
+    divisor: i32,
+    /// 2^(31 + b) / `divisor`, rounded up, where `divisor` is at most 2^b; it is too large for a divisor of 1.
+    multiplier: u32,
+    /// b - 1.
+    shift: i32,
+}
+
+impl Divisor {
+    /// # Errors
+    /// A divisor that a kernel can't count.
+    fn of(name: &str, divisor: usize) -> Result<Divisor> {
+        let bits = divisor.next_power_of_two().ilog2();
+        let multiplier = (1u64 << (31 + bits)).div_ceil(divisor as u64);
+        Ok(Divisor {
+            divisor: dimension(name, divisor)?,
+            multiplier: u32::try_from(multiplier).unwrap_or(0),
+            shift: bits.saturating_sub(1) as i32,
+        })
+    }
 }
 
 impl TiledConv2d {
@@ -186,6 +212,8 @@ impl TiledConv2d {
             eps,
             residual_scale: self.extras.finish.residual_scale,
             limit: self.extras.finish.limit,
+            tiles_x: Divisor::of(name, cut.tiles[1])?,
+            tiles_y: Divisor::of(name, cut.tiles[0])?,
             unused: 0,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
@@ -204,5 +232,37 @@ impl TiledConv2d {
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, cut.slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         Ok(vec![cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kernels make of it.
+    fn quotient(Divisor { divisor, multiplier, shift }: Divisor, x: u32) -> u32 {
+        let high = (u64::from(x) * u64::from(multiplier) >> 32) as u32;
+        if divisor == 1 { x } else { high >> shift }
+    }
+
+    #[test]
+    fn divisors_divide_all_that_kernels_count() {
+        let mut sizes: Vec<u32> = (1..70).collect();
+        for bit in 7..31 {
+            sizes.extend([(1 << bit) - 1, 1 << bit, (1 << bit) + 1]);
+        }
+        sizes.push(i32::MAX as u32);
+        for &size in &sizes {
+            let divisor = Divisor::of("a test", size as usize).unwrap();
+            let most = i32::MAX as u32;
+            let multiples =
+                sizes.iter().map(|&factor| (u64::from(size) * u64::from(factor)) as u32 & most);
+            for x in multiples.chain(sizes.iter().copied()).chain([0, most / size * size, most]) {
+                for x in [x.saturating_sub(1), x, (x + 1).min(most)] {
+                    assert_eq!(quotient(divisor, x), x / size, "{x} / {size}");
+                }
+            }
+        }
+        assert!(Divisor::of("a test", 1 << 31).is_err());
     }
 }
