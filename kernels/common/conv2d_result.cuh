@@ -29,7 +29,7 @@ struct ResultLayout {
     __device__ static __forceinline__ int sum(int k, int n, int i) {
         return (k / 2 * NT + n) * 8 + k % 2 * 2 + i / 2 * 4 + i % 2;
     }
-    // The bits of lanes that differ in channels of `width` neighbours, 4 to 16.
+    // The bits of lanes that differ in channels of `width` neighbours, at most 16: none within a quad.
     __device__ static __forceinline__ int channel_bits(int width) {
         return (width > 4 ? AS_80 ? 1 : 2 : 0) | (width > 8 ? AS_80 ? 2 : 8 : 0);
     }
@@ -38,7 +38,7 @@ struct ResultLayout {
     __device__ static __forceinline__ void over_lanes(float (&values)[COUNT], int bits) {
 #pragma unroll
         for (int bit = 1; bit < 32; bit *= 2)
-            if (ROW_BITS & bit || bits & bit)
+            if ((ROW_BITS | bits) & bit)
 #pragma unroll
                 for (int i = 0; i < COUNT; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], bit);
     }
@@ -249,6 +249,7 @@ __device__ __forceinline__ void moments_of_width(const float* values, unsigned v
     for (int of = 0; of < COUNT; ++of) sink(of * G / 4 * 16 + Layout::channel() + of * G % 4, means[of], squares[of]);
 }
 
+// The same of 1 or 4 to 16 channels, as the logarithm says.
 template <class E, int MT, int NT, class Sink>
 __device__ __forceinline__ void warp_moments(const float* values, unsigned valid, float count, int width_log, Sink sink) {
     if (width_log) moments_of_width<E, MT, NT, 4>(values, valid, count, 1 << width_log, sink);
@@ -277,7 +278,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
         float* to = moments + (at * 3 * slices + slice);
         to[0] = elements, to[slices] = mean, to[2 * slices] = squares;
     };
-    // In a small tile a warp most often has all of a slice; else parts of it are merged.
+    // In a small tile of 64 channels a warp most often has all of a slice; else parts of it are merged.
     bool whole = NT == 1 && PARTS == 1 && log == together;
     int width_log = (__ffs(N) - 1) - together;
     float2* parts = reinterpret_cast<float2*>(shared);  // [WM][N / channels that a warp takes together]

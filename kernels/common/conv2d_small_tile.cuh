@@ -121,8 +121,12 @@ struct SmallTaps {
 #pragma unroll
             for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
-                for (int column = 0; column < COLUMNS; ++column) tap(row, column);
-                if (!again) continue;
+                for (int column = 0; column < COLUMNS; ++column) {
+                    tap(row, column);
+                    // No other row's products lie between these and the next use.
+                    if (ROWS == 1 && again) fetch(weights[row][column], row, column);
+                }
+                if (ROWS == 1 || !again) continue;
 #pragma unroll
                 for (int column = 0; column < COLUMNS; ++column) fetch(weights[row][column], row, column);
             }

@@ -86,6 +86,13 @@ fn small_tiles_that_leave_moments() {
         ([2, 9, 17], 3, 8, 4),
         ([1, 9, 13], 3, 64, 64),
         ([1, 9, 17], 3, 64, 64),
+        // A warp has all of a slice.
+        ([1, 3, 9], 3, 64, 1),
+        ([1, 3, 9], 3, 64, 4),
+        ([2, 3, 5], 3, 64, 8),
+        ([1, 3, 9], 3, 64, 16),
+        // Large tiles, of which the lower ones have a second half outside of the image.
+        ([1, 17, 9], 3, 72, 8),
         ([1, 2, 5], 3, 12, 2),
         ([2, 9, 13], 1, 32, 16),
         ([2, 9, 37], 1, 32, 16),

@@ -70,9 +70,9 @@ fn reciprocal(divisor: usize) -> u32 {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Divisor {
     divisor: i32,
-    /// 2^(31 + b) / `divisor`, rounded up, where `divisor` is at most 2^b; it is too large for a divisor of 1.
+    /// 2^(31 + b) / `divisor`, rounded up, where `divisor` is at most 2^b.
     multiplier: u32,
-    /// b - 1.
+    /// b - 1; a divisor of 1 has none, and is treated apart.
     shift: i32,
 }
 
@@ -80,13 +80,10 @@ impl Divisor {
     /// # Errors
     /// A divisor that a kernel can't count.
     fn of(name: &str, divisor: usize) -> Result<Divisor> {
+        let counted = dimension(name, divisor)?;
         let bits = divisor.next_power_of_two().ilog2();
-        let multiplier = (1u64 << (31 + bits)).div_ceil(divisor as u64);
-        Ok(Divisor {
-            divisor: dimension(name, divisor)?,
-            multiplier: u32::try_from(multiplier).unwrap_or(0),
-            shift: bits.saturating_sub(1) as i32,
-        })
+        let multiplier = (1u64 << (31 + bits)).div_ceil(divisor as u64) as u32;
+        Ok(Divisor { divisor: counted, multiplier, shift: bits.saturating_sub(1) as i32 })
     }
 }
 
