@@ -238,7 +238,7 @@ mod tests {
 
     /// What kernels make of it.
     fn quotient(Divisor { divisor, multiplier, shift }: Divisor, x: u32) -> u32 {
-        let high = (u64::from(x) * u64::from(multiplier) >> 32) as u32;
+        let high = ((u64::from(x) * u64::from(multiplier)) >> 32) as u32;
         if divisor == 1 { x } else { high >> shift }
     }
 
