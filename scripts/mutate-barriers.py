@@ -77,7 +77,7 @@ def run(binary, without):
     # As .ci/run has it: of the convolutions the small cases, and not the test that runs all others once more.
     command = [binary, "kernel_parity", "--skip", "kernel_parity::convolution"]
     command += ["--skip", "every_kernel_is_compared", "--nocapture"]
-    environment = os.environ | {"RUST_BACKTRACE": "0"}
+    environment = os.environ | {"RUST_BACKTRACE": "0", "CYANEA_ORDERS": "4"}
     environment.pop("CYANEA_WITHOUT_BARRIER", None)
     if without:
         environment["CYANEA_WITHOUT_BARRIER"] = without

@@ -19,8 +19,11 @@ mod normalisation;
 mod small_convolutions;
 mod training;
 
-/// Orders of blocks and lanes.
-const ORDERS: u64 = if cfg!(feature = "checked") { 4 } else { 2 };
+/// Orders of blocks and lanes: two, or as many as `CYANEA_ORDERS` says. The run that leaves out barriers asks for more.
+fn orders() -> u64 {
+    let wanted = std::env::var("CYANEA_ORDERS").map(|orders| orders.parse());
+    wanted.map_or(2, |orders| orders.expect("CYANEA_ORDERS is a number"))
+}
 
 /// A chip of either code path.
 const BOTH: [Target; 2] = [Target::V100, Target::H100];
@@ -223,7 +226,7 @@ fn compare_on(
 ) {
     let got = emulate_lowered(target, 1, op, inputs, state);
     let others: Vec<_> =
-        (2..=ORDERS).map(|n| emulate_lowered(target, n, op, inputs, state)).collect();
+        (2..=orders()).map(|n| emulate_lowered(target, n, op, inputs, state)).collect();
     for (index, got) in got.iter().enumerate() {
         let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let what = format!("output {index} of {} on {}", op.name(), target.name);
