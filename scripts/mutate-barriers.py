@@ -4,7 +4,7 @@
 One test binary is built with the feature `checked`; its emulator leaves out the barrier that the
 variable CYANEA_WITHOUT_BARRIER names (`kernels/group_norm.cu:103`). So no barrier needs a build of its
 own, and every other instruction stays as it was. For each barrier the comparisons of every kernel
-with the CPU that .ci/run makes in checked mode run again:
+with the CPU in checked mode, those that .ci/run makes and a few more, run again:
 
   caught    a test fails; the first report follows, and the other tests are not waited for
   missed    all tests pass without it: say in the kernel why it stays, or remove it
@@ -74,7 +74,8 @@ def build():
 
 def run(binary, without):
     """Whether the comparisons pass, and what they printed."""
-    # As .ci/run has it: of the convolutions the small cases, and not the test that runs all others once more.
+    # Of the convolutions the small cases, and not the test that runs all others once more, as in .ci/run, but in
+    # twice as many orders, and with the cases of attention that are about numbers.
     command = [binary, "kernel_parity", "--skip", "kernel_parity::convolution"]
     command += ["--skip", "every_kernel_is_compared", "--nocapture"]
     environment = os.environ | {"RUST_BACKTRACE": "0", "CYANEA_ORDERS": "4"}

@@ -327,36 +327,26 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     int lanes_log = min(log + __ffs(THREADS / N) - 1, 5), lanes = 1 << lanes_log, lane = threadIdx.x & (lanes - 1);
     int width = N >> log, own = threadIdx.x >> lanes_log, slice = column_tile * width + own;
     bool has = own < width && slice < slices;
-    // Of a lane's tiles BATCH at a time are taken together, and joined with those before (Chan, Golub & LeVeque
-    // 1979, eq. 2.1).
-    const int BATCH = 4;
-    float count = 0.0f, mean = 0.0f, squares = 0.0f;
+    const int BATCH = Moments::Batch::SIZE;
+    Moments moments;
     const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
 #pragma unroll 1
     for (int first = has ? lane : tiles; first < tiles; first += BATCH * lanes) {
-        float elements[BATCH], means[BATCH], spread[BATCH], all = count, total = count * mean;
+        Moments::Batch batch;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
             int tile = first + i * lanes;
             const float* of = from + 3 * tile * slices;
-            elements[i] = means[i] = spread[i] = 0.0f;
+            batch.elements[i] = batch.mean[i] = batch.squares[i] = 0.0f;
             if (tile >= tiles) continue;
-            elements[i] = __ldcg(of), means[i] = __ldcg(of + slices), spread[i] = __ldcg(of + 2 * slices);
+            batch.elements[i] = __ldcg(of), batch.mean[i] = __ldcg(of + slices);
+            batch.squares[i] = __ldcg(of + 2 * slices);
         }
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) all += elements[i], total = fmaf(elements[i], means[i], total);
-        float next = total / all, moved = mean - next;
-        squares = fmaf(count * moved, moved, squares);
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            float distance = means[i] - next;
-            squares += fmaf(elements[i] * distance, distance, spread[i]);
-        }
-        count = all, mean = next;
+        moments.add(batch, BATCH);
     }
     float all = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(1 << p.own_slice_log);
-    float whole = lanes_sum(count * mean, lanes) / all, distance = mean - whole;
-    squares = lanes_sum(fmaf(count * distance, distance, squares), lanes);
+    float whole = lanes_sum(moments.elements * moments.mean, lanes) / all, distance = moments.mean - whole;
+    float squares = lanes_sum(fmaf(moments.elements * distance, distance, moments.squares), lanes);
     if (lane > 0 || !has) return;
     float* to = p.own_moments + 3ll * sample * slices + slice;
     to[0] = all;

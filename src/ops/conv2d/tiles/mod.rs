@@ -60,9 +60,8 @@ impl Default for Finish {
 /// - of the shortcut: its source, its second source, its packed weight, its bias.
 ///
 /// Further outputs: of each sibling its result, and with `moments` those of the (first) result:
-/// \[B, parts, 3, C_out / moments\] (see
-/// [`are_moments`]). With `keeps` what `norm` came to, for gradients: the sources'
-/// scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
+/// \[B, parts, 3, C_out / moments\] (see [`are_moments`]). With `keeps` what `norm` came to, for gradients:
+/// the sources' scales and shifts \[B, 2, C\], and mean and rstd of the groups \[B, groups, 2\].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Extras {
     pub norm: Option<Norm>,
