@@ -58,12 +58,14 @@ struct RegionPieces {
             value[i] = *reinterpret_cast<const uint4*>(from + (has ? (at_y * p.width + at_x) * pitch : 0));
         }
     }
-    // `to` is the place of the first. `convert` makes what is stored of a piece.
-    template <class Convert>
+    // `to` is the place of the first. `convert` makes what is stored of a piece. Where FEW threads have the last of the
+    // batch, the others don't convert it.
+    template <bool FEW = false, class Convert>
     __device__ __forceinline__ void store(const Conv2d<E>& p, int pixel, E* to, Convert convert) const {
         int pixels = p.region_height * p.region_width;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
+            if (FEW && i == BATCH - 1 && pixel + i * STEP >= pixels) return;
             uint4 piece = convert(value[i]);
             if (!(inside >> i & 1)) piece = make_uint4(0, 0, 0, 0);
             if (pixel + i * STEP < pixels) *reinterpret_cast<uint4*>(to + i * STEP * Piece<E>::SIZE) = piece;

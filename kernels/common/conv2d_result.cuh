@@ -157,31 +157,39 @@ __device__ __forceinline__ void begin_sums(float* sums, const float* row) {
     }
 }
 
-// Adds the residual to the sums of a warp and stores them, 4 channels at a time. Leaves in `sums` what was stored.
-template <class E, int MT, int NT>
-__device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* y, const ResultPlaces<E, MT>& places) {
-    typedef ResultLayout<E> Layout;
-    typedef typename Quad<E>::Type Bits;
-    const int COUNT = 2 * MT;
-    // The residual of a column of products comes while the one before is added.
-    Bits other[2][COUNT];
-    auto fetch = [&](int n) {
+// The residual of a lane's quads of column `n` of products, zeros where there is none.
+template <class E, int MT>
+struct ResidualQuads {
+    typename Quad<E>::Type value[2 * MT];
+
+    __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const ResultPlaces<E, MT>& places, int n) {
+        typedef typename Quad<E>::Type Bits;
         unsigned wanted = p.residual ? places.quads(n) : 0u;
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            other[n % 2][k] = Bits();
-            if (wanted >> k & 1) other[n % 2][k] = *reinterpret_cast<const Bits*>(p.residual + places.place(k, n));
+        for (int k = 0; k < 2 * MT; ++k) {
+            value[k] = Bits();
+            if (wanted >> k & 1) value[k] = *reinterpret_cast<const Bits*>(p.residual + places.place(k, n));
         }
-    };
-    fetch(0);
+    }
+};
+
+// Adds the residual, of which that of column 0 is loaded, to the sums of a warp and stores them, 4 channels at a time.
+// Leaves in `sums` what was stored.
+template <class E, int MT, int NT>
+__device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* y, const ResultPlaces<E, MT>& places,
+                                            ResidualQuads<E, MT> coming) {
+    typedef ResultLayout<E> Layout;
+    typedef typename Quad<E>::Type Bits;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-        if (n + 1 < NT) fetch(n + 1);
+        // That of the next column comes while this one is added.
+        ResidualQuads<E, MT> residual = coming;
+        if (n + 1 < NT) coming = ResidualQuads<E, MT>(p, places, n + 1);
         unsigned wanted = places.quads(n);
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
+        for (int k = 0; k < 2 * MT; ++k) {
             float value[4], added[4];
-            unpack(other[n % 2][k], added);
+            unpack(residual.value[k], added);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 value[i] = fmaf(p.residual_scale, added[i], sums[Layout::template sum<NT>(k, n, i)]);
@@ -219,7 +227,8 @@ __device__ __forceinline__ void moments_of_width(const float* values, unsigned v
     const int COUNT = NT * 4 / G;
     // Few sums are made in several parts, whose additions don't wait for each other.
     const int PARTS = NT == 1 ? G : 1;
-    float inverse = count > 0.0f ? 1.0f / (count * static_cast<float>(width)) : 0.0f, means[COUNT], squares[COUNT];
+    float inverse = count > 0.0f ? reciprocal_approx(count * static_cast<float>(width)) : 0.0f;
+    float means[COUNT], squares[COUNT];
     int bits = Layout::channel_bits(width);
     // Element `j` of those that the calling lane has of number `of`.
     auto value = [&](int of, int j) { return values[Layout::template sum<NT>(j / G, of * G / 4, of * G % 4 + j % G)]; };

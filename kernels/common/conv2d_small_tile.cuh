@@ -258,24 +258,25 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         if (is_own(chunk) && (normalises || p.silu)) {
             Normalisation<E> normalisation(normalises ? affine + (source.c - first_channel) : nullptr, p.silu);
             auto convert = [&](const uint4& value) { return normalisation.of(value); };
-            if (source.wide) arriving.store(p, pixel, to, convert);
+            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
             fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
         } else {
             auto convert = [](const uint4& value) { return value; };
-            if (source.wide) arriving.store(p, pixel, to, convert);
+            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
             fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
         }
     };
 
     // What takes longest to come is asked for first.
     ChannelAffine<E> own_affine = {};
-    if (normalises) own_affine.load(p, of.sample, first_channel + threadIdx.x);
+    bool has_channel = normalises && first_channel + static_cast<int>(threadIdx.x) < end;
+    if (has_channel) own_affine.load(p, of.sample, first_channel + threadIdx.x);
     if (chunk < last_chunk) request_pieces(chunk);
     const float* bias = of_sibling<const float*>(p.bias, sibling);
     int own_column = column_tile * N + threadIdx.x;
     bool adds = threadIdx.x < N && own_column < p.c_out && (p.flags & QUADS) && slice == 0;
     AddedRow added(p, bias, of.sample, own_column, adds);
-    if (normalises) {
+    if (has_channel) {
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0;
         fill_affine(p, of.sample, own_affine, first_channel, end, affine, keeps);
     }
@@ -315,19 +316,21 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     begin_sums<E, MT, 1>(sums, row + warp_n);
     pair.take(sums, reinterpret_cast<const float4*>(shared));
 
-    if (p.slices > 1) {
-        int at = tile * gridDim.y + column;
-        float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
-        if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
-    }
     E* y = of_sibling<E*>(p.y, sibling);
     typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
     ResultPlaces<E, MT> to(p, of.sample, rows.output(result >> p.tile_width_log),
                            columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
                            first_column + Layout::channel());
+    // It comes while the sums of other slices do.
+    ResidualQuads<E, MT> residual(p, to, 0);
+    if (p.slices > 1) {
+        int at = tile * gridDim.y + column;
+        float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
+        if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
+    }
     if (p.flags & QUADS) {
-        store_quads<E, MT, 1>(p, sums, y, to);
+        store_quads<E, MT, 1>(p, sums, y, to, residual);
     } else {
         __syncthreads();
         float* staged = reinterpret_cast<float*>(shared) + warp * Stage<1>::SIZE;

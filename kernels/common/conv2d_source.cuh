@@ -154,7 +154,7 @@ struct Moments {
     };
     float elements = 0.0f, mean = 0.0f, squares = 0.0f;
 
-    // The first `count` of a batch, at least one, or all: a division for all.
+    // The first `count` of a batch, at least one, or all: a reciprocal for all.
     __device__ __forceinline__ void add(Batch batch, int count) {
         float all = elements, total = elements * mean;
 #pragma unroll
@@ -162,7 +162,7 @@ struct Moments {
             if (i >= count) batch.elements[i] = batch.squares[i] = 0.0f;
             all += batch.elements[i], total = fmaf(batch.elements[i], batch.mean[i], total);
         }
-        float next = total / all, moved = mean - next;
+        float next = total * reciprocal_approx(all), moved = mean - next;
         squares = fmaf(elements * moved, moved, squares);
 #pragma unroll
         for (int i = 0; i < Batch::SIZE; ++i) {
@@ -220,7 +220,7 @@ struct GroupMoments {
             if (first >= all) break;
             batch = load(first);
         }
-        return make_float2(moments.mean, moments.squares / moments.elements);
+        return make_float2(moments.mean, moments.squares * reciprocal_approx(moments.elements));
     }
 
 private:
@@ -252,7 +252,7 @@ struct ChannelAffine {
         if (c >= channels) return make_float2(0.0f, 0.0f);
         if (p.affine) return make_float2(first, second);
         float2 merged = moments(p, sample).merged(parts);
-        float mean = merged.x, rstd = 1.0f / sqrtf(merged.y + p.eps);
+        float mean = merged.x, rstd = rsqrtf(merged.y + p.eps);
         float scale = rstd * first, shift = fmaf(-mean, scale, second);
         if (keeps) {
             float* own = p.own_affine + (2ll * sample * channels + c);

@@ -249,7 +249,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     ResultPlaces<E, MT> to(p, of.sample, down.output(pixel >> p.tile_width_log), across.output(pixel & (tile_width - 1)),
                            down.steps(), across.steps(), first_column + Layout::channel());
     if (p.flags & QUADS) {
-        store_quads<E, MT, NT>(p, sums, y, to);
+        store_quads<E, MT, NT>(p, sums, y, to, ResidualQuads<E, MT>(p, to, 0));
     } else {
         __syncthreads();
         float* staged = reinterpret_cast<float*>(shared) + warp * Stage<NT>::SIZE;

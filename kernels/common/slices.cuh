@@ -37,10 +37,9 @@ __device__ __forceinline__ void store_part(float* to, const float* sums) {
 }
 
 // The sums of these slices, in their order, to `sink`(which, sum): as many loads are under way at a time as there are
-// registers for, of a few slices. Those of slice `own` the block still has, if there is one.
+// registers for, of a few slices.
 template <int THREADS, int SUMS, class Sink>
-__device__ __forceinline__ void add_parts(const float* partials, int slices, int own, const float* own_sums,
-                                          Sink sink) {
+__device__ __forceinline__ void add_parts(const float* partials, int slices, Sink sink) {
     const int SIZE = PartVector<SUMS>::SIZE, BATCH = SUMS < 32 ? SUMS : 32;
     const int TOGETHER = SUMS > 32 ? 1 : BATCH > 16 ? 128 / BATCH : 8;
 #pragma unroll
@@ -56,11 +55,6 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, int
                 const float* of = partials + (static_cast<long long>(from + k) * SUMS + first) * THREADS;
                 of += threadIdx.x * SIZE;
                 if (from + k >= slices) continue;
-                if (from + k == own) {
-#pragma unroll
-                    for (int i = 0; i < BATCH && first + i < SUMS; ++i) part[k][i] = own_sums[first + i];
-                    continue;
-                }
 #pragma unroll
                 for (int i = 0; i < BATCH && first + i < SUMS; i += SIZE, of += THREADS * SIZE) {
                     if (SIZE == 1) {
@@ -83,16 +77,43 @@ __device__ __forceinline__ void add_parts(const float* partials, int slices, int
     }
 }
 
-// Adds the sums of all slices in their order; true in the block that came last, which has them all.
+// Adds to the sums of slice `own` those of all others, of up to 8, so that which one it is makes no difference:
+// neighbours first, whose numbers differ in one bit, then these pairs, then these fours. What isn't there is zero.
+template <int THREADS, int SUMS>
+__device__ __forceinline__ void add_others(float (&sums)[SUMS], const float* partials, int slices, int own) {
+    static_assert(SUMS % 4 == 0, "a vector of sums is four");
+    auto load = [&](float (&part)[SUMS], int slice) {
+        const float4* of = reinterpret_cast<const float4*>(partials) + (slice * (SUMS / 4) * THREADS + threadIdx.x);
+#pragma unroll
+        for (int i = 0; i < SUMS; i += 4, of += THREADS) {
+            float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (slice < slices) four = __ldcg(of);
+            part[i] = four.x, part[i + 1] = four.y, part[i + 2] = four.z, part[i + 3] = four.w;
+        }
+    };
+    float part[4][SUMS];
+#pragma unroll
+    for (int k = 1; k < 4; ++k) load(part[k], own ^ k);
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) sums[i] = (sums[i] + part[1][i]) + (part[2][i] + part[3][i]);
+    if (slices <= 4) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) load(part[k], own ^ (4 + k));
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) sums[i] += (part[0][i] + part[1][i]) + (part[2][i] + part[3][i]);
+}
+
+// Adds the sums of all slices, in an order of their numbers; true in the block that came last, which has them all.
 // No block waits for another.
 template <int THREADS, int SUMS>
 __device__ __forceinline__ bool join_slices(float (&sums)[SUMS], float* partials, unsigned* ticket,
                                             int slice, int slices) {
     store_part<THREADS, SUMS>(partials + static_cast<long long>(slice) * SUMS * THREADS, sums);
     if (!comes_last(ticket, slices)) return false;
-    // Many sums leave no registers for it.
-    int own = SUMS > 32 ? -1 : slice;
-    add_parts<THREADS, SUMS>(partials, slices, own, sums, [&](int i, float sum) { sums[i] = sum; });
+    // Many sums leave no registers for those of other slices.
+    if (SUMS > 32 || slices > 8)
+        add_parts<THREADS, SUMS>(partials, slices, [&](int i, float sum) { sums[i] = sum; });
+    else add_others<THREADS, SUMS>(sums, partials, slices, slice);
     return true;
 }
 
@@ -115,9 +136,9 @@ __device__ __forceinline__ void join_groups(const float (&sums)[SUMS], float* pa
         static_assert(PartVector<SUMS>::SIZE == 1, "sums are stored one by one");
         float* of_group = partials + (slices + group) * part + threadIdx.x;
         auto store = [&](int i, float sum) { of_group[i * THREADS] = sum; };
-        if (has_sums) add_parts<THREADS, SUMS>(from, count, -1, sums, store);
+        if (has_sums) add_parts<THREADS, SUMS>(from, count, store);
         if (!comes_last(tickets + groups, groups)) return;
         from = partials + slices * part, count = groups;
     }
-    if (has_sums) add_parts<THREADS, SUMS>(from, count, -1, sums, sink);
+    if (has_sums) add_parts<THREADS, SUMS>(from, count, sink);
 }
