@@ -2,11 +2,11 @@
 //
 // A block alone on a multiprocessor waits for whatever it does next, so it does little besides products. Weights
 // go straight from memory to registers, those of some taps ahead, so that no barrier stands between taps. What all
-// warps read, the region (see conv2d_tile.cuh), is of up to four pieces of input channels at a time; while they
-// multiply, the next pieces are on their way to a second buffer. Two warps share the products of up to 64 pixels x
-// 32 channels, each a pair of these pieces, so that what a warp loads of the region serves as many channels as
-// registers allow; in the end each takes half of their sums. Of a chunk of one pair, as the last one may be, the
-// second warp has nothing to multiply.
+// warps read, the region (see conv2d_tile.cuh), is of some pairs of pieces of input channels at a time; while they
+// multiply, the next pieces are on their way to a second buffer. Groups of two warps multiply a pair of pieces each,
+// so that what a warp loads of the region serves as many channels as registers allow; in the end all add what the
+// groups have. Two groups leave room for a second block, four are for a block alone. Of a chunk of fewer pairs, as the
+// last one may be, the last groups have nothing to multiply.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
@@ -142,10 +142,10 @@ struct SmallTaps {
     }
 };
 
-// The sums of COUNT products of 16 x 16 that a pair of neighbouring warps made, some of each pair of pieces. The first
-// warp takes those of the first half of products, or where they ALTERNATE of the even ones, through `shared`, which
-// is [warp][COUNT][lane].
-template <int COUNT, bool ALTERNATE>
+// The sums of COUNT products of 16 x 16 of which two warps made parts, whose numbers differ by DISTANCE. The first of
+// them takes those of the first half of products, or where they ALTERNATE of the even ones, through `shared`, which is
+// [warp][COUNT][lane].
+template <int COUNT, int DISTANCE, bool ALTERNATE>
 struct PairSums {
     float sums[COUNT * 8] = {};
 
@@ -157,7 +157,7 @@ struct PairSums {
     }
     // Adds them, when all have been given.
     __device__ __forceinline__ void take(float* to, const float4* shared) const {
-        const float4* from = shared + ((threadIdx.x / 32 ^ 1) * COUNT * 32 + warp_lane());
+        const float4* from = shared + ((threadIdx.x / 32 ^ DISTANCE) * COUNT * 32 + warp_lane());
 #pragma unroll
         for (int i = 0; i < COUNT * 4; i += 4, from += 32) {
             float4 other = *from;
@@ -171,23 +171,25 @@ private:
     __device__ __forceinline__ float part(int i, bool others) const {
         int product = i / 8, first = ALTERNATE ? 2 * product : product;
         int second = ALTERNATE ? first + 1 : first + COUNT / 2;
-        bool of_second = (threadIdx.x / 32 % 2 == 1) != others;
+        bool of_second = (threadIdx.x / 32 & DISTANCE) != (others ? DISTANCE : 0);
         return of_second ? sums[second * 8 + i % 8] : sums[first * 8 + i % 8];
     }
 };
 
-// WM x WN warps, which have 64 / WM pixels x 16 channels of the results. `column` counts the tiles of channels of all
-// siblings.
+// `column` counts the tiles of 16 WN channels of all siblings. Pairs of neighbouring warps, and of a block of 4 WN of
+// them such pairs, have parts of the same sums, which a warp has of 64 / WM pixels x 16 channels in the end.
 template <bool TRANSPOSED, int WM, int WN>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
     const int MT = 4 / WM, M = 64, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
-    // What a pair of warps multiplies: two tiles of results that lie side by side, or one below the other.
-    const bool BESIDE = WN > 1;
-    const int PAIR_MT = BESIDE ? MT : 2 * MT, PAIR_NT = BESIDE ? 2 : 1;
-    typedef SmallTaps<TRANSPOSED, PAIR_MT, PAIR_NT> Taps;
+    // Groups of two warps that share the input channels, and what a warp multiplies: half of the tile, which lies beside
+    // the other or below it.
+    const int GROUPS = WM * WN / 2;
+    const bool BESIDE = WN > 2;
+    const int HALF_MT = BESIDE ? 4 : 2, HALF_NT = BESIDE ? 2 : WN;
+    typedef SmallTaps<TRANSPOSED, HALF_MT, HALF_NT> Taps;
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
-    const int MOST = 4, STEP = THREADS / MOST, BATCH = 4;
+    const int MOST = 2 * GROUPS, STEP = THREADS / MOST, BATCH = 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(float4, row_quads, N / 4);
     // What is added to the sums of slice 0 where results are stored in quads; else zeros.
@@ -201,8 +203,9 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int sibling = of_columns.sibling, column_tile = of_columns.tile;
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * 16;
     int first_column = column_tile * N + warp_n;
-    int half = warp % 2, pair_m = BESIDE ? warp_m : warp_m - half * MT * 16;
-    int pair_column = BESIDE ? first_column - half * 16 : first_column;
+    // Neighbours multiply different channels.
+    int group = warp % 2 + warp / 4 * 2, of_half = warp / 2 % 2;
+    int half_m = BESIDE ? 0 : of_half * 32, half_column = column_tile * N + (BESIDE ? of_half * 32 : 0);
 
     // Chunks of input channels, then those of the shortcut.
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
@@ -214,8 +217,9 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     }
     // A phase of a transposed convolution may have no tap.
     if (tap_rows <= 0 || tap_columns <= 0) last_chunk = chunk;
-    // A pitch of 2 or 6 modulo 8 pieces: pieces of two pixels are stored without bank conflicts.
-    int plane = ((p.region_height * p.region_width + 1) / 4 * 4 + 2) * SIZE;
+    // 8 lanes store MOST pieces of 8 / MOST pixels: with a pitch of 2 or 6 modulo 8 pieces, or an odd one, without bank
+    // conflicts.
+    int pixels = p.region_height * p.region_width, plane = (GROUPS == 2 ? (pixels + 1) / 4 * 4 + 2 : pixels | 1) * SIZE;
     E* region = shared;
     E* next_region = p.buffers > 1 ? region + p.chunk * plane : region;
     float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
@@ -238,10 +242,10 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         const E* packed = of_sibling<const E*>(p.weight, sibling);
         const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
         int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
-        int block = pair_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
-        image += (block * all + first + half * 2) * WEIGHT_BLOCK + pair_column % WEIGHT_BLOCK;
-        // Of a chunk of one pair of pieces the second warp has none.
-        int count = half == 0 || min(p.chunk, all - first) > 2 ? own ? tap_rows : 1 : 0;
+        int block = half_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
+        image += (block * all + first + group * 2) * WEIGHT_BLOCK + half_column % WEIGHT_BLOCK;
+        // Of a chunk of fewer pairs of pieces the last groups have none.
+        int count = min(p.chunk, all - first) > group * 2 ? own ? tap_rows : 1 : 0;
         int across = columns.steps() * all * WEIGHT_BLOCK, down = rows.steps() * p.kw * all * WEIGHT_BLOCK;
         // A shortcut has the tap in the middle alone.
         taps.aim(image, own ? 0 : p.pad_top, own ? 0 : p.pad_left, count, own ? tap_columns : 1, down, across);
@@ -286,11 +290,11 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
 
     // What the lane's row of the first 16 reads of the region by the first tap. Since a tile is 8 wide or one row,
     // the next 16 lie at a fixed distance.
-    int tile_width = 1 << p.tile_width_log, own_row = pair_m + a_row();
+    int tile_width = 1 << p.tile_width_log, own_row = half_m + a_row();
     int ry = rows.place(own_row >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
-    PairSums<PAIR_MT * PAIR_NT, BESIDE> pair;
+    PairSums<HALF_MT * HALF_NT, 1, (WN > 1)> half;
 #pragma unroll 1
     for (int first = chunk; chunk < last_chunk; ++chunk) {
         if (chunk == first || p.buffers == 1) __syncthreads();
@@ -298,23 +302,33 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         __syncthreads();
         bool more = chunk + 1 < last_chunk;
         if (more) request_pieces(chunk + 1);
-        const E* pair_region = region + (half * 2 * plane + Taps::Product::row_offset(plane));
+        const E* own_region = region + (group * 2 * plane + Taps::Product::row_offset(plane));
         bool ends;
 #pragma unroll 1
         do {
             ends = taps.next.rows == 0;
             if (ends && more) request_weights(chunk + 1);
-            taps.multiply(p, pair.sums, pair_region, ry << 16 | rx, step * SIZE, plane);
+            taps.multiply(p, half.sums, own_region, ry << 16 | rx, step * SIZE, plane);
         } while (!ends);
         E* free = region;
         region = next_region, next_region = free;
     }
     __syncthreads();
-    pair.give(reinterpret_cast<float4*>(shared));
+    float4* exchanged = reinterpret_cast<float4*>(shared);
+    half.give(exchanged);
     __syncthreads();
     float sums[MT * 8];
     begin_sums<E, MT, 1>(sums, row + warp_n);
-    pair.take(sums, reinterpret_cast<const float4*>(shared));
+    if (GROUPS == 2) {
+        half.take(sums, exchanged);
+    } else {
+        PairSums<HALF_MT * HALF_NT / 2, 4, false> quarter;
+        half.take(quarter.sums, exchanged);
+        exchanged += THREADS * HALF_MT * HALF_NT;
+        quarter.give(exchanged);
+        __syncthreads();
+        quarter.take(sums, exchanged);
+    }
 
     E* y = of_sibling<E*>(p.y, sibling);
     typedef ResultLayout<E> Layout;

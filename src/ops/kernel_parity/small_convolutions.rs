@@ -54,6 +54,25 @@ fn small_tiles_of_several_chunks() {
     }
 }
 
+/// Tiles of blocks that have a multiprocessor alone: of one chunk of four pairs of pieces, of fewer than the warps have,
+/// and of several chunks, one after another or in two parts.
+#[test]
+fn tiles_of_blocks_alone() {
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let conv = Conv2d { operands, ..Conv2d::same([3, 3], false) };
+    for (multiprocessors, channels) in [(2, 64), (2, 61), (2, 85), (4, 85), (4, 144)] {
+        let targets = BOTH.map(|full| Target { multiprocessors, ..full });
+        let x = Host::random(&[1, 3, 4, channels], 1);
+        let affine = Host::random(&[1, 2, channels], 2);
+        let weight = Host::random(&[72, channels, 3, 3], 3);
+        check_half(&targets, &conv, &[&x, &affine, &weight], 1e-5);
+        let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1; 4], input: [3, 4] };
+        let weight = Host::random(&[channels, 72, 3, 3], 4);
+        check_half(&targets, &dgrad, &[&x, &weight], 1e-5);
+    }
+    assert_launched("f16", &["conv2d_alone_fwd", "conv2d_alone_dgrad"]);
+}
+
 /// More taps than there are registers for at a time, of two chunks.
 #[test]
 fn small_tiles_of_many_taps() {
@@ -78,7 +97,7 @@ fn leaving_moments(
 /// and more than a lane takes at once. Slices of one channel and of several, up to a whole tile.
 #[test]
 fn small_tiles_that_leave_moments() {
-    for ([batch, height, width], kernel, channels, slice) in [
+    let few = [
         ([2, 3, 4], 3, 8, 4),
         ([2, 9, 13], 3, 8, 4),
         ([1, 3, 17], 3, 8, 2),
@@ -96,10 +115,14 @@ fn small_tiles_that_leave_moments() {
         ([1, 2, 5], 3, 12, 2),
         ([2, 9, 13], 1, 32, 16),
         ([2, 9, 37], 1, 32, 16),
-    ] {
+    ];
+    // Tiles of blocks alone, of whose slices two warps have parts.
+    let alone = [1, 2, 4, 8, 16, 64].map(|slice| ([1, 3, 5], 3, 64, slice));
+    let cases = few.map(|case| (case, 5)).into_iter().chain(alone.map(|case| (case, 64)));
+    for (([batch, height, width], kernel, channels, slice), c_in) in cases {
         let conv = Conv2d::same([kernel; 2], false);
-        let x = rounded(&Host::random(&[batch, height, width, 5], 1));
-        let weight = rounded(&Host::random(&[channels, 5, kernel, kernel], 2));
+        let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
+        let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
         let [x, weight] =
             [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
         let y = run(&conv, &[&x, &weight]).remove(0);

@@ -2,11 +2,11 @@
 
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
-    CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16,
-    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32,
-    CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
-    CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16,
-    Kernel,
+    CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16,
+    CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F32,
+    CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32, CONV2D_SMALL16_DGRAD_NHWC_F16,
+    CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16,
+    CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16, Kernel,
 };
 use crate::device::{CodePath, DType, Target};
 use crate::ops::conv2d::geometry::{PIECE, piece};
@@ -18,8 +18,9 @@ fn most_pieces(target: &Target, dtype: DType) -> usize {
     if target.code_path == CodePath::Sm70 && dtype == DType::F16 { 4 } else { 8 }
 }
 
-/// The same of small tiles in float16.
+/// The same of small tiles in float16, and of those for a block alone.
 const MOST_SMALL_PIECES: usize = 4;
+const MOST_ALONE_PIECES: usize = 8;
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
 /// Pixels and (most) channels of a small tile, and the fewest channels of one in float16.
@@ -116,6 +117,17 @@ fn pointwise(conv: &Conv) -> bool {
 /// each.
 fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
     blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
+}
+
+/// Whether so many tiles, or the parts that they are split into, give most multiprocessors one block and none two.
+fn leave_blocks_alone(target: &Target, tiles: usize) -> bool {
+    let all = target.multiprocessors as usize;
+    2 * tiles <= all || (3 * all..=4 * all).contains(&(4 * tiles))
+}
+
+/// Pieces between two planes of a small tile's region, so that threads store without bank conflicts.
+fn small_pitch(pixels: usize, most_pieces: usize) -> usize {
+    if most_pieces == MOST_SMALL_PIECES { (pixels + 1) / 4 * 4 + 2 } else { pixels | 1 }
 }
 
 /// Tiles that the moments of a convolution's output are of, for each sample.
@@ -217,7 +229,7 @@ impl Shape {
             grid,
             chunk,
             chunks,
-            slices: self.slices(target, grid, chunks[1], pixels),
+            slices: self.slices(target, grid, chunks[1], pixels, 2),
             buffers: 1,
             shared: (weights + chunk * plane + affine).max(results),
         }
@@ -228,7 +240,6 @@ impl Shape {
     fn small_half(&self, target: &Target) -> Cut {
         let Pixels { tile, region, tiles, all } = self.pixels(SMALL);
         let [_, needed] = self.pieces();
-        let plane = ((region[0] * region[1] + 1) / 4 * 4 + 2) * PIECE;
         let chunks = self.chunks(needed.min(MOST_SMALL_PIECES))[1];
         let mut channels = SMALL;
         while channels > LEAST_CHANNELS {
@@ -241,25 +252,34 @@ impl Shape {
             }
             channels = half;
         }
+        let grid = [all, self.columns(channels)];
+        let alone = channels == SMALL
+            && needed >= MOST_ALONE_PIECES
+            && leave_blocks_alone(target, self.alone(target, grid, SMALL));
         let kernel = match (self.conv.transposed, channels) {
+            (false, 64) if alone => &CONV2D_ALONE_FWD_NHWC_F16,
             (false, 64) => &CONV2D_SMALL64_FWD_NHWC_F16,
             (false, 32) => &CONV2D_SMALL32_FWD_NHWC_F16,
             (false, _) => &CONV2D_SMALL16_FWD_NHWC_F16,
+            (true, 64) if alone => &CONV2D_ALONE_DGRAD_NHWC_F16,
             (true, 64) => &CONV2D_SMALL64_DGRAD_NHWC_F16,
             (true, 32) => &CONV2D_SMALL32_DGRAD_NHWC_F16,
             (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
         };
-        let grid = [all, self.columns(channels)];
+        let most_pieces = if alone { MOST_ALONE_PIECES } else { MOST_SMALL_PIECES };
+        let plane = small_pitch(region[0] * region[1], most_pieces) * PIECE;
         let cut = |chunk: usize, most_buffers: usize| {
             let chunks = self.chunks(chunk);
-            let slices = self.slices(target, grid, chunks[1], SMALL);
+            let blocks = if alone { 1 } else { 2 };
+            let slices = self.slices(target, grid, chunks[1], SMALL, blocks);
             // Of the block's chunks, one after another.
             let steps = chunks[1].div_ceil(slices);
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
             let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-            // Sums that pairs of warps exchange take the place of the regions.
-            let exchanged = SMALL * channels * 4;
+            // Sums that pairs of warps exchange, and where there are eight then pairs of pairs, take the place of
+            // the regions.
+            let exchanged = SMALL * channels * 4 * if alone { 3 } else { 1 };
             let shared = (buffers * chunk * plane + affine).max(exchanged).max(results);
             Cut {
                 kernel,
@@ -277,7 +297,7 @@ impl Shape {
             }
         };
         // As much as fits, or the least.
-        let most = needed.min(MOST_SMALL_PIECES);
+        let most = needed.min(most_pieces);
         let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
         let choices = [(most, 2), (most, 1)].map(|(chunk, buffers)| cut(chunk, buffers));
         choices.into_iter().find(fits).unwrap_or_else(|| cut(2, 1))
@@ -339,16 +359,23 @@ impl Shape {
     }
 
     /// Parts that the chunks are split into: as many as few tiles need to occupy the target. Tiles that are
-    /// too many for that, but leave multiprocessors with one block, are split for two each as far as a part
-    /// has two chunks: a block alone waits for whatever it does. The fewest parts of which none has more
-    /// chunks.
-    fn slices(&self, target: &Target, grid: [usize; 2], chunks: usize, pixels: usize) -> usize {
+    /// too many for that, but leave multiprocessors with one block, are split for two each, if a multiprocessor
+    /// takes so many blocks, as far as a part has two chunks: a block alone waits for whatever it does. The fewest
+    /// parts of which none has more chunks.
+    fn slices(
+        &self,
+        target: &Target,
+        grid: [usize; 2],
+        chunks: usize,
+        pixels: usize,
+        blocks: usize,
+    ) -> usize {
         let tiles = self.alone(target, grid, pixels);
         let parts = |blocks: usize, most: usize| {
             (blocks * target.multiprocessors as usize / tiles).clamp(1, most.clamp(1, MOST_SLICES))
         };
         let slices = match parts(1, chunks) {
-            1 => parts(2, chunks / 2),
+            1 if blocks > 1 => parts(blocks, chunks / 2),
             parts => parts,
         };
         chunks.div_ceil(chunks.div_ceil(slices))
