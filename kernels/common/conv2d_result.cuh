@@ -268,8 +268,9 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
 // Moments of the tiles, of slices of channels: the number of elements, their mean and the sum of their squared
 // deviations from it, of the values as they were stored. They go to `moments`, [tile][3][slice] a sample.
 //
-// `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows.
-template <class E, int WM, int WN, int MT, int NT>
+// `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows. `shared` is FREE
+// already, or when all warps are here.
+template <class E, int WM, int WN, int MT, int NT, bool FREE>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E> Layout;
@@ -293,7 +294,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     float2* parts = reinterpret_cast<float2*>(shared);  // [WM][N / channels that a warp takes together]
     float* counts = shared + WM * N * 2;                // [WM]: pixels
     if (!whole) {
-        __syncthreads();
+        if (!FREE) __syncthreads();
         if (warp % WN == 0 && warp_lane() == 0) counts[warp_row] = count[0];
     }
     warp_moments<E, MT, NT>(values, valid, count[0], together, [&](int channel, float mean, float squares) {
@@ -363,12 +364,12 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     to[2 * slices] = squares;
 }
 
-// What a tile leaves of its results for normalisations that read them. `shared` is free when all warps are here.
-template <class E, int WM, int WN, int MT, int NT>
+// What a tile leaves of its results for normalisations that read them.
+template <class E, int WM, int WN, int MT, int NT, bool FREE>
 __device__ __forceinline__ void leave_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* shared) {
     bool several = p.tile_moments >= 0;
     float* moments = several ? p.partials + p.tile_moments : p.own_moments;
-    store_moments<E, WM, WN, MT, NT>(p, values, valid, place, column_tile, moments, shared);
+    store_moments<E, WM, WN, MT, NT, FREE>(p, values, valid, place, column_tile, moments, shared);
     if (several) merge_moments<E, WN * NT * 16, WM * WN * 32>(p, place.sample, column_tile);
 }

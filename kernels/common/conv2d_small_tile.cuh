@@ -147,7 +147,7 @@ struct SmallTaps {
 // [warp][COUNT][lane].
 template <int COUNT, int DISTANCE, bool ALTERNATE>
 struct PairSums {
-    float sums[COUNT * 8] = {};
+    float sums[COUNT * 8];
 
     __device__ __forceinline__ void give(float4* shared) const {
         float4* to = shared + (threadIdx.x / 32 * COUNT * 32 + warp_lane());
@@ -155,14 +155,19 @@ struct PairSums {
         for (int i = 0; i < COUNT * 4; i += 4, to += 32)
             *to = make_float4(part(i, true), part(i + 1, true), part(i + 2, true), part(i + 3, true));
     }
-    // Adds them, when all have been given.
+    // Sets what is taken, or ADDS to it, when all has been given.
+    template <bool ADDS>
     __device__ __forceinline__ void take(float* to, const float4* shared) const {
         const float4* from = shared + ((threadIdx.x / 32 ^ DISTANCE) * COUNT * 32 + warp_lane());
 #pragma unroll
         for (int i = 0; i < COUNT * 4; i += 4, from += 32) {
-            float4 other = *from;
-            to[i] += part(i, false) + other.x, to[i + 1] += part(i + 1, false) + other.y;
-            to[i + 2] += part(i + 2, false) + other.z, to[i + 3] += part(i + 3, false) + other.w;
+            float4 four = *from;
+            float other[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                float sum = part(i + j, false) + other[j];
+                to[i + j] = ADDS ? to[i + j] + sum : sum;
+            }
         }
     }
 
@@ -204,8 +209,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * 16;
     int first_column = column_tile * N + warp_n;
     // Neighbours multiply different channels.
-    int group = warp % 2 + warp / 4 * 2, of_half = warp / 2 % 2;
-    int half_m = BESIDE ? 0 : of_half * 32, half_column = column_tile * N + (BESIDE ? of_half * 32 : 0);
+    int group = GROUPS > 2 ? warp % 2 + warp / 4 * 2 : warp % 2, which = GROUPS > 2 ? warp / 2 % 2 : warp / 2;
+    int half_m = BESIDE ? 0 : which * 32, half_column = column_tile * N + (BESIDE ? which * 32 : 0);
 
     // Chunks of input channels, then those of the shortcut.
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
@@ -220,7 +225,13 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // 8 lanes store MOST pieces of 8 / MOST pixels: with a pitch of 2 or 6 modulo 8 pieces, or an odd one, without bank
     // conflicts.
     int pixels = p.region_height * p.region_width, plane = (GROUPS == 2 ? (pixels + 1) / 4 * 4 + 2 : pixels | 1) * SIZE;
-    E* region = shared;
+    // The sums that warps exchange. Those of a block alone lie in front of the regions, so that no warp waits for the
+    // products of others; else they take the place of regions, since weights need the rest for a cache.
+    const int EXCHANGED = THREADS * HALF_MT * HALF_NT;
+    const bool IN_FRONT = GROUPS > 2;
+    float4* exchanged = reinterpret_cast<float4*>(shared);
+    E* const regions = IN_FRONT ? reinterpret_cast<E*>(exchanged + EXCHANGED / 2 * 3) : shared;
+    E* region = regions;
     E* next_region = p.buffers > 1 ? region + p.chunk * plane : region;
     float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
 
@@ -294,7 +305,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int ry = rows.place(own_row >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
     int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
-    PairSums<HALF_MT * HALF_NT, 1, (WN > 1)> half;
+    PairSums<HALF_MT * HALF_NT, 1, (WN > 1)> half = {};
 #pragma unroll 1
     for (int first = chunk; chunk < last_chunk; ++chunk) {
         if (chunk == first || p.buffers == 1) __syncthreads();
@@ -313,21 +324,20 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         E* free = region;
         region = next_region, next_region = free;
     }
-    __syncthreads();
-    float4* exchanged = reinterpret_cast<float4*>(shared);
+    if (!IN_FRONT) __syncthreads();
     half.give(exchanged);
     __syncthreads();
     float sums[MT * 8];
     begin_sums<E, MT, 1>(sums, row + warp_n);
     if (GROUPS == 2) {
-        half.take(sums, exchanged);
+        half.template take<true>(sums, exchanged);
     } else {
         PairSums<HALF_MT * HALF_NT / 2, 4, false> quarter;
-        half.take(quarter.sums, exchanged);
-        exchanged += THREADS * HALF_MT * HALF_NT;
+        half.template take<false>(quarter.sums, exchanged);
+        exchanged += EXCHANGED;
         quarter.give(exchanged);
         __syncthreads();
-        quarter.take(sums, exchanged);
+        quarter.template take<true>(sums, exchanged);
     }
 
     E* y = of_sibling<E*>(p.y, sibling);
@@ -353,5 +363,5 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         });
     }
     if (!TRANSPOSED && p.own_moments)
-        leave_moments<E, WM, WN, MT, 1>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
+        leave_moments<E, WM, WN, MT, 1, IN_FRONT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(regions));
 }

@@ -277,10 +277,11 @@ impl Shape {
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
             let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-            // Sums that pairs of warps exchange, and where there are eight then pairs of pairs, take the place of
-            // the regions.
-            let exchanged = SMALL * channels * 4 * if alone { 3 } else { 1 };
-            let shared = (buffers * chunk * plane + affine).max(exchanged).max(results);
+            // Sums that pairs of warps exchange take the place of the regions; where there are eight warps, which
+            // do that twice, they lie in front.
+            let exchanged = SMALL * channels * 4;
+            let regions = buffers * chunk * plane + affine;
+            let shared = if alone { 3 * exchanged + regions } else { regions.max(exchanged) };
             Cut {
                 kernel,
                 pixels: SMALL,
@@ -293,7 +294,7 @@ impl Shape {
                 chunks,
                 slices,
                 buffers,
-                shared,
+                shared: shared.max(results),
             }
         };
         // As much as fits, or the least.
