@@ -157,14 +157,15 @@ __device__ __forceinline__ void begin_sums(float* sums, const float* row) {
     }
 }
 
-// The residual of a lane's quads of column `n` of products, zeros where there is none.
+// The residual of a lane's quads of column `n` of products, zeros where there is none. Nothing is read where results
+// are not stored in quads.
 template <class E, int MT>
 struct ResidualQuads {
     typename Quad<E>::Type value[2 * MT];
 
     __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const ResultPlaces<E, MT>& places, int n) {
         typedef typename Quad<E>::Type Bits;
-        unsigned wanted = p.residual ? places.quads(n) : 0u;
+        unsigned wanted = p.residual && (p.flags & QUADS) ? places.quads(n) : 0u;
 #pragma unroll
         for (int k = 0; k < 2 * MT; ++k) {
             value[k] = Bits();

@@ -73,6 +73,21 @@ fn tiles_of_blocks_alone() {
     assert_launched("f16", &["conv2d_alone_fwd", "conv2d_alone_dgrad"]);
 }
 
+/// What pixels get added, where results are stored four channels at a time and where they can't be: small tiles, and
+/// those of blocks alone.
+#[test]
+fn small_tiles_that_add() {
+    let operands = Operands { bias: true, shift: true, residual: true, ..Operands::default() };
+    let conv = Conv2d { operands, ..Conv2d::same([3, 3], false) };
+    for [c_in, c_out] in [[5, 9], [5, 8], [64, 61], [64, 64]] {
+        let [x, weight] =
+            [&[1, 3, 4, c_in], &[c_out, c_in, 3, 3]].map(|dims| Host::random(dims, 1));
+        let [bias, shift] = [Host::random(&[c_out], 2), Host::random(&[1, c_out], 3)];
+        let residual = Host::random(&[1, 3, 4, c_out], 4);
+        check_on_chips_of(1, &conv, &[&x, &weight, &bias, &shift, &residual], 1e-5);
+    }
+}
+
 /// More taps than there are registers for at a time, of two chunks.
 #[test]
 fn small_tiles_of_many_taps() {
