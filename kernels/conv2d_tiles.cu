@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(128, WN == 1 && !TRANSPOSED ? 3 : 2) conv2d_sm
     conv2d_small_tile<TRANSPOSED, 4 / WN, WN>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
-// 64 pixels x 64 channels, in float16, by twice as many warps: for no more blocks than multiprocessors.
+// 64 pixels x 64 channels, in float16, by twice as many warps: where blocks have a multiprocessor each.
 template <class E, bool TRANSPOSED>
 __global__ void __launch_bounds__(256, 1) conv2d_alone(Conv2d<E> p) {
     conv2d_small_tile<TRANSPOSED, 2, 4>(p, blockIdx.x, blockIdx.y, blockIdx.z);

@@ -4,7 +4,7 @@
 // A block makes 64 x 64 results, a thread 4 x 4 of them, from 16 terms of each sum at a time.
 //
 //   forward   rows of x by channels of one layer.
-//   dgrad     rows of x by columns of x; the layers' parts are added in their order by the last to come.
+//   dgrad     rows of x by columns of x; the layers' parts are added in an order of their numbers by the last to come.
 //   wgrad     channels of one layer by columns of x; the blocks of the first columns also make db.
 #include "common/shared.cuh"
 #include "common/slices.cuh"

@@ -165,7 +165,8 @@ struct ResidualQuads {
 
     __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const ResultPlaces<E, MT>& places, int n) {
         typedef typename Quad<E>::Type Bits;
-        unsigned wanted = p.residual && (p.flags & QUADS) ? places.quads(n) : 0u;
+        unsigned wanted = p.residual ? places.quads(n) : 0u;
+        if (!(p.flags & QUADS)) wanted = 0;
 #pragma unroll
         for (int k = 0; k < 2 * MT; ++k) {
             value[k] = Bits();
@@ -289,7 +290,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
         float* to = moments + (at * 3 * slices + slice);
         to[0] = elements, to[slices] = mean, to[2 * slices] = squares;
     };
-    // In a small tile of 64 channels a warp most often has all of a slice; else parts of it are merged.
+    // In a small tile of 64 channels one of four warps most often has all of a slice; else parts are merged.
     bool whole = NT == 1 && PARTS == 1 && log == together;
     int width_log = (__ffs(N) - 1) - together;
     float2* parts = reinterpret_cast<float2*>(shared);  // [WM][N / channels that a warp takes together]

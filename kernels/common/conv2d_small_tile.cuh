@@ -181,8 +181,8 @@ private:
     }
 };
 
-// `column` counts the tiles of 16 WN channels of all siblings. Pairs of neighbouring warps, and of a block of 4 WN of
-// them such pairs, have parts of the same sums, which a warp has of 64 / WM pixels x 16 channels in the end.
+// WM x WN warps, which have 64 / WM pixels x 16 channels of the results; until then neighbours have parts of the same
+// sums, and so have of eight warps those that are four apart. `column` counts the tiles of channels of all siblings.
 template <bool TRANSPOSED, int WM, int WN>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;

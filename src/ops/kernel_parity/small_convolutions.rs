@@ -70,21 +70,39 @@ fn tiles_of_blocks_alone() {
         let weight = Host::random(&[channels, 72, 3, 3], 4);
         check_half(&targets, &dgrad, &[&x, &weight], 1e-5);
     }
+    // Phases, of which some have no tap.
+    let dgrad = Conv2dDgrad { stride: [3, 2], padding: [0; 4], input: [8, 8] };
+    let [dy, weight] = [Host::random(&[1, 3, 4, 72], 1), Host::random(&[72, 61, 2, 2], 2)];
+    let targets = BOTH.map(|full| Target { multiprocessors: 12, ..full });
+    check_half(&targets, &dgrad, &[&dy, &weight], 1e-5);
     assert_launched("f16", &["conv2d_alone_fwd", "conv2d_alone_dgrad"]);
 }
 
+/// Where the regions of a block alone don't fit, a tile has four warps.
+#[test]
+fn tiles_that_do_not_fit_a_block_alone() {
+    let [x, weight] = [Host::random(&[1, 3, 4, 64], 1), Host::random(&[40, 64, 3, 3], 2)];
+    for kib in [72, 40] {
+        let targets =
+            BOTH.map(|full| Target { multiprocessors: 1, shared_bytes: kib << 10, ..full });
+        check_half(&targets, &Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
+    }
+}
+
 /// What pixels get added, where results are stored four channels at a time and where they can't be: small tiles, and
-/// those of blocks alone.
+/// those of blocks alone, in one part and in two.
 #[test]
 fn small_tiles_that_add() {
     let operands = Operands { bias: true, shift: true, residual: true, ..Operands::default() };
     let conv = Conv2d { operands, ..Conv2d::same([3, 3], false) };
-    for [c_in, c_out] in [[5, 9], [5, 8], [64, 61], [64, 64]] {
+    for (multiprocessors, [c_in, c_out]) in
+        [(1, [5, 9]), (1, [5, 8]), (1, [64, 61]), (1, [64, 64]), (2, [85, 61]), (2, [85, 64])]
+    {
         let [x, weight] =
             [&[1, 3, 4, c_in], &[c_out, c_in, 3, 3]].map(|dims| Host::random(dims, 1));
         let [bias, shift] = [Host::random(&[c_out], 2), Host::random(&[1, c_out], 3)];
         let residual = Host::random(&[1, 3, 4, c_out], 4);
-        check_on_chips_of(1, &conv, &[&x, &weight, &bias, &shift, &residual], 1e-5);
+        check_on_chips_of(multiprocessors, &conv, &[&x, &weight, &bias, &shift, &residual], 1e-5);
     }
 }
 

@@ -119,15 +119,11 @@ fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
     blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
 }
 
-/// Whether so many tiles, or the parts that they are split into, give most multiprocessors one block and none two.
-fn leave_blocks_alone(target: &Target, tiles: usize) -> bool {
-    let all = target.multiprocessors as usize;
-    2 * tiles <= all || (3 * all..=4 * all).contains(&(4 * tiles))
-}
-
-/// Pieces between two planes of a small tile's region, so that threads store without bank conflicts.
-fn small_pitch(pixels: usize, most_pieces: usize) -> usize {
-    if most_pieces == MOST_SMALL_PIECES { (pixels + 1) / 4 * 4 + 2 } else { pixels | 1 }
+/// Whether blocks of such a grid, or of the parts that its tiles are split into, have a multiprocessor each: tiles are at
+/// most half as many as multiprocessors, or not many fewer. The batch may not matter to that.
+fn leave_blocks_alone(target: &Target, grid: [usize; 2]) -> bool {
+    let (tiles, all) = (grid[0] * grid[1], target.multiprocessors as usize);
+    !target.batch_invariant && (2 * tiles <= all || (3 * all..=4 * all).contains(&(4 * tiles)))
 }
 
 /// Tiles that the moments of a convolution's output are of, for each sample.
@@ -253,37 +249,35 @@ impl Shape {
             channels = half;
         }
         let grid = [all, self.columns(channels)];
-        let alone = channels == SMALL
-            && needed >= MOST_ALONE_PIECES
-            && leave_blocks_alone(target, self.alone(target, grid, SMALL));
         let kernel = match (self.conv.transposed, channels) {
-            (false, 64) if alone => &CONV2D_ALONE_FWD_NHWC_F16,
             (false, 64) => &CONV2D_SMALL64_FWD_NHWC_F16,
             (false, 32) => &CONV2D_SMALL32_FWD_NHWC_F16,
             (false, _) => &CONV2D_SMALL16_FWD_NHWC_F16,
-            (true, 64) if alone => &CONV2D_ALONE_DGRAD_NHWC_F16,
             (true, 64) => &CONV2D_SMALL64_DGRAD_NHWC_F16,
             (true, 32) => &CONV2D_SMALL32_DGRAD_NHWC_F16,
             (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
         };
-        let most_pieces = if alone { MOST_ALONE_PIECES } else { MOST_SMALL_PIECES };
-        let plane = small_pitch(region[0] * region[1], most_pieces) * PIECE;
-        let cut = |chunk: usize, most_buffers: usize| {
+        // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they
+        // lie in front.
+        let exchanged = SMALL * channels * 4;
+        let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
+        let cut = |alone: bool, chunk: usize, most_buffers: usize| {
+            let pixels = region[0] * region[1];
+            // Pieces between two planes, so that threads store without bank conflicts.
+            let plane = PIECE * if alone { pixels | 1 } else { (pixels + 1) / 4 * 4 + 2 };
             let chunks = self.chunks(chunk);
-            let blocks = if alone { 1 } else { 2 };
-            let slices = self.slices(target, grid, chunks[1], SMALL, blocks);
+            let slices = self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 });
             // Of the block's chunks, one after another.
             let steps = chunks[1].div_ceil(slices);
             let buffers = most_buffers.min(steps);
             let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
-            let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-            // Sums that pairs of warps exchange take the place of the regions; where there are eight warps, which
-            // do that twice, they lie in front.
-            let exchanged = SMALL * channels * 4;
             let regions = buffers * chunk * plane + affine;
-            let shared = if alone { 3 * exchanged + regions } else { regions.max(exchanged) };
             Cut {
-                kernel,
+                kernel: match (alone, self.conv.transposed) {
+                    (false, _) => kernel,
+                    (true, false) => &CONV2D_ALONE_FWD_NHWC_F16,
+                    (true, true) => &CONV2D_ALONE_DGRAD_NHWC_F16,
+                },
                 pixels: SMALL,
                 channels,
                 tile,
@@ -294,14 +288,23 @@ impl Shape {
                 chunks,
                 slices,
                 buffers,
-                shared: shared.max(results),
+                shared: if alone {
+                    3 * exchanged + regions
+                } else {
+                    regions.max(exchanged).max(results)
+                },
             }
         };
         // As much as fits, or the least.
-        let most = needed.min(most_pieces);
-        let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
-        let choices = [(most, 2), (most, 1)].map(|(chunk, buffers)| cut(chunk, buffers));
-        choices.into_iter().find(fits).unwrap_or_else(|| cut(2, 1))
+        let alone =
+            channels == SMALL && needed >= MOST_ALONE_PIECES && leave_blocks_alone(target, grid);
+        let most = needed.min(MOST_SMALL_PIECES);
+        let choices = [(true, MOST_ALONE_PIECES, 2), (false, most, 2), (false, most, 1)];
+        choices[usize::from(!alone)..]
+            .iter()
+            .map(|&(alone, chunk, buffers)| cut(alone, chunk, buffers))
+            .find(|cut| cut.shared + OWN <= target.shared_bytes as usize)
+            .unwrap_or_else(|| cut(false, 2, 1))
     }
 
     pub fn small(&self, target: &Target) -> Cut {
