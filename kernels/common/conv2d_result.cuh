@@ -165,12 +165,12 @@ struct ResidualQuads {
 
     __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const ResultPlaces<E, MT>& places, int n) {
         typedef typename Quad<E>::Type Bits;
-        unsigned wanted = p.residual ? places.quads(n) : 0u;
-        if (!(p.flags & QUADS)) wanted = 0;
+        const E* from = p.flags & QUADS ? p.residual : nullptr;
+        unsigned wanted = from ? places.quads(n) : 0u;
 #pragma unroll
         for (int k = 0; k < 2 * MT; ++k) {
             value[k] = Bits();
-            if (wanted >> k & 1) value[k] = *reinterpret_cast<const Bits*>(p.residual + places.place(k, n));
+            if (wanted >> k & 1) value[k] = *reinterpret_cast<const Bits*>(from + places.place(k, n));
         }
     }
 };
