@@ -15,6 +15,7 @@ mod attention;
 mod convolution;
 mod diffusion;
 mod elementwise;
+mod fused;
 mod normalisation;
 mod small_convolutions;
 mod training;

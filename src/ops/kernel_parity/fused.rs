@@ -1,0 +1,143 @@
+//! A residual block of a U-Net as fusion leaves it, on chips so small that its tiles get kernels which
+//! networks of tests are too small for.
+
+use super::{BOTH, orders};
+use crate::Result;
+use crate::device::cpu::CpuDevice;
+use crate::device::emulated::Emulated;
+use crate::device::{Device, Precision, Target, TensorType, Work};
+use crate::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
+use crate::ops::combine::Combine;
+use crate::ops::concat::Concat;
+use crate::ops::conv2d::Conv2d;
+use crate::ops::group_norm::GroupNorm;
+use crate::ops::testing::{Host, assert_close};
+
+/// Weights of 1×1 convolutions that read the same normalised block are siblings.
+const INPUTS: [(&str, &[usize]); 15] = [
+    ("image", &[1, 3, 5, 3]),
+    ("first", &[64, 3, 3, 3]),
+    ("skip", &[24, 3, 3, 3]),
+    ("gamma0", &[88]),
+    ("beta0", &[88]),
+    ("conv0", &[72, 88, 3, 3]),
+    ("gamma1", &[72]),
+    ("beta1", &[72]),
+    ("conv1", &[64, 72, 3, 3]),
+    ("shortcut", &[64, 88, 1, 1]),
+    ("gamma2", &[64]),
+    ("beta2", &[64]),
+    ("query", &[40, 64, 1, 1]),
+    ("key", &[40, 64, 1, 1]),
+    ("value", &[40, 64, 1, 1]),
+];
+
+/// A block of a decoder, which reads a concatenation and has a shortcut, and what attention would read of it.
+fn block(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
+    let &[
+        image,
+        first,
+        skip,
+        gamma0,
+        beta0,
+        conv0,
+        gamma1,
+        beta1,
+        conv1,
+        shortcut,
+        gamma2,
+        beta2,
+        q,
+        k,
+        v,
+    ] = t
+    else {
+        unreachable!("as many as INPUTS")
+    };
+    let conv = |g: &mut Graph, x, weight| g.one(Conv2d::same([3, 3], false), &[x, weight]);
+    let projected = |g: &mut Graph, x, weight| g.one(Conv2d::pointwise(false), &[x, weight]);
+    let silu = GroupNorm { groups: 4, eps: 1e-5, silu: true };
+    let parts = [conv(g, image, first)?, conv(g, image, skip)?];
+    let joined = g.one(Concat::PLAIN, &parts)?;
+    let h = g.one(silu, &[joined, gamma0, beta0])?;
+    let h = conv(g, h, conv0)?;
+    let h = g.one(silu, &[h, gamma1, beta1])?;
+    let h = conv(g, h, conv1)?;
+    let other = projected(g, joined, shortcut)?;
+    let y = g.one(Combine::ADD, &[h, other])?;
+    let norm = g.one(GroupNorm { silu: false, ..silu }, &[y, gamma2, beta2])?;
+    let [q, k, v] = [q, k, v].map(|weight| projected(g, norm, weight));
+    let (q, k, v) = (q?, k?, v?);
+    let product = g.one(Combine::Product, &[q, k])?;
+    g.one(Combine::Product, &[product, v])
+}
+
+/// The result and, if wanted, the gradients of all inputs; and which kernels of convolutions ran.
+fn run(device: &dyn Device, gradients: bool) -> (Vec<Vec<f32>>, Vec<&'static str>) {
+    let mut g = Graph::new();
+    let inputs: Vec<TensorId> = INPUTS
+        .iter()
+        .map(|(name, shape)| g.input(name, TensorType::f32(*shape)).unwrap())
+        .collect();
+    let y = block(&mut g, &inputs).unwrap();
+    let ty = g.ty(y).clone();
+    let mut results = vec![y];
+    let upstream = [("upstream", &ty.shape[..])];
+    if gradients {
+        let slot = g.input("upstream", ty.clone()).unwrap();
+        let made = autodiff::gradients(&mut g, &[(y, slot)], &inputs).unwrap();
+        results.extend(made.into_iter().map(|gradient| gradient.expect("every input matters")));
+    }
+    for (index, &result) in results.iter().enumerate() {
+        let ty = g.ty(result).clone();
+        let slot = g.input(&format!("result {index}"), ty).unwrap();
+        g.bind(result, slot).unwrap();
+    }
+    fuse::fuse(&mut g).unwrap();
+    let mut engine = Engine::single(g, device).unwrap();
+    for (seed, (name, shape)) in INPUTS.iter().chain(&upstream[..gradients.into()]).enumerate() {
+        let values = Host::random(shape, seed as u64).data;
+        // Sums stay near 1.
+        let fan_in: usize = if seed > 0 { shape[1..].iter().product() } else { 1 };
+        let scaled: Vec<f32> = values.iter().map(|x| x / (fan_in as f32).sqrt()).collect();
+        engine.write(Region::State, name, &scaled).unwrap();
+    }
+    engine.run("run").unwrap();
+    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
+    let kernels = launches.filter_map(|launch| match &launch.work {
+        Work::Kernel(work) => Some(work.kernel),
+        _ => None,
+    });
+    let convolution = |kernel: &&str| kernel.starts_with("conv2d") && !kernel.contains("pack");
+    let kernels = kernels.filter(convolution).collect();
+    let read = |index| engine.read(Region::State, &format!("result {index}")).unwrap();
+    ((0..results.len()).map(read).collect(), kernels)
+}
+
+/// Shortcuts, siblings, moments and what gradients keep, of tiles of blocks alone.
+#[test]
+fn blocks_of_tiles_alone() {
+    let (want, _) = run(&CpuDevice::new(), true);
+    for full in BOTH {
+        let target = Target { multiprocessors: 4, precision: Precision::Fp16, ..full };
+        let on =
+            |seed, gradients| run(&Emulated::with_seed(target.clone(), seed).unwrap(), gradients);
+        // The two in front of the block, and its three launches: the shortcut is in the second, all projections are
+        // in the third.
+        let [narrow, alone] = ["conv2d_small16_fwd_nhwc_f16", "conv2d_alone_fwd_nhwc_f16"];
+        assert_eq!(on(1, false).1, [narrow, narrow, alone, alone, alone]);
+        let (got, kernels) = on(1, true);
+        assert!(kernels.contains(&"conv2d_alone_dgrad_nhwc_f16"), "{kernels:?}");
+        for (got, want) in got.iter().zip(&want) {
+            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert_close(got, want, 4e-3 * largest);
+        }
+        for seed in 2..=orders() {
+            let bits = |values: &[Vec<f32>]| -> Vec<u32> {
+                values.iter().flatten().map(|x| x.to_bits()).collect()
+            };
+            let other = on(seed, true).0;
+            assert!(bits(&other) == bits(&got), "{} depends on the order of lanes", target.name);
+        }
+    }
+}
