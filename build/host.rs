@@ -39,12 +39,10 @@ const CHECKED_FLAGS: [&str; 5] = [
     "-fno-tree-tail-merge",
 ];
 
-struct Unit<'a> {
+struct Unit {
     /// For messages.
     name: String,
     text: String,
-    /// What `text` includes besides headers.
-    source: &'a str,
 }
 
 pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String> {
@@ -64,13 +62,12 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
     // The tests of the emulator itself lie in the library too; only tests pull them in.
     let mut units: Vec<Unit> = ["host/runtime.cpp", "host/selftest.cpp", "host/selftest_mma.cpp"]
         .into_iter()
-        .map(|name| Unit { name: name.into(), text: format!("#include \"{name}\"\n"), source: "" })
+        .map(|name| Unit { name: name.into(), text: format!("#include \"{name}\"\n") })
         .collect();
     for path in CODE_PATHS {
         units.push(Unit {
             name: format!("host/selftest_tile.cpp for sm_{path}"),
             text: format!("#define CYANEA_CODE_PATH {path}\n#include \"host/selftest_tile.cpp\"\n"),
-            source: "",
         });
     }
     if checked {
@@ -78,9 +75,8 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
             Unit {
                 name: CHECKS.into(),
                 text: format!("#define CYANEA_CHECKED\n#include \"{CHECKS}\"\n"),
-                source: "",
             },
-            Unit { name: "host/faults.cu".into(), text: faults(), source: "" },
+            Unit { name: "host/faults.cu".into(), text: faults() },
         ]);
     }
     for (index, file) in sources.files.iter().enumerate() {
@@ -88,23 +84,20 @@ pub fn build(sources: &Sources, cache: &Cache, out: &Path) -> Result<(), String>
             units.push(Unit {
                 name: format!("{} for sm_{path}", file.source),
                 text: wrapper(sources, index, path),
-                source: &sources.texts[index],
             });
         }
     }
     let mut checked_flags = flags.clone();
     checked_flags.extend(CHECKED_FLAGS);
     // Which flags a unit is built with: what checks must not be checked itself.
-    let flags = |unit: &Unit<'_>| {
+    let flags = |unit: &Unit| {
         if checked && unit.name != CHECKS { checked_flags.as_slice() } else { flags.as_slice() }
     };
-    let objects: Vec<PathBuf> = units
-        .iter()
-        .map(|unit| {
-            let command_line = flags(unit).join(" ");
-            cache.file(&[&version, &command_line, &sources.headers, unit.source, &unit.text], "o")
-        })
-        .collect();
+    let objects = units.iter().map(|unit| {
+        let key = [&version, &flags(unit).join(" "), &sources.expanded(&unit.text)?];
+        Ok(cache.file(&key.map(String::as_str), "o"))
+    });
+    let objects: Vec<PathBuf> = objects.collect::<Result<_, String>>()?;
     cache::parallel(units.len(), |index| {
         if objects[index].exists() {
             return Ok(());
@@ -163,7 +156,7 @@ fn compile(
     compiler: &str,
     flags: &[&str],
     kernels: &Path,
-    unit: &Unit<'_>,
+    unit: &Unit,
     object: &Path,
 ) -> Result<(), String> {
     let stem = object.with_extension(format!("tmp{}", std::process::id()));

@@ -53,10 +53,6 @@ pub struct Sources {
     /// The folder `kernels`.
     pub folder: PathBuf,
     pub files: Vec<File>,
-    /// Text of each of `files`.
-    pub texts: Vec<String>,
-    /// Text of all headers, which every compiled unit depends on.
-    pub headers: String,
 }
 
 impl Sources {
@@ -86,17 +82,7 @@ impl Sources {
                 .ok_or(format!("{}: `{name}` of `general` is no kernel", path.display()))?
                 .general = true;
         }
-        let mut texts = Vec::new();
-        for file in &manifest.file {
-            texts.push(self::text(&folder.join(&file.source))?);
-        }
-        let mut headers = Vec::new();
-        for sub in ["common", "host"] {
-            collect(&folder.join(sub), &mut headers)?;
-        }
-        headers.sort();
-        let headers = headers.concat();
-        Ok(Sources { folder: folder.to_path_buf(), files: manifest.file, texts, headers })
+        Ok(Sources { folder: folder.to_path_buf(), files: manifest.file })
     }
 
     /// What is compiled for a file: the file, and proof that its parameter structs have the sizes
@@ -111,22 +97,32 @@ impl Sources {
         }
         unit
     }
+
+    /// What a unit is compiled from: its text, and once each that of all it includes.
+    pub fn expanded(&self, unit: &str) -> Result<String, String> {
+        let mut names = std::collections::HashSet::new();
+        let mut texts = vec![unit.to_string()];
+        let mut at = 0;
+        while at < texts.len() {
+            let found: Vec<String> =
+                texts[at].lines().filter_map(included).map(String::from).collect();
+            for name in found {
+                if names.insert(name.clone()) {
+                    texts.push(text(&self.folder.join(&name))?);
+                }
+            }
+            at += 1;
+        }
+        Ok(texts.concat())
+    }
 }
 
 fn text(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn collect(folder: &Path, texts: &mut Vec<String>) -> Result<(), String> {
-    let entries = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    for entry in entries {
-        let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
-        if path.is_dir() {
-            collect(&path, texts)?;
-        } else {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            texts.push(format!("{name}\n{}", text(&path)?));
-        }
-    }
-    Ok(())
+/// What a line includes, below `kernels/`; headers of the compiler, in angles, aside.
+fn included(line: &str) -> Option<&str> {
+    let directive = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
+    directive.trim_start().strip_prefix('"')?.split('"').next()
 }

@@ -110,9 +110,7 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
                 let key = [
                     nvrtc.version.as_str(),
                     &options.join(" "),
-                    &sources.headers,
-                    &sources.texts[file],
-                    &sources.unit(file),
+                    &sources.expanded(&sources.unit(file))?,
                 ];
                 let cached = cache.file(&key, if arch.ptx { "ptx" } else { "cubin" });
                 jobs.push((file, arch, code_path, options, cached));

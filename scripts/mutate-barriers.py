@@ -3,10 +3,12 @@
 
 One test binary is built with the feature `checked`; its emulator leaves out the barrier that the
 variable CYANEA_WITHOUT_BARRIER names (`kernels/group_norm.cu:103`). So no barrier needs a build of its
-own, and every other instruction stays as it was. For each barrier the comparisons of every kernel
-with the CPU in checked mode, those that .ci/run makes and a few more, run again:
+own, and every other instruction stays as it was. The comparisons of every kernel with the CPU in checked
+mode, those that .ci/run makes and a few more, run once with every barrier and say which they come by.
+Then for each barrier those that come by it run again without it, the quickest first, as many barriers at a
+time as there are processors:
 
-  caught    a test fails; the first report follows, and the other tests are not waited for
+  caught    a test fails; its first report follows, and the others need not run
   missed    all tests pass without it: say in the kernel why it stays, or remove it
   unreached no test comes by it: a case is missing
 
@@ -20,20 +22,20 @@ line above.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BARRIER = re.compile(r"\b(__syncthreads|__syncwarp|copy_wait)\s*[(<]")
 FENCE = re.compile(r"\b(__threadfence\w*|device_fence)\s*\(")
-LONGEST = 1800  # seconds that the comparisons may take
-FAILED = re.compile(r"^test .* \.\.\. FAILED")
+LONGEST = 1800  # seconds that a comparison may take
+REACHED = re.compile(r"barrier reached: (\S+)")
 REPORT = re.compile(r"(race: .*|.*copy is under way.*|.*no lane has written.*|.*deadlock: .*|.*depends on the order.*)")
 
 
@@ -72,43 +74,48 @@ def build():
     sys.exit("cargo named no test binary")
 
 
-def run(binary, without):
-    """Whether the comparisons pass, and what they printed."""
-    # Of the convolutions the small cases, and not the test that runs all others once more, as in .ci/run, but in
-    # twice as many orders, and with the cases of attention that are about numbers.
+def tests_of(binary):
+    """Names of the comparisons."""
+    # Of the convolutions the small cases, and not the test that runs all others once more, as in .ci/run, but
+    # with the cases of attention that are about numbers.
     command = [binary, "kernel_parity", "--skip", "kernel_parity::convolution"]
-    command += ["--skip", "every_kernel_is_compared", "--nocapture"]
+    command += ["--skip", "every_kernel_is_compared", "--list"]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [line.removesuffix(": test") for line in listed.splitlines() if line.endswith(": test")]
+
+
+def run(binary, test, without):
+    """Whether a comparison passes, how many seconds it took, and what it printed."""
+    # In twice as many orders as in .ci/run.
     environment = os.environ | {"RUST_BACKTRACE": "0", "CYANEA_ORDERS": "4"}
-    environment.pop("CYANEA_WITHOUT_BARRIER", None)
-    if without:
-        environment["CYANEA_WITHOUT_BARRIER"] = without
-    tests = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    late = threading.Event()
-    watchdog = threading.Timer(LONGEST, lambda: (late.set(), tests.kill()))
-    watchdog.daemon = True
-    watchdog.start()
-    printed = ""
+    environment["CYANEA_WITHOUT_BARRIER"] = without
+    started = time.monotonic()
     try:
-        for line in tests.stdout:
-            printed += line
-            # One failure is enough: the other comparisons need not end.
-            if without and FAILED.search(line):
-                tests.kill()
-        passes = tests.wait() == 0
-    finally:
-        tests.kill()
-        watchdog.cancel()
-    if late.is_set():
-        sys.exit(f"{printed}\nwithout {without}: not finished after {LONGEST} s")
-    return passes, printed
+        done = subprocess.run(
+            [binary, "--exact", test, "--nocapture"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{test} without {without or 'none'}: not finished after {LONGEST} s")
+    return done.returncode == 0, time.monotonic() - started, done.stdout
+
+
+def judge(binary, tests, name, line):
+    """The verdict on a barrier, given the tests that come by it, and the report of the one that fails."""
+    for test in tests:
+        passes, _, printed = run(binary, test, f"kernels/{name}:{line}")
+        if not passes:
+            report = REPORT.search(printed)
+            return "caught", f"{test}: {report[0].strip() if report else 'a comparison fails'}"
+    if not tests:
+        return "unreached", ""
+    return "missed, explained" if explained(name, line) else "missed", ""
 
 
 def main():
@@ -123,30 +130,28 @@ def main():
         sys.exit(f"no such file below kernels/: {', '.join(sorted(unknown))}")
 
     binary = build()
-    started = time.monotonic()
-    passes, printed = run(binary, None)
-    if not passes:
-        sys.exit(printed + "\nthe comparisons fail with every barrier in place; mend that first")
-    print(f"with every barrier: passes in {time.monotonic() - started:.0f} s", flush=True)
+    tests = tests_of(binary)
+    seconds, reached = {}, {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        all_in_place = pool.map(lambda test: run(binary, test, ""), tests)
+        for test, (passes, took, printed) in zip(tests, all_in_place):
+            if not passes:
+                sys.exit(f"{printed}\n{test} fails with every barrier in place; mend that first")
+            seconds[test], reached[test] = took, set(REACHED.findall(printed))
+            print(f"{took:6.1f} s {test}", flush=True)
 
-    rows = []
-    for name, line, function, fence in found:
-        place = f"kernels/{name}:{line}"
-        report = ""
-        if fence:
-            verdict = "fence, not judged"
-        else:
-            passes, printed = run(binary, place)
-            if f"the barrier at {place} is left out" not in printed:
-                verdict = "unreached"
-            elif passes:
-                verdict = "missed, explained" if explained(name, line) else "missed"
-            else:
-                verdict = "caught"
-                first = REPORT.search(printed)
-                report = first[0].strip() if first else "a comparison fails"
-        rows.append({"place": place, "function": function, "verdict": verdict, "report": report})
-        print(f"{verdict:18} {place} {function}" + (f"\n{'':18} {report}" if report else ""), flush=True)
+        def verdict(site):
+            name, line, _, fence = site
+            if fence:
+                return "fence, not judged", ""
+            here = [test for test in tests if f"kernels/{name}:{line}" in reached[test]]
+            return judge(binary, sorted(here, key=seconds.get), name, line)
+
+        rows = []
+        for (name, line, function, _), (outcome, report) in zip(found, pool.map(verdict, found)):
+            place = f"kernels/{name}:{line}"
+            rows.append({"place": place, "function": function, "verdict": outcome, "report": report})
+            print(f"{outcome:18} {place} {function}" + (f"\n{'':18} {report}" if report else ""), flush=True)
 
     caught = sum(row["verdict"] == "caught" for row in rows)
     barriers = sum(not row["verdict"].startswith("fence") for row in rows)

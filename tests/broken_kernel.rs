@@ -39,7 +39,7 @@ fn compare(binary: &Path, case: &str) -> Output {
 
 #[test]
 fn a_broken_kernel_fails_the_comparison() {
-    const CASE: &str = "silu_2x3x13x19.safetensors";
+    const CASE: &str = "mp_fourier_4x37.safetensors";
     let whole = compare(Path::new(env!("CARGO_BIN_EXE_cyanea")), CASE);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
 
@@ -50,11 +50,21 @@ fn a_broken_kernel_fails_the_comparison() {
     }
     std::fs::create_dir_all(&project).unwrap();
     copy_project(&project);
-    let kernel = project.join("kernels/common/activation.cuh");
+    let kernel = project.join("kernels/common/angle.cuh");
     let text = std::fs::read_to_string(&kernel).unwrap();
-    let broken = text.replace("return x * sigmoid(x);", "return x * sigmoid(x) + 0.01f;");
+    let broken = text.replace("return cosine ? c : s;", "return (cosine ? c : s) + 0.01;");
     assert_ne!(text, broken, "the line to break is gone; update this test");
     std::fs::write(&kernel, broken).unwrap();
+    // What kernels compile to that don't include this header is known.
+    let (known, cache) =
+        (scratch.parent().unwrap().join("kernel-cache"), target.join("kernel-cache"));
+    std::fs::create_dir_all(&cache).unwrap();
+    for object in std::fs::read_dir(known).unwrap().map(|entry| entry.unwrap().path()) {
+        let copy = cache.join(object.file_name().unwrap());
+        if object.extension().is_some_and(|extension| extension == "o") && !copy.exists() {
+            std::fs::hard_link(object, copy).unwrap();
+        }
+    }
 
     // Unoptimised and without GPU images, because it is built for one comparison.
     let built = Command::new(env!("CARGO"))

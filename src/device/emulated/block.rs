@@ -7,9 +7,12 @@
 // References to what a raw pointer leads to are written out, so that their ends can be seen.
 #![allow(clippy::needless_borrow)]
 
-#[cfg(feature = "checked")]
-use super::checked::{self, Checks, Region};
 use super::lanes::{BlockHeader, Collective, Lane, Shuffle, Site, cyanea_lane_slot};
+#[cfg(feature = "checked")]
+use super::{
+    barriers,
+    checked::{Checks, Region},
+};
 use crate::device::kernels::HostEntry;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, Yielder};
@@ -365,7 +368,7 @@ unsafe extern "C" fn barrier(lane: *mut Lane, file: *const c_char, line: c_int) 
         let state = state_of(lane);
         let site = Site::new(file, line);
         #[cfg(feature = "checked")]
-        if checked::left_out(site) {
+        if barriers::left_out(site) {
             return;
         }
         let first = *(*state).barrier_site.get_or_insert(site);
@@ -400,7 +403,7 @@ unsafe extern "C" fn collective(
         let site = Site::new(file, line);
         // A warp barrier has no operand.
         #[cfg(feature = "checked")]
-        if operand.is_null() && checked::left_out(site) {
+        if operand.is_null() && barriers::left_out(site) {
             return;
         }
         let (warp, bit) = ((*lane).linear / 32, 1u32 << ((*lane).linear % 32));

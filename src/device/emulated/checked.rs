@@ -8,11 +8,10 @@
 //! no memory. Reports hold return addresses, which are looked up in the debug information when the
 //! lane has been left, because its stack is small.
 
+use super::barriers::wait_left_out;
 use super::lanes::Site;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock};
 
 /// Shared memory is watched in units of this many bytes, the smallest type that kernels use.
 const UNIT: usize = 2;
@@ -391,7 +390,7 @@ impl Checks {
             self.copies[lane as usize].groups += 1;
             return;
         };
-        if wait_left_out(caller) {
+        if wait_left_out(caller, lines) {
             return;
         }
         let now = self.now(lane, false, caller);
@@ -448,42 +447,4 @@ impl Unit {
             self.reads[0] = now;
         }
     }
-}
-
-/// The barrier that the variable `CYANEA_WITHOUT_BARRIER` names, as `kernels/silu.cu:12`: it is left
-/// out, to see whether the checks miss it.
-fn without() -> Option<&'static str> {
-    static WITHOUT: OnceLock<Option<String>> = OnceLock::new();
-    WITHOUT.get_or_init(|| std::env::var("CYANEA_WITHOUT_BARRIER").ok()).as_deref()
-}
-
-/// Says once that it was reached.
-fn say_left_out(name: &str) {
-    static SAID: OnceLock<()> = OnceLock::new();
-    SAID.get_or_init(|| eprintln!("the barrier at {name} is left out"));
-}
-
-/// Whether the barrier at `site` is left out.
-pub(super) fn left_out(site: Site) -> bool {
-    let Some(name) = without() else { return false };
-    let same = name.ends_with(&format!(":{}", site.line())) && site.to_string() == name;
-    if same {
-        say_left_out(name);
-    }
-    same
-}
-
-/// Whether the wait for copies that `caller` makes is left out.
-fn wait_left_out(caller: usize) -> bool {
-    static KNOWN: Mutex<BTreeMap<usize, bool>> = Mutex::new(BTreeMap::new());
-    let Some(name) = without() else { return false };
-    let mut known = KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let same = *known.entry(caller).or_insert_with(|| {
-        let lines = lines(caller);
-        lines.split(", called at ").next() == Some(name)
-    });
-    if same {
-        say_left_out(name);
-    }
-    same
 }

@@ -7,6 +7,8 @@
 //! feature `checked` so do races, reads of what nobody wrote and stray or misaligned accesses. What
 //! this can't tell: races through global memory, speed, and the rounding of tensor cores.
 
+#[cfg(feature = "checked")]
+mod barriers;
 mod block;
 #[cfg(feature = "checked")]
 mod checked;
