@@ -140,7 +140,6 @@ __device__ __forceinline__ void stage_results(float* sums, float* stage, OneByOn
 #pragma unroll
         for (int j = 0; j < COUNT; ++j)
             sums[Layout::template sum<NT>(2 * m + j / 4 % 2, j / 8, j % 4)] = own[j / 4 % 2 * NEXT_ROW + j / 8 * 16 + j % 4];
-        __syncwarp(0xffffffffu);
     }
 }
 

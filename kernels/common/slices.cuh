@@ -8,7 +8,7 @@
 __device__ __forceinline__ bool comes_last(unsigned* ticket, int blocks) {
     CYANEA_SHARED(unsigned, drawn, 1);
     // What all threads wrote precedes the barrier, and so the fence and the ticket of one of them.
-    __syncthreads();  // Stays: what precedes what in global memory is watched by no check.
+    __syncthreads();
     if (threadIdx.x == 0) {
         device_fence();
         drawn[0] = atomicAdd(ticket, 1u);
