@@ -159,16 +159,17 @@ fn compile(
     unit: &Unit,
     object: &Path,
 ) -> Result<(), String> {
-    let stem = object.with_extension(format!("tmp{}", std::process::id()));
-    let (source, temporary) = (stem.with_extension("cpp"), stem.with_extension("part"));
+    // Another build may compile the same unit at this time.
+    let [source, temporary] =
+        ["cpp", "part"].map(|kind| object.with_extension(format!("{}.{kind}", std::process::id())));
     cache::write(&source, unit.text.as_bytes())?;
     // Messages and debug information say `kernels/…`, wherever the project lies, so that equal
     // sources give equal objects.
-    let map = |from: &Path| format!("-ffile-prefix-map={}=kernels", from.display());
+    let map = |from: &Path, to: &str| format!("-ffile-prefix-map={}={to}", from.display());
     let output = Command::new(compiler)
         .args(flags)
-        .arg(map(kernels))
-        .args(object.parent().map(map))
+        .arg(map(kernels, "kernels"))
+        .arg(map(&source, "kernels/unit.cpp"))
         .arg("-I")
         .arg(kernels)
         .arg("-c")

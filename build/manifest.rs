@@ -48,7 +48,7 @@ impl Kernel {
     }
 }
 
-/// The manifest and everything that the kernels are made of.
+/// The manifest, and the folder that its files lie in.
 pub struct Sources {
     /// The folder `kernels`.
     pub folder: PathBuf,
@@ -98,17 +98,23 @@ impl Sources {
         unit
     }
 
+    /// What is instantiated of a file.
+    pub fn expressions(&self, file: usize) -> Vec<&str> {
+        self.files[file].kernels.iter().map(Kernel::expression).collect()
+    }
+
     /// What a unit is compiled from: its text, and once each that of all it includes.
     pub fn expanded(&self, unit: &str) -> Result<String, String> {
         let mut names = std::collections::HashSet::new();
         let mut texts = vec![unit.to_string()];
         let mut at = 0;
         while at < texts.len() {
-            let found: Vec<String> =
-                texts[at].lines().filter_map(included).map(String::from).collect();
-            for name in found {
+            let found: Result<Vec<String>, String> =
+                texts[at].lines().filter_map(included).collect();
+            for name in found? {
                 if names.insert(name.clone()) {
-                    texts.push(text(&self.folder.join(&name))?);
+                    let text = text(&self.folder.join(&name))?;
+                    texts.push(format!("{name}\n{text}"));
                 }
             }
             at += 1;
@@ -121,8 +127,17 @@ fn text(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// What a line includes, below `kernels/`; headers of the compiler, in angles, aside.
-fn included(line: &str) -> Option<&str> {
+/// What a line includes, below `kernels/`; headers of the compiler, in angles, aside. What can't be read would be
+/// missed when it changes.
+fn included(line: &str) -> Option<Result<String, String>> {
     let directive = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
-    directive.trim_start().strip_prefix('"')?.split('"').next()
+    let named = directive.trim_start();
+    if named.starts_with('<') {
+        return None;
+    }
+    let name = named.strip_prefix('"').and_then(|rest| rest.split_once('"'));
+    Some(match name {
+        Some((name, _)) => Ok(name.into()),
+        None => Err(format!("kernels: `{line}` names no file; write #include \"folder/file\"")),
+    })
 }

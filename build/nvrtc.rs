@@ -3,7 +3,7 @@
 
 use crate::cache::{self, Cache};
 use crate::cubin::{self, Resources};
-use crate::manifest::{File, Sources};
+use crate::manifest::Sources;
 use crate::ptx;
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -110,6 +110,7 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
                 let key = [
                     nvrtc.version.as_str(),
                     &options.join(" "),
+                    &sources.expressions(file).join("\n"),
                     &sources.expanded(&sources.unit(file))?,
                 ];
                 let cached = cache.file(&key, if arch.ptx { "ptx" } else { "cubin" });
@@ -119,8 +120,7 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
     }
     cache::parallel(jobs.len(), |index| {
         let (file, arch, _, options, cached) = &jobs[index];
-        let File { source, kernels, .. } = &sources.files[*file];
-        let expressions = kernels.iter().map(|kernel| kernel.expression()).collect::<Vec<_>>();
+        let (source, expressions) = (&sources.files[*file].source, sources.expressions(*file));
         let unit = Unit { name: source, text: sources.unit(*file), expressions: &expressions };
         nvrtc
             .compile(&unit, arch.ptx, options, cached)

@@ -103,6 +103,9 @@ def run(binary, test, without):
         )
     except subprocess.TimeoutExpired:
         sys.exit(f"{test} without {without or 'none'}: not finished after {LONGEST} s")
+    # What the test harness ends with when a test fails; anything else, as want of memory, says nothing.
+    if done.returncode not in (0, 101):
+        sys.exit(f"{done.stdout}\n{test} without {without or 'none'} ended with {done.returncode}")
     return done.returncode == 0, time.monotonic() - started, done.stdout
 
 
@@ -132,7 +135,8 @@ def main():
     binary = build()
     tests = tests_of(binary)
     seconds, reached = {}, {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
         all_in_place = pool.map(lambda test: run(binary, test, ""), tests)
         for test, (passes, took, printed) in zip(tests, all_in_place):
             if not passes:
@@ -152,6 +156,8 @@ def main():
             place = f"kernels/{name}:{line}"
             rows.append({"place": place, "function": function, "verdict": outcome, "report": report})
             print(f"{outcome:18} {place} {function}" + (f"\n{'':18} {report}" if report else ""), flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
     caught = sum(row["verdict"] == "caught" for row in rows)
     barriers = sum(not row["verdict"].startswith("fence") for row in rows)

@@ -59,10 +59,12 @@ fn a_broken_kernel_fails_the_comparison() {
     let (known, cache) =
         (scratch.parent().unwrap().join("kernel-cache"), target.join("kernel-cache"));
     std::fs::create_dir_all(&cache).unwrap();
-    for object in std::fs::read_dir(known).unwrap().map(|entry| entry.unwrap().path()) {
-        let copy = cache.join(object.file_name().unwrap());
-        if object.extension().is_some_and(|extension| extension == "o") && !copy.exists() {
-            std::fs::hard_link(object, copy).unwrap();
+    // It lies elsewhere where Cargo is told a target; then all are compiled.
+    let known = std::fs::read_dir(known).into_iter().flatten();
+    for object in known.map(|entry| entry.unwrap().path()) {
+        let own = cache.join(object.file_name().unwrap());
+        if object.extension().is_some_and(|extension| extension == "o") && !own.exists() {
+            std::fs::copy(object, own).unwrap();
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::lanes::Site;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Mutex, OnceLock};
 
 /// What the variable `CYANEA_WITHOUT_BARRIER` names, as `kernels/silu.cu:12`. The empty name is that of no barrier,
@@ -19,7 +20,8 @@ fn is_named(key: (usize, i32), name: impl FnOnce() -> String) -> bool {
     let mut reached = REACHED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     *reached.entry(key).or_insert_with(|| {
         let name = name();
-        eprintln!("barrier reached: {name}");
+        // In one piece, whatever else writes there.
+        let _ = std::io::stderr().write_all(format!("barrier reached: {name}\n").as_bytes());
         name == without
     })
 }
