@@ -100,6 +100,8 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
     };
     let mut jobs = Vec::new();
     for file in 0..sources.files.len() {
+        let instantiated = sources.expressions(file).join("\n");
+        let expanded = sources.expanded(&sources.unit(file))?;
         for &arch in &archs {
             for &code_path in arch.code_paths() {
                 let options = nvrtc.options(
@@ -107,12 +109,7 @@ pub fn build(root: &Path, sources: &Sources, cache: &Cache, out: &Path) -> Resul
                     &sources.folder,
                     &[format!("-DCYANEA_CODE_PATH={code_path}")],
                 );
-                let key = [
-                    nvrtc.version.as_str(),
-                    &options.join(" "),
-                    &sources.expressions(file).join("\n"),
-                    &sources.expanded(&sources.unit(file))?,
-                ];
+                let key = [nvrtc.version.as_str(), &options.join(" "), &instantiated, &expanded];
                 let cached = cache.file(&key, if arch.ptx { "ptx" } else { "cubin" });
                 jobs.push((file, arch, code_path, options, cached));
             }
