@@ -41,15 +41,33 @@ struct TileOrigin {
     int base_y, base_x;  // of the region in the source
 };
 
+// The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of all of them, or of 64.
+template <int OF, int LOG = 3>
+struct TilePixels {
+    static const int PIXELS = OF, WIDTH_LOG = LOG, WIDTH = 1 << LOG;
+    static const int MOMENT_HEIGHT = (PIXELS % 64 ? PIXELS : 64) / WIDTH;
+
+    // The first row of pixels of a row of tiles.
+    template <class Params>
+    __device__ static __forceinline__ int first_row(const Params& p, int tiles) {
+        return PIXELS % 64 ? tiles * (PIXELS >> p.tile_width_log) : tiles << ((PIXELS == 128 ? 7 : 6) - p.tile_width_log);
+    }
+    // Whether tiles are one row.
+    template <class Params>
+    __device__ static __forceinline__ bool in_row(const Params& p) {
+        return p.tile_width_log > WIDTH_LOG;
+    }
+};
+
 // Where the tile lies.
-template <bool TRANSPOSED, class E>
-__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile, int tile_height_log) {
+template <bool TRANSPOSED, class Pixels, class E>
+__device__ __forceinline__ TileOrigin tile_origin(const Conv2d<E>& p, int tile) {
     int steps_h = TRANSPOSED ? p.stride_h : 1, steps_w = TRANSPOSED ? p.stride_w : 1;
     TileOrigin at;
     int rest = p.tiles_x.quotient(tile);
     at.first_x = (tile - rest * p.tiles_x.divisor) << p.tile_width_log;
     tile = rest, rest = p.tiles_y.quotient(tile);
-    at.first_y = (tile - rest * p.tiles_y.divisor) << tile_height_log;
+    at.first_y = Pixels::first_row(p, tile - rest * p.tiles_y.divisor);
     tile = rest;
     at.phase_x = tile % steps_w;
     tile /= steps_w;

@@ -59,33 +59,36 @@ struct AddedRow {
     __device__ __forceinline__ float sum() const { return parts[0] + parts[1] + parts[2]; }
 };
 
-// Where a lane's quads lie in the output: tiles are 8 wide or one row.
-template <class E, int MT>
+// Where a lane's quads lie in the output.
+template <class E, int MT, class Pixels>
 struct ResultPlaces {
-    int at, across, down;  // elements of the first; to the next pixel, and to the one 8 pixels further on
+    static const int WIDTH = Pixels::WIDTH;
+    int at, across, down;  // elements of the first; to the next pixel, and to the one WIDTH pixels further on
     unsigned valid;        // a bit for each of the lane's rows that lies in the image
     int channels;          // from the lane's first to the last
 
-    // The lane's first row is at (x, y), and neighbours lie (steps_x, steps_y) apart.
+    // The lane's first row is at (x, y), and neighbours lie (steps_x, steps_y) apart. The tile ends `rows` after the
+    // warp's first.
     __device__ __forceinline__ ResultPlaces(const Conv2d<E>& p, int sample, int y, int x, int steps_y, int steps_x,
-                                            int channel) {
-        bool in_row = p.tile_width_log > 3;
+                                            int channel, int rows) {
+        bool in_row = Pixels::in_row(p);
         at = ((sample * p.out_height + y) * p.out_width + x) * p.c_out + channel;
         channels = p.c_out - channel;
         across = steps_x * p.c_out;
-        down = in_row ? 8 * across : steps_y * p.out_width * p.c_out;
+        down = in_row ? WIDTH * across : steps_y * p.out_width * p.c_out;
         valid = 0;
 #pragma unroll
         for (int k = 0; k < 2 * MT; ++k) {
-            int more = rows_to(k), beside = in_row ? more : more % 8, below = in_row ? 0 : more / 8;
-            if (x + beside * steps_x < p.out_width && y + below * steps_y < p.out_height) valid |= 1u << k;
+            int more = rows_to(k), beside = in_row ? more : more % WIDTH, below = in_row ? 0 : more / WIDTH;
+            if (x + beside * steps_x < p.out_width && y + below * steps_y < p.out_height && k / 2 * 16 < rows)
+                valid |= 1u << k;
         }
     }
     // A bit for each quad of column `n` of products that exists.
     __device__ __forceinline__ unsigned quads(int n) const { return n * 16 < channels ? valid : 0u; }
     __device__ __forceinline__ int place(int k, int n) const {
         int rows = rows_to(k);
-        return at + rows / 8 * down + rows % 8 * across + n * 16;
+        return at + rows / WIDTH * down + rows % WIDTH * across + n * 16;
     }
 
 private:
@@ -162,7 +165,8 @@ template <class E, int MT>
 struct ResidualQuads {
     typename Quad<E>::Type value[2 * MT];
 
-    __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const ResultPlaces<E, MT>& places, int n) {
+    template <class Places>
+    __device__ __forceinline__ ResidualQuads(const Conv2d<E>& p, const Places& places, int n) {
         typedef typename Quad<E>::Type Bits;
         const E* from = p.flags & QUADS ? p.residual : nullptr;
         unsigned wanted = from ? places.quads(n) : 0u;
@@ -176,8 +180,8 @@ struct ResidualQuads {
 
 // Adds the residual, of which that of column 0 is loaded, to the sums of a warp and stores them, 4 channels at a time.
 // Leaves in `sums` what was stored.
-template <class E, int MT, int NT>
-__device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* y, const ResultPlaces<E, MT>& places,
+template <class E, int MT, int NT, class Places>
+__device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* y, const Places& places,
                                             ResidualQuads<E, MT> coming) {
     typedef ResultLayout<E> Layout;
     typedef typename Quad<E>::Type Bits;
@@ -203,16 +207,18 @@ __device__ __forceinline__ void store_quads(const Conv2d<E>& p, float* sums, E* 
     }
 }
 
-// The 64 pixels at a time of a sample that moments are of: 8 x 8, or in a row where a tile of the product is.
+// The parts of a sample that moments are of: see TilePixels.
+template <class Pixels>
 struct MomentTiles {
+    static const int WIDTH = Pixels::WIDTH, HEIGHT = Pixels::MOMENT_HEIGHT;
     bool in_row;
     int across, down;
 
     template <class E>
     __device__ __forceinline__ explicit MomentTiles(const Conv2d<E>& p) {
-        in_row = p.tile_width_log > 3;
-        across = in_row ? (p.out_width + 63) / 64 : (p.out_width + 7) / 8;
-        down = in_row ? 1 : (p.out_height + 7) / 8;
+        in_row = Pixels::in_row(p);
+        across = in_row ? (p.out_width + 63) / 64 : (p.out_width + WIDTH - 1) / WIDTH;
+        down = in_row ? 1 : (p.out_height + HEIGHT - 1) / HEIGHT;
     }
 };
 
@@ -271,7 +277,7 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
 //
 // `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows. `shared` is FREE
 // already, or when all warps are here.
-template <class E, int WM, int WN, int MT, int NT, bool FREE>
+template <class E, class Pixels, int WM, int WN, int MT, int NT, bool FREE>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E> Layout;
@@ -280,10 +286,11 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     int log = p.own_slice_log, slices = p.c_out >> log, together = log < 2 ? 0 : min(log, 4);
     float count[1] = {static_cast<float>(__popc(valid))};
     Layout::over_lanes(count, 0);
-    MomentTiles tiles(p);
+    typedef MomentTiles<Pixels> Tiles;
+    Tiles tiles(p);
     auto store = [&](int tile, int channel, float elements, float mean, float squares) {
-        int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / 8;
-        int y = tiles.in_row ? 0 : place.first_y / 8 + tile, slice = (column_tile * N + channel) >> log;
+        int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / Tiles::WIDTH;
+        int y = tiles.in_row ? 0 : place.first_y / Tiles::HEIGHT + tile, slice = (column_tile * N + channel) >> log;
         if (x >= tiles.across || y >= tiles.down || slice >= slices) return;
         int at = (place.sample * tiles.down + y) * tiles.across + x;
         float* to = moments + (at * 3 * slices + slice);
@@ -327,12 +334,12 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
 
 // The block that comes last of a sample and a tile of channels merges the moments of all tiles, so that their
 // readers, which are many, need not.
-template <class E, int N, int THREADS>
+template <class E, class Pixels, int N, int THREADS>
 __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, int column_tile) {
     int log = p.own_slice_log, slices = p.c_out >> log;
     unsigned* ticket = p.tickets + p.moment_tickets + sample * gridDim.y + column_tile;
     if (!comes_last(ticket, gridDim.x / p.batch)) return;
-    MomentTiles area(p);
+    MomentTiles<Pixels> area(p);
     int tiles = area.across * area.down;
     // Neighbouring lanes share a slice.
     int lanes_log = min(log + __ffs(THREADS / N) - 1, 5), lanes = 1 << lanes_log, lane = threadIdx.x & (lanes - 1);
@@ -366,11 +373,11 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
 }
 
 // What a tile leaves of its results for normalisations that read them.
-template <class E, int WM, int WN, int MT, int NT, bool FREE>
+template <class E, class Pixels, int WM, int WN, int MT, int NT, bool FREE>
 __device__ __forceinline__ void leave_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* shared) {
     bool several = p.tile_moments >= 0;
     float* moments = several ? p.partials + p.tile_moments : p.own_moments;
-    store_moments<E, WM, WN, MT, NT, FREE>(p, values, valid, place, column_tile, moments, shared);
-    if (several) merge_moments<E, WN * NT * 16, WM * WN * 32>(p, place.sample, column_tile);
+    store_moments<E, Pixels, WM, WN, MT, NT, FREE>(p, values, valid, place, column_tile, moments, shared);
+    if (several) merge_moments<E, Pixels, WN * NT * 16, WM * WN * 32>(p, place.sample, column_tile);
 }

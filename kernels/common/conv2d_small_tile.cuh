@@ -1,4 +1,4 @@
-// A small tile of a convolution in float16: 64 pixels x 16 to 64 output channels, for images with few tiles.
+// A small tile of a convolution in float16: 64 or 80 pixels x 16 to 64 output channels, for images with few tiles.
 //
 // A block alone on a multiprocessor waits for whatever it does next, so it does little besides products. Weights
 // go straight from memory to registers, those of some taps ahead, so that no barrier stands between taps. What all
@@ -59,12 +59,12 @@ struct SmallProduct {
 
 // The taps of a pair of pieces, up to ROWS x COLUMNS neighbours at a time. As soon as some are multiplied, the weights
 // of the next ones come in their place.
-template <bool TRANSPOSED, int MT, int NT>
+template <bool TRANSPOSED, int MT, int NT, bool ALONE>
 struct SmallTaps {
     typedef SmallProduct<MT, NT> Product;
     typedef typename Product::Load Load;
-    // An input gradient of 64 channels has no registers for more than one row.
-    static const int ROWS = TRANSPOSED && MT == 4 ? 1 : Product::ROWS;
+    // Beside a second block one row takes too long to come. An input gradient of 64 channels has no registers for more.
+    static const int ROWS = ALONE || (TRANSPOSED && MT == 4) ? 1 : Product::ROWS;
     static const int COLUMNS = 3, LOADS = NT * Product::EACH;
     static const int OF_PIECE = 16 / sizeof(Load);  // loads of a column of a piece
 
@@ -144,23 +144,24 @@ struct SmallTaps {
 
 // The sums of COUNT products of 16 x 16 of which two warps made parts, whose numbers differ by DISTANCE. The first of
 // them takes those of the first half of products, or where they ALTERNATE of the even ones, through `shared`, which is
-// [warp][COUNT][lane].
+// [warp][2 HALF][lane]. Of an odd COUNT the second takes one that it has already in place of what is not there.
 template <int COUNT, int DISTANCE, bool ALTERNATE>
 struct PairSums {
+    static const int HALF = (COUNT + 1) / 2;
     float sums[COUNT * 8];
 
     __device__ __forceinline__ void give(float4* shared) const {
-        float4* to = shared + (threadIdx.x / 32 * COUNT * 32 + warp_lane());
+        float4* to = shared + (threadIdx.x / 32 * (2 * HALF) * 32 + warp_lane());
 #pragma unroll
-        for (int i = 0; i < COUNT * 4; i += 4, to += 32)
+        for (int i = 0; i < HALF * 8; i += 4, to += 32)
             *to = make_float4(part(i, true), part(i + 1, true), part(i + 2, true), part(i + 3, true));
     }
     // Sets what is taken, or ADDS to it, when all has been given.
     template <bool ADDS>
     __device__ __forceinline__ void take(float* to, const float4* shared) const {
-        const float4* from = shared + ((threadIdx.x / 32 ^ DISTANCE) * COUNT * 32 + warp_lane());
+        const float4* from = shared + ((threadIdx.x / 32 ^ DISTANCE) * (2 * HALF) * 32 + warp_lane());
 #pragma unroll
-        for (int i = 0; i < COUNT * 4; i += 4, from += 32) {
+        for (int i = 0; i < HALF * 8; i += 4, from += 32) {
             float4 four = *from;
             float other[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -175,32 +176,35 @@ private:
     // Sum `i` of what the other warp takes, or of what stays.
     __device__ __forceinline__ float part(int i, bool others) const {
         int product = i / 8, first = ALTERNATE ? 2 * product : product;
-        int second = ALTERNATE ? first + 1 : first + COUNT / 2;
+        int second = ALTERNATE ? first + 1 : min(first + HALF, COUNT - 1);
         bool of_second = (threadIdx.x / 32 & DISTANCE) != (others ? DISTANCE : 0);
         return of_second ? sums[second * 8 + i % 8] : sums[first * 8 + i % 8];
     }
 };
 
-// WM x WN warps, which have 64 / WM pixels x 16 channels of the results; until then neighbours have parts of the same
-// sums, and so have of eight warps those that are four apart. `column` counts the tiles of channels of all siblings.
-template <bool TRANSPOSED, int WM, int WN>
+// WM x WN warps, which have a part of the pixels x 16 channels of the results; until then neighbours have parts of the
+// same sums, and so have of eight warps those that are four apart. The pixels are 16 ROWS. Of five, which lie below each
+// other, the second half of the warps has two. `column` counts the tiles of channels of all siblings.
+template <bool TRANSPOSED, int WM, int WN, int ROWS = 4>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
-    const int MT = 4 / WM, M = 64, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
+    typedef TilePixels<ROWS * 16, ROWS % 2 ? 4 : 3> Pixels;
+    const int MT = (ROWS + WM - 1) / WM, M = Pixels::PIXELS, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
     // Groups of two warps that share the input channels, and what a warp multiplies: half of the tile, which lies beside
     // the other or below it.
     const int GROUPS = WM * WN / 2;
     const bool BESIDE = WN > 2;
-    const int HALF_MT = BESIDE ? 4 : 2, HALF_NT = BESIDE ? 2 : WN;
-    typedef SmallTaps<TRANSPOSED, HALF_MT, HALF_NT> Taps;
-    // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has BATCH at most.
-    const int MOST = 2 * GROUPS, STEP = THREADS / MOST, BATCH = 4;
+    const int HALF_MT = BESIDE ? ROWS : ROWS / 2, HALF_NT = BESIDE ? 2 : WN;
+    typedef SmallTaps<TRANSPOSED, HALF_MT, HALF_NT, (GROUPS > 2)> Taps;
+    // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has four at most, for which
+    // more than 64 pixels leave no registers on sm_70.
+    const int MOST = 2 * GROUPS, STEP = THREADS / MOST, BATCH = CYANEA_CODE_PATH < 80 && M > 64 ? 2 : 4;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(float4, row_quads, N / 4);
     // What is added to the sums of slice 0 where results are stored in quads; else zeros.
     float* row = reinterpret_cast<float*>(row_quads);
 
-    TileOrigin of = tile_origin<TRANSPOSED>(p, tile, 6 - p.tile_width_log);
+    TileOrigin of = tile_origin<TRANSPOSED, Pixels>(p, tile);
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
     Axis<TRANSPOSED> columns = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     int tap_rows = rows.count(), tap_columns = columns.count();
@@ -227,10 +231,10 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int pixels = p.region_height * p.region_width, plane = (GROUPS == 2 ? (pixels + 1) / 4 * 4 + 2 : pixels | 1) * SIZE;
     // The sums that warps exchange. Those of a block alone lie in front of the regions, so that no warp waits for the
     // products of others; else they take the place of regions, since weights need the rest for a cache.
-    const int EXCHANGED = THREADS * HALF_MT * HALF_NT;
+    const int EXCHANGED = THREADS * HALF_MT * HALF_NT, EXCHANGED_AGAIN = THREADS * 2 * MT;
     const bool IN_FRONT = GROUPS > 2;
     float4* exchanged = reinterpret_cast<float4*>(shared);
-    E* const regions = IN_FRONT ? reinterpret_cast<E*>(exchanged + EXCHANGED / 2 * 3) : shared;
+    E* const regions = IN_FRONT ? reinterpret_cast<E*>(exchanged + EXCHANGED + EXCHANGED_AGAIN) : shared;
     E* region = regions;
     E* next_region = p.buffers > 1 ? region + p.chunk * plane : region;
     float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
@@ -299,12 +303,13 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // Only now, since a wait for any of these would be one for all.
     if (chunk < last_chunk) request_weights(chunk), taps.fetch_some(), taps.advance();
 
-    // What the lane's row of the first 16 reads of the region by the first tap. Since a tile is 8 wide or one row,
-    // the next 16 lie at a fixed distance.
+    // What the lane's row of the first 16 reads of the region by the first tap. Since a tile is 8 or 16 wide or one row,
+    // the next 16 lie at a fixed distance; where sources are upsampled no tile is 16 wide.
     int tile_width = 1 << p.tile_width_log, own_row = half_m + a_row();
     int ry = rows.place(own_row >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
-    int step = p.tile_width_log > 3 ? columns.scale() * 16 : (rows.scale() * 2 >> p.upsample) * p.region_width;
+    int step = p.tile_width_log > Pixels::WIDTH_LOG ? columns.scale() * 16
+                                 : (rows.scale() * (16 / Pixels::WIDTH) >> p.upsample) * p.region_width;
     PairSums<HALF_MT * HALF_NT, 1, (WN > 1)> half = {};
 #pragma unroll 1
     for (int first = chunk; chunk < last_chunk; ++chunk) {
@@ -343,14 +348,15 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     E* y = of_sibling<E*>(p.y, sibling);
     typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
-    ResultPlaces<E, MT> to(p, of.sample, rows.output(result >> p.tile_width_log),
-                           columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
-                           first_column + Layout::channel());
+    const bool EVEN = ROWS % WM == 0;  // all warps have as many
+    ResultPlaces<E, MT, Pixels> to(p, of.sample, rows.output(result >> p.tile_width_log),
+                                   columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
+                                   first_column + Layout::channel(), EVEN ? M : M - warp_m);
     // It comes while the sums of other slices do.
     ResidualQuads<E, MT> residual(p, to, 0);
     if (p.slices > 1) {
         int at = tile * gridDim.y + column;
-        float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
+        float* partials = p.partials + static_cast<long long>(at) * p.slices * (THREADS * MT * 8);
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
     if (p.flags & QUADS) {
@@ -359,9 +365,11 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         __syncthreads();
         float* staged = reinterpret_cast<float*>(shared) + warp * Stage<1>::SIZE;
         stage_results<E, MT, 1>(sums, staged, [&](int m, float* stage) {
-            store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
+            if (EVEN || warp_m + m * 16 < M)
+                store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
         });
     }
     if (!TRANSPOSED && p.own_moments)
-        leave_moments<E, WM, WN, MT, 1, IN_FRONT>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(regions));
+        leave_moments<E, Pixels, WM, WN, MT, 1, IN_FRONT>(p, sums, to.valid, of, column_tile,
+                                                          reinterpret_cast<float*>(regions));
 }

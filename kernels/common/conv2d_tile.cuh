@@ -63,7 +63,8 @@ private:
 template <class E, bool TRANSPOSED, int WM, int WN, int MT, int NT>
 __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int column, int slice) {
     typedef WarpProduct<E> Product;
-    const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, BLOCKS = N / WEIGHT_BLOCK;
+    typedef TilePixels<WM * MT * 16> Pixels;
+    const int M = Pixels::PIXELS, N = WN * NT * 16, THREADS = WM * WN * 32, BLOCKS = N / WEIGHT_BLOCK;
     const int CHUNK = Chunk<E>::MOST, SIZE = Piece<E>::SIZE, ROWS = Product::ROWS;
     const int TAP = BLOCKS * CHUNK * WEIGHT_BLOCK * SIZE;
     CYANEA_DYNAMIC_SHARED(E, shared);
@@ -77,7 +78,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     E* weights = shared;
     E* region = shared + 2 * TAP;
 
-    TileOrigin of = tile_origin<TRANSPOSED>(p, tile, (M == 128 ? 7 : 6) - p.tile_width_log);
+    TileOrigin of = tile_origin<TRANSPOSED, Pixels>(p, tile);
     if (threadIdx.x == 0) origin[0] = of;
     if (AHEAD) __syncthreads();
     Axis<TRANSPOSED> rows = {of.first_y, of.phase_y, p.stride_h, p.pad_top, p.kh};
@@ -246,8 +247,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     Axis<TRANSPOSED> across = {of.first_x, of.phase_x, p.stride_w, p.pad_left, p.kw};
     typedef ResultLayout<E> Layout;
     int pixel = warp_m + Layout::row(), first_column = column_tile * N + warp_n;
-    ResultPlaces<E, MT> to(p, of.sample, down.output(pixel >> p.tile_width_log), across.output(pixel & (tile_width - 1)),
-                           down.steps(), across.steps(), first_column + Layout::channel());
+    ResultPlaces<E, MT, Pixels> to(p, of.sample, down.output(pixel >> p.tile_width_log),
+                                   across.output(pixel & (tile_width - 1)), down.steps(), across.steps(),
+                                   first_column + Layout::channel(), M);
     if (p.flags & QUADS) {
         store_quads<E, MT, NT>(p, sums, y, to, ResidualQuads<E, MT>(p, to, 0));
     } else {
@@ -258,5 +260,5 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         });
     }
     if (!TRANSPOSED && p.own_moments)
-        leave_moments<E, WM, WN, MT, NT, false>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
+        leave_moments<E, Pixels, WM, WN, MT, NT, false>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
 }

@@ -78,6 +78,34 @@ fn tiles_of_blocks_alone() {
     assert_launched("f16", &["conv2d_alone_fwd", "conv2d_alone_dgrad"]);
 }
 
+/// Where tiles of 64 pixels are more than multiprocessors, those of 80 leave blocks alone: inside and at both edges of
+/// the image, of one chunk and of two, of stride 2; all that is added, and results that are no multiple of four channels.
+#[test]
+fn larger_tiles_of_blocks_alone() {
+    let operands = Operands {
+        affine: true,
+        silu: true,
+        bias: true,
+        shift: true,
+        residual: true,
+        ..Operands::default()
+    };
+    let sizes = [([10, 16], 1, 61, 64), ([9, 13], 1, 72, 61), ([9, 19], 2, 61, 40)];
+    for (size, stride, channels, c_out) in sizes {
+        let [height, width] = size.map(|pixels: usize| pixels.div_ceil(stride));
+        let conv = Conv2d { operands, stride: [stride; 2], ..Conv2d::same([3, 3], false) };
+        let tiles = height.div_ceil(5) * width.div_ceil(16);
+        let x = Host::random(&[1, size[0], size[1], channels], 1);
+        let affine = Host::random(&[1, 2, channels], 2);
+        let weight = Host::random(&[c_out, channels, 3, 3], 3);
+        let [bias, shift] = [Host::random(&[c_out], 4), Host::random(&[1, c_out], 5)];
+        let residual = Host::random(&[1, height, width, c_out], 6);
+        let targets = BOTH.map(|full| Target { multiprocessors: tiles as u32, ..full });
+        check_half(&targets, &conv, &[&x, &affine, &weight, &bias, &shift, &residual], 1e-5);
+    }
+    assert_launched("f16", &["conv2d_alone80_fwd"]);
+}
+
 /// Where the regions of a block alone don't fit, a tile has four warps.
 #[test]
 fn tiles_that_do_not_fit_a_block_alone() {
@@ -151,8 +179,12 @@ fn small_tiles_that_leave_moments() {
     ];
     // Tiles of blocks alone, of whose slices two warps have parts.
     let alone = [1, 8, 64].map(|slice| ([1, 3, 5], 3, 64, slice));
-    let cases = few.map(|case| (case, 5)).into_iter().chain(alone.map(|case| (case, 64)));
-    for (([batch, height, width], kernel, channels, slice), c_in) in cases {
+    // Those of 80 pixels, which fit into as many multiprocessors.
+    let larger = [([1, 10, 24], 3, 64, 1), ([2, 9, 17], 3, 64, 8), ([1, 9, 17], 3, 64, 64)];
+    let cases = few.map(|case| (case, 5, 1)).into_iter();
+    let cases = cases.chain(alone.map(|case| (case, 64, 1)));
+    let cases = cases.chain([4, 8, 4].into_iter().zip(larger).map(|(of, case)| (case, 61, of)));
+    for (([batch, height, width], kernel, channels, slice), c_in, multiprocessors) in cases {
         let conv = Conv2d::same([kernel; 2], false);
         let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
         let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
@@ -174,7 +206,7 @@ fn small_tiles_that_leave_moments() {
         let moments = |y: &Host| moments(y, slice, parts, part);
         let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
         let want = [[y.clone(), moments(&y)], [half, of_half]];
-        for target in BOTH.map(|full| Target { multiprocessors: 1, ..full }) {
+        for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
             for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
                 let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
                 let tolerance = if x.ty.dtype == DType::F16 { 1e-3 } else { 1e-5 };

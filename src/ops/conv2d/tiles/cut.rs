@@ -2,11 +2,12 @@
 
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
-    CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16,
-    CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F32,
-    CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32, CONV2D_SMALL16_DGRAD_NHWC_F16,
-    CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16,
-    CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16, Kernel,
+    CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16, CONV2D_ALONE80_FWD_NHWC_F16,
+    CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16,
+    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32,
+    CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
+    CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16,
+    Kernel,
 };
 use crate::device::{CodePath, DType, Target};
 use crate::ops::conv2d::geometry::{PIECE, piece};
@@ -25,6 +26,8 @@ const MOST_ALONE_PIECES: usize = 8;
 pub(super) const WEIGHT_BLOCK: usize = 64;
 /// Pixels and (most) channels of a small tile, and the fewest channels of one in float16.
 const SMALL: usize = 64;
+/// Height and width of a larger small tile in float16, for a block alone.
+const WIDE: [usize; 2] = [5, 16];
 const LEAST_CHANNELS: usize = 16;
 /// Bytes of shared memory that a small tile in float16 has beside those of a launch: what pixels get added, and
 /// tickets that it drew.
@@ -96,6 +99,21 @@ pub(super) struct Cut {
     pub shared: usize,
 }
 
+impl Cut {
+    /// Sums that a block leaves of a part of the channels. Of 80 pixels either half of the warps has room for 48.
+    pub fn sums(&self) -> usize {
+        self.pixels.next_multiple_of(32) * self.channels
+    }
+
+    /// Parts of each sample that blocks leave moments of.
+    pub fn moment_tiles(&self, conv: &Conv) -> usize {
+        match self.pixels.is_multiple_of(MOMENT_PIXELS) {
+            true => moment_tiles(conv),
+            false => self.tiles[0] * self.tiles[1],
+        }
+    }
+}
+
 /// Tiles of pixels of a convolution, what they read, and how many there are: of an image or a phase, and in all.
 struct Pixels {
     tile: [usize; 2],
@@ -122,12 +140,18 @@ fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
 /// Whether blocks of such a grid, or of the parts that its tiles are split into, have a multiprocessor each: tiles are at
 /// most half as many as multiprocessors, or not many fewer. The batch may not matter to that.
 fn leave_blocks_alone(target: &Target, grid: [usize; 2]) -> bool {
-    let (tiles, all) = (grid[0] * grid[1], target.multiprocessors as usize);
-    !target.batch_invariant && (2 * tiles <= all || (3 * all..=4 * all).contains(&(4 * tiles)))
+    let half = 2 * grid[0] * grid[1] <= target.multiprocessors as usize;
+    !target.batch_invariant && (half || occupy(target, grid))
 }
 
-/// Tiles that the moments of a convolution's output are of, for each sample.
-pub(super) fn moment_tiles(conv: &Conv) -> usize {
+/// Whether blocks of such a grid have a multiprocessor each, and leave few without one.
+fn occupy(target: &Target, grid: [usize; 2]) -> bool {
+    let all = target.multiprocessors as usize;
+    (3 * all..=4 * all).contains(&(4 * grid[0] * grid[1]))
+}
+
+/// Tiles of 64 pixels that the moments of a convolution's output are of, for each sample.
+fn moment_tiles(conv: &Conv) -> usize {
     let [height, width] = conv.output;
     if pointwise(conv) {
         return (height * width).div_ceil(MOMENT_PIXELS);
@@ -171,9 +195,10 @@ impl Shape {
         }
     }
 
-    fn pixels(&self, pixels: usize) -> Pixels {
+    /// Tiles of so many pixels, `width` of them in a row unless all are.
+    fn pixels(&self, pixels: usize, width: usize) -> Pixels {
         let conv = &self.conv;
-        let width = if self.row { pixels } else { 8 };
+        let width = if self.row { pixels } else { width };
         let tile = [pixels / width, width];
         let steps = if conv.transposed { conv.stride } else { [1, 1] };
         let region = [0, 1].map(|axis| {
@@ -201,7 +226,7 @@ impl Shape {
 
     /// Blocks that keep weights of a tap in shared memory, twice: of as many pieces as fit.
     fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
-        let Pixels { tile, region, tiles, all } = self.pixels(pixels);
+        let Pixels { tile, region, tiles, all } = self.pixels(pixels, 8);
         let most_pieces = most_pieces(target, self.dtype);
         // The region in planes of an odd pitch; coefficients of all channels.
         let weights = 2 * channels * most_pieces * PIECE;
@@ -234,21 +259,21 @@ impl Shape {
     /// Blocks of small tiles in float16, whose weights stay in registers: of so few channels that half of
     /// the target's multiprocessors have one, of few parts each, as far as slices of moments allow.
     fn small_half(&self, target: &Target) -> Cut {
-        let Pixels { tile, region, tiles, all } = self.pixels(SMALL);
+        let pixels = self.pixels(SMALL, 8);
         let [_, needed] = self.pieces();
         let chunks = self.chunks(needed.min(MOST_SMALL_PIECES))[1];
         let mut channels = SMALL;
         while channels > LEAST_CHANNELS {
             let half = channels / 2;
             let slices = chunks.min(MOST_SLICES).min(MOST_JOINED / channels);
-            let blocks = self.alone(target, [all, self.columns(channels)], SMALL) * slices;
+            let grid = [pixels.all, self.columns(channels)];
+            let blocks = self.alone(target, grid, SMALL) * slices;
             let idle = 2 * blocks <= target.multiprocessors as usize && self.moments <= half;
             if self.conv.c_out > half && !idle {
                 break;
             }
             channels = half;
         }
-        let grid = [all, self.columns(channels)];
         let kernel = match (self.conv.transposed, channels) {
             (false, 64) => &CONV2D_SMALL64_FWD_NHWC_F16,
             (false, 32) => &CONV2D_SMALL32_FWD_NHWC_F16,
@@ -257,54 +282,94 @@ impl Shape {
             (true, 32) => &CONV2D_SMALL32_DGRAD_NHWC_F16,
             (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
         };
-        // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they
-        // lie in front.
-        let exchanged = SMALL * channels * 4;
-        let results = kernel.threads as usize / 32 * 16 * (16 + 4) * 4;
-        let cut = |alone: bool, chunk: usize, most_buffers: usize| {
-            let pixels = region[0] * region[1];
-            // Pieces between two planes, so that threads store without bank conflicts.
-            let plane = PIECE * if alone { pixels | 1 } else { (pixels + 1) / 4 * 4 + 2 };
-            let chunks = self.chunks(chunk);
-            let slices = self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 });
-            // Of the block's chunks, one after another.
-            let steps = chunks[1].div_ceil(slices);
-            let buffers = most_buffers.min(steps);
-            let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
-            let regions = buffers * chunk * plane + affine;
-            Cut {
-                kernel: match (alone, self.conv.transposed) {
-                    (false, _) => kernel,
-                    (true, false) => &CONV2D_ALONE_FWD_NHWC_F16,
-                    (true, true) => &CONV2D_ALONE_DGRAD_NHWC_F16,
-                },
-                pixels: SMALL,
-                channels,
-                tile,
-                region,
-                tiles,
-                grid,
-                chunk,
-                chunks,
-                slices,
-                buffers,
-                shared: if alone {
-                    3 * exchanged + regions
-                } else {
-                    regions.max(exchanged).max(results)
-                },
-            }
+        let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
+        let blocks_alone = match channels == SMALL && needed >= MOST_ALONE_PIECES {
+            true => self.block_alone(target, &pixels).filter(fits),
+            false => None,
         };
-        // As much as fits, or the least.
-        let alone =
-            channels == SMALL && needed >= MOST_ALONE_PIECES && leave_blocks_alone(target, grid);
         let most = needed.min(MOST_SMALL_PIECES);
-        let choices = [(true, MOST_ALONE_PIECES, 2), (false, most, 2), (false, most, 1)];
-        choices[usize::from(!alone)..]
-            .iter()
-            .map(|&(alone, chunk, buffers)| cut(alone, chunk, buffers))
-            .find(|cut| cut.shared + OWN <= target.shared_bytes as usize)
-            .unwrap_or_else(|| cut(false, 2, 1))
+        let small = |chunk, most_buffers| {
+            self.small_cut(kernel, &pixels, channels, chunk, most_buffers, target)
+        };
+        blocks_alone
+            .or_else(|| Some(small(most, 2)).filter(fits))
+            .or_else(|| Some(small(most, 1)).filter(fits))
+            .unwrap_or_else(|| small(2, 1))
+    }
+
+    /// Small tiles of all channels, where their blocks have a multiprocessor each: of `pixels`, or, where those are too
+    /// many, a few more.
+    fn block_alone(&self, target: &Target, pixels: &Pixels) -> Option<Cut> {
+        let conv = &self.conv;
+        let grid = |pixels: &Pixels| [pixels.all, self.columns(SMALL)];
+        let cut = |kernel, pixels: &Pixels| {
+            self.small_cut(kernel, pixels, SMALL, MOST_ALONE_PIECES, 2, target)
+        };
+        if leave_blocks_alone(target, grid(pixels)) {
+            return Some(match conv.transposed {
+                false => cut(&CONV2D_ALONE_FWD_NHWC_F16, pixels),
+                true => cut(&CONV2D_ALONE_DGRAD_NHWC_F16, pixels),
+            });
+        }
+        let wide = self.pixels(WIDE[0] * WIDE[1], WIDE[1]);
+        let too_many = grid(pixels)[0] * grid(pixels)[1] > target.multiprocessors as usize;
+        // Readers count on moments of 64 pixels, if these are left to them. Of upsampled sources rows that are 16 wide
+        // don't lie at a fixed distance.
+        let possible = !conv.transposed && !self.row && !conv.upsample;
+        let merged = self.moments == 0 || moment_parts(conv) == 1;
+        let takes = too_many && possible && merged && !target.batch_invariant;
+        (takes && occupy(target, grid(&wide))).then(|| cut(&CONV2D_ALONE80_FWD_NHWC_F16, &wide))
+    }
+
+    /// Blocks of `kernel`, for small tiles in float16: with `chunk` pieces in shared memory, of `most_buffers` chunks at
+    /// most.
+    fn small_cut(
+        &self,
+        kernel: &'static Kernel,
+        pixels: &Pixels,
+        channels: usize,
+        chunk: usize,
+        most_buffers: usize,
+        target: &Target,
+    ) -> Cut {
+        let &Pixels { tile, region, tiles, all } = pixels;
+        let grid = [all, self.columns(channels)];
+        let threads = kernel.threads as usize;
+        let alone = threads == 256;
+        // Pieces between two planes, so that threads store without bank conflicts.
+        let reached = region[0] * region[1];
+        let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
+        let chunks = self.chunks(chunk);
+        let slices = self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 });
+        // Of the block's chunks, one after another.
+        let steps = chunks[1].div_ceil(slices);
+        let buffers = most_buffers.min(steps);
+        let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
+        let regions = buffers * chunk * plane + affine;
+        // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they lie in
+        // front.
+        let pixels = tile[0] * tile[1];
+        let sixteens = pixels / 16;
+        let exchanged = threads * 32 * (sixteens + sixteens.div_ceil(2));
+        let results = threads / 32 * 16 * (16 + 4) * 4;
+        let shared = match alone {
+            true => exchanged + regions,
+            false => regions.max(SMALL * channels * 4).max(results),
+        };
+        Cut {
+            kernel,
+            pixels,
+            channels,
+            tile,
+            region,
+            tiles,
+            grid,
+            chunk,
+            chunks,
+            slices,
+            buffers,
+            shared,
+        }
     }
 
     pub fn small(&self, target: &Target) -> Cut {

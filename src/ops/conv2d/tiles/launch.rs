@@ -1,6 +1,6 @@
 //! Launches of the kernels in kernels/conv2d_tiles.cu.
 
-use super::cut::{Shape, moment_parts, moment_tiles};
+use super::cut::{Shape, moment_parts};
 use super::{Extras, Norm, TiledConv2d};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{self, UNSET, dimension};
@@ -17,7 +17,7 @@ kernels::params! {
         CONV2D_LARGE_FWD_NHWC_F32, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_SMALL16_FWD_NHWC_F16,
         CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
         CONV2D_SMALL64_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16,
-        CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16
+        CONV2D_ALONE80_FWD_NHWC_F16, CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16
     {
         x: [u64; 2], affine: u64, moments: [u64; 2], gamma: u64, beta: u64,
         weight: [u64; 3], bias: [u64; 3],
@@ -93,10 +93,10 @@ impl TiledConv2d {
         let cut = shape.best(target);
         let places = if cut.slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
         let Extras { moments: slice, .. } = self.extras;
-        let tiles = if slice > 0 { moment_tiles(conv) } else { 0 };
+        let tiles = if slice > 0 { cut.moment_tiles(conv) } else { 0 };
         let samples = if tiles > moment_parts(conv) { conv.batch } else { 0 };
         Shared {
-            partials: places * cut.slices * cut.pixels * cut.channels,
+            partials: places * cut.slices * cut.sums(),
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
             join_tickets: places,
             moment_tickets: samples * cut.grid[1],
