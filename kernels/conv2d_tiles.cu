@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(128, WN == 1 && !TRANSPOSED ? 3 : 2) conv2d_sm
     conv2d_small_tile<TRANSPOSED, 4 / WN, WN>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
-// 16 ROWS pixels x 64 channels, in float16, by twice as many warps: where blocks have a multiprocessor each.
-template <class E, bool TRANSPOSED, int ROWS>
+// 16 SIXTEENS pixels x 64 channels, in float16, by twice as many warps: where blocks have a multiprocessor each.
+template <class E, bool TRANSPOSED, int SIXTEENS>
 __global__ void __launch_bounds__(256, 1) conv2d_alone(Conv2d<E> p) {
-    conv2d_small_tile<TRANSPOSED, 2, 4, ROWS>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    conv2d_small_tile<TRANSPOSED, 2, 4, SIXTEENS>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
 // 128 pixels x 128 channels. In float16 a warp makes 64 x 64 of them, so that an operand that it loads

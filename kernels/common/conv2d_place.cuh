@@ -41,21 +41,22 @@ struct TileOrigin {
     int base_y, base_x;  // of the region in the source
 };
 
-// The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of all of them, or of 64.
+// The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of 64, or of all of 80.
 template <int OF, int LOG = 3>
 struct TilePixels {
+    static_assert(OF == 64 || OF == 128 || (OF == 80 && LOG == 4), "moments are of 64 pixels or of 16 x 5");
     static const int PIXELS = OF, WIDTH_LOG = LOG, WIDTH = 1 << LOG;
-    static const int MOMENT_HEIGHT = (PIXELS % 64 ? PIXELS : 64) / WIDTH;
+    static const int MOMENT_HEIGHT = (PIXELS == 80 ? 80 : 64) / WIDTH;
 
-    // The first row of pixels of a row of tiles.
+    // The first row of pixels of row `tiles` of tiles.
     template <class Params>
     __device__ static __forceinline__ int first_row(const Params& p, int tiles) {
-        return PIXELS % 64 ? tiles * (PIXELS >> p.tile_width_log) : tiles << ((PIXELS == 128 ? 7 : 6) - p.tile_width_log);
+        return PIXELS == 80 ? tiles * (PIXELS >> p.tile_width_log) : tiles << ((PIXELS == 128 ? 7 : 6) - p.tile_width_log);
     }
     // Whether tiles are one row.
     template <class Params>
-    __device__ static __forceinline__ bool in_row(const Params& p) {
-        return p.tile_width_log > WIDTH_LOG;
+    __device__ static __forceinline__ bool is_row(const Params& p) {
+        return PIXELS != 80 && p.tile_width_log > WIDTH_LOG;
     }
 };
 

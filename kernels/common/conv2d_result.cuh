@@ -71,7 +71,7 @@ struct ResultPlaces {
     // warp's first.
     __device__ __forceinline__ ResultPlaces(const Conv2d<E>& p, int sample, int y, int x, int steps_y, int steps_x,
                                             int channel, int rows) {
-        bool in_row = Pixels::in_row(p);
+        bool in_row = Pixels::is_row(p);
         at = ((sample * p.out_height + y) * p.out_width + x) * p.c_out + channel;
         channels = p.c_out - channel;
         across = steps_x * p.c_out;
@@ -216,7 +216,7 @@ struct MomentTiles {
 
     template <class E>
     __device__ __forceinline__ explicit MomentTiles(const Conv2d<E>& p) {
-        in_row = Pixels::in_row(p);
+        in_row = Pixels::is_row(p);
         across = in_row ? (p.out_width + 63) / 64 : (p.out_width + WIDTH - 1) / WIDTH;
         down = in_row ? 1 : (p.out_height + HEIGHT - 1) / HEIGHT;
     }

@@ -63,7 +63,8 @@ template <bool TRANSPOSED, int MT, int NT, bool ALONE>
 struct SmallTaps {
     typedef SmallProduct<MT, NT> Product;
     typedef typename Product::Load Load;
-    // Beside a second block one row takes too long to come. An input gradient of 64 channels has no registers for more.
+    // A row is enough for eight warps, of which one multiplies while another waits. Of four, an input gradient of 64
+    // channels has no registers for more.
     static const int ROWS = ALONE || (TRANSPOSED && MT == 4) ? 1 : Product::ROWS;
     static const int COLUMNS = 3, LOADS = NT * Product::EACH;
     static const int OF_PIECE = 16 / sizeof(Load);  // loads of a column of a piece
@@ -183,18 +184,18 @@ private:
 };
 
 // WM x WN warps, which have a part of the pixels x 16 channels of the results; until then neighbours have parts of the
-// same sums, and so have of eight warps those that are four apart. The pixels are 16 ROWS. Of five, which lie below each
-// other, the second half of the warps has two. `column` counts the tiles of channels of all siblings.
-template <bool TRANSPOSED, int WM, int WN, int ROWS = 4>
+// same sums, and so have of eight warps those that are four apart. The pixels are SIXTEENS of 16: four, or five that lie
+// below each other, of which the second half of the warps has two. `column` counts the tiles of channels of all siblings.
+template <bool TRANSPOSED, int WM, int WN, int SIXTEENS = 4>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
-    typedef TilePixels<ROWS * 16, ROWS % 2 ? 4 : 3> Pixels;
-    const int MT = (ROWS + WM - 1) / WM, M = Pixels::PIXELS, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
+    typedef TilePixels<SIXTEENS * 16, SIXTEENS == 5 ? 4 : 3> Pixels;
+    const int MT = (SIXTEENS + WM - 1) / WM, M = Pixels::PIXELS, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
     // Groups of two warps that share the input channels, and what a warp multiplies: half of the tile, which lies beside
     // the other or below it.
     const int GROUPS = WM * WN / 2;
     const bool BESIDE = WN > 2;
-    const int HALF_MT = BESIDE ? ROWS : ROWS / 2, HALF_NT = BESIDE ? 2 : WN;
+    const int HALF_MT = BESIDE ? SIXTEENS : SIXTEENS / 2, HALF_NT = BESIDE ? 2 : WN;
     typedef SmallTaps<TRANSPOSED, HALF_MT, HALF_NT, (GROUPS > 2)> Taps;
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has four at most, for which
     // more than 64 pixels leave no registers on sm_70.
@@ -348,15 +349,16 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     E* y = of_sibling<E*>(p.y, sibling);
     typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
-    const bool EVEN = ROWS % WM == 0;  // all warps have as many
+    const bool EVEN = SIXTEENS % WM == 0;  // all warps have as many
     ResultPlaces<E, MT, Pixels> to(p, of.sample, rows.output(result >> p.tile_width_log),
                                    columns.output(result & (tile_width - 1)), rows.steps(), columns.steps(),
                                    first_column + Layout::channel(), EVEN ? M : M - warp_m);
     // It comes while the sums of other slices do.
     ResidualQuads<E, MT> residual(p, to, 0);
-    if (p.slices > 1) {
+    // Channels of 80 pixels are not split.
+    if (EVEN && p.slices > 1) {
         int at = tile * gridDim.y + column;
-        float* partials = p.partials + static_cast<long long>(at) * p.slices * (THREADS * MT * 8);
+        float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;
     }
     if (p.flags & QUADS) {

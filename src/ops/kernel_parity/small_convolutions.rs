@@ -3,8 +3,8 @@
 
 use super::normalisation::moments;
 use super::{
-    BOTH, assert_launched, check_half, check_on_chips_of, compare_on, emulate, emulate_lowered,
-    rounded,
+    BOTH, LAUNCHED, assert_launched, check_half, check_on_chips_of, compare_on, emulate,
+    emulate_lowered, rounded,
 };
 use crate::device::{DType, Target};
 use crate::ops::Op;
@@ -57,7 +57,7 @@ fn small_tiles_of_several_chunks() {
 /// Tiles of blocks that have a multiprocessor alone: of one chunk of four pairs of pieces, and of one and another of fewer
 /// pairs, one after another or in two parts.
 #[test]
-fn tiles_of_blocks_alone() {
+pub(super) fn tiles_of_blocks_alone() {
     let operands = Operands { affine: true, silu: true, ..Operands::default() };
     let conv = Conv2d { operands, ..Conv2d::same([3, 3], false) };
     for (multiprocessors, channels, c_out) in [(2, 61, 72), (1, 85, 40), (2, 85, 40)] {
@@ -78,10 +78,21 @@ fn tiles_of_blocks_alone() {
     assert_launched("f16", &["conv2d_alone_fwd", "conv2d_alone_dgrad"]);
 }
 
-/// Where tiles of 64 pixels are more than multiprocessors, those of 80 leave blocks alone: inside and at both edges of
-/// the image, of one chunk and of two, of stride 2; all that is added, and results that are no multiple of four channels.
+/// Whether these launches, and none before, had tiles of 80 pixels.
+fn larger_tiles_launched(launch: impl FnOnce()) -> bool {
+    let before = LAUNCHED.take();
+    launch();
+    let launched = LAUNCHED.replace(before);
+    let has = launched.contains("conv2d_alone80_fwd_nhwc_f16");
+    LAUNCHED.with_borrow_mut(|all| all.extend(launched));
+    has
+}
+
+/// Where tiles of 64 pixels are more than multiprocessors, those of 80 leave blocks alone: some inside of the image, some
+/// with a row or four, several of channels; of one chunk and of two, of stride 2, of two samples and of 5 x 4 taps; all
+/// that is added, and sources and results that are no multiple of pieces.
 #[test]
-fn larger_tiles_of_blocks_alone() {
+pub(super) fn larger_tiles_of_blocks_alone() {
     let operands = Operands {
         affine: true,
         silu: true,
@@ -90,20 +101,61 @@ fn larger_tiles_of_blocks_alone() {
         residual: true,
         ..Operands::default()
     };
-    let sizes = [([10, 16], 1, 61, 64), ([9, 13], 1, 72, 61), ([9, 19], 2, 61, 40)];
-    for (size, stride, channels, c_out) in sizes {
-        let [height, width] = size.map(|pixels: usize| pixels.div_ceil(stride));
-        let conv = Conv2d { operands, stride: [stride; 2], ..Conv2d::same([3, 3], false) };
-        let tiles = height.div_ceil(5) * width.div_ceil(16);
-        let x = Host::random(&[1, size[0], size[1], channels], 1);
-        let affine = Host::random(&[1, 2, channels], 2);
-        let weight = Host::random(&[c_out, channels, 3, 3], 3);
-        let [bias, shift] = [Host::random(&[c_out], 4), Host::random(&[1, c_out], 5)];
-        let residual = Host::random(&[1, height, width, c_out], 6);
-        let targets = BOTH.map(|full| Target { multiprocessors: tiles as u32, ..full });
-        check_half(&targets, &conv, &[&x, &affine, &weight, &bias, &shift, &residual], 1e-5);
+    let fits_both = [
+        ([1, 11, 16], 1, [3, 3], [64, 64]),
+        ([1, 9, 17], 1, [3, 3], [61, 61]),
+        ([2, 10, 16], 1, [3, 3], [64, 72]),
+        ([1, 9, 13], 1, [5, 4], [64, 40]),
+    ];
+    let fits_one = [([1, 9, 13], 1, [3, 3], [72, 40]), ([1, 9, 19], 2, [3, 3], [64, 40])];
+    let cases = fits_both.map(|case| (case, &BOTH[..])).into_iter();
+    for (case, chips) in cases.chain(fits_one.map(|case| (case, &BOTH[1..]))) {
+        type Case = ([usize; 3], usize, [usize; 2], [usize; 2]);
+        let ([batch, height, width], stride, kernel, [channels, c_out]): Case = case;
+        let [down, across]: [usize; 2] = kernel.map(|taps| taps - 1);
+        let padding = [down / 2, down - down / 2, across / 2, across - across / 2];
+        let conv = Conv2d { operands, padding, stride: [stride; 2] };
+        let [rows, columns] = [height, width].map(|size| size.div_ceil(stride));
+        let tiles = batch * rows.div_ceil(5) * columns.div_ceil(16) * c_out.div_ceil(64);
+        let x = Host::random(&[batch, height, width, channels], 1);
+        let affine = Host::random(&[batch, 2, channels], 2);
+        let weight = Host::random(&[c_out, channels, kernel[0], kernel[1]], 3);
+        let [bias, shift] = [Host::random(&[c_out], 4), Host::random(&[batch, c_out], 5)];
+        let residual = Host::random(&[batch, rows, columns, c_out], 6);
+        let inputs = [&x, &affine, &weight, &bias, &shift, &residual];
+        for full in chips.iter().cloned() {
+            let target = Target { multiprocessors: tiles as u32, ..full };
+            let check = || check_half(std::slice::from_ref(&target), &conv, &inputs, 1e-5);
+            assert!(larger_tiles_launched(check), "{case:?} on {}", target.name);
+        }
     }
-    assert_launched("f16", &["conv2d_alone80_fwd"]);
+}
+
+/// They are not for upsampled sources, input gradients, rows of pixels, and where the batch may not matter.
+#[test]
+fn where_tiles_are_no_larger() {
+    let target = Target { multiprocessors: 2, ..Target::H100 };
+    let invariant = Target { batch_invariant: true, ..target.clone() };
+    let weight = Host::random(&[64, 61, 3, 3], 1);
+    let conv = Conv2d::same([3, 3], false);
+    let x = Host::random(&[1, 9, 13, 61], 2);
+    let upsampling =
+        Conv2d { operands: Operands { upsample: true, ..Operands::default() }, ..conv.clone() };
+    let small = Host::random(&[1, 5, 7, 61], 3);
+    let dgrad = Conv2dDgrad { stride: [1, 1], padding: [1; 4], input: [9, 13] };
+    let (dy, turned) = (Host::random(&[1, 9, 13, 64], 4), Host::random(&[64, 61, 3, 3], 5));
+    let (row, pointwise) = (Host::random(&[1, 10, 16, 61], 6), Host::random(&[64, 61, 1, 1], 7));
+    let cases: [(&Target, &dyn Op, [&Host; 2], bool); 5] = [
+        (&target, &conv, [&x, &weight], true),
+        (&invariant, &conv, [&x, &weight], false),
+        (&target, &upsampling, [&small, &weight], false),
+        (&target, &dgrad, [&dy, &turned], false),
+        (&target, &Conv2d::pointwise(false), [&row, &pointwise], false),
+    ];
+    for (index, (target, op, inputs, larger)) in cases.into_iter().enumerate() {
+        let check = || check_half(std::slice::from_ref(target), op, &inputs, 1e-5);
+        assert_eq!(larger_tiles_launched(check), larger, "case {index}");
+    }
 }
 
 /// Where the regions of a block alone don't fit, a tile has four warps.
@@ -179,11 +231,12 @@ fn small_tiles_that_leave_moments() {
     ];
     // Tiles of blocks alone, of whose slices two warps have parts.
     let alone = [1, 8, 64].map(|slice| ([1, 3, 5], 3, 64, slice));
-    // Those of 80 pixels, which fit into as many multiprocessors.
-    let larger = [([1, 10, 24], 3, 64, 1), ([2, 9, 17], 3, 64, 8), ([1, 9, 17], 3, 64, 64)];
+    // Of 80 pixels, which fit into as many multiprocessors; not where readers merge those of four of 64.
+    let larger = [([1, 10, 24], 3, 64, 1), ([2, 9, 17], 3, 64, 8), ([1, 11, 33], 3, 64, 64)];
+    let no_larger = ([1, 9, 13], 3, 64, 8);
     let cases = few.map(|case| (case, 5, 1)).into_iter();
-    let cases = cases.chain(alone.map(|case| (case, 64, 1)));
-    let cases = cases.chain([4, 8, 4].into_iter().zip(larger).map(|(of, case)| (case, 61, of)));
+    let cases = cases.chain(alone.map(|case| (case, 64, 1))).chain([(no_larger, 61, 2)]);
+    let cases = cases.chain([4, 8, 9].into_iter().zip(larger).map(|(of, case)| (case, 61, of)));
     for (([batch, height, width], kernel, channels, slice), c_in, multiprocessors) in cases {
         let conv = Conv2d::same([kernel; 2], false);
         let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
@@ -209,8 +262,10 @@ fn small_tiles_that_leave_moments() {
         for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
             for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
                 let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
-                let tolerance = if x.ty.dtype == DType::F16 { 1e-3 } else { 1e-5 };
-                compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
+                let half = x.ty.dtype == DType::F16;
+                let tolerance = if half { 1e-3 } else { 1e-5 };
+                let compare = || compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
+                assert_eq!(larger_tiles_launched(compare), half && multiprocessors > 2);
             }
         }
     }
@@ -258,7 +313,7 @@ fn the_batch_does_not_matter_to_rows() {
 
 /// 130 pixels and 65 channels are more than small tiles are for.
 #[test]
-fn large_tiles() {
+pub(super) fn large_tiles() {
     let [x, weight] = [Host::random(&[1, 10, 13, 3], 1), Host::random(&[65, 3, 1, 1], 2)];
     check_on_chips_of(1, &Conv2d::pointwise(false), &[&x, &weight], 1e-5);
     let weight = Host::random(&[3, 65, 2, 2], 2);

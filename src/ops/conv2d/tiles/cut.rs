@@ -100,11 +100,6 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// Sums that a block leaves of a part of the channels. Of 80 pixels either half of the warps has room for 48.
-    pub fn sums(&self) -> usize {
-        self.pixels.next_multiple_of(32) * self.channels
-    }
-
     /// Parts of each sample that blocks leave moments of.
     pub fn moment_tiles(&self, conv: &Conv) -> usize {
         match self.pixels.is_multiple_of(MOMENT_PIXELS) {
@@ -135,19 +130,6 @@ fn pointwise(conv: &Conv) -> bool {
 /// each.
 fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
     blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
-}
-
-/// Whether blocks of such a grid, or of the parts that its tiles are split into, have a multiprocessor each: tiles are at
-/// most half as many as multiprocessors, or not many fewer. The batch may not matter to that.
-fn leave_blocks_alone(target: &Target, grid: [usize; 2]) -> bool {
-    let half = 2 * grid[0] * grid[1] <= target.multiprocessors as usize;
-    !target.batch_invariant && (half || occupy(target, grid))
-}
-
-/// Whether blocks of such a grid have a multiprocessor each, and leave few without one.
-fn occupy(target: &Target, grid: [usize; 2]) -> bool {
-    let all = target.multiprocessors as usize;
-    (3 * all..=4 * all).contains(&(4 * grid[0] * grid[1]))
 }
 
 /// Tiles of 64 pixels that the moments of a convolution's output are of, for each sample.
@@ -283,42 +265,47 @@ impl Shape {
             (true, _) => &CONV2D_SMALL16_DGRAD_NHWC_F16,
         };
         let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
-        let blocks_alone = match channels == SMALL && needed >= MOST_ALONE_PIECES {
-            true => self.block_alone(target, &pixels).filter(fits),
+        let alone = match channels == SMALL && needed >= MOST_ALONE_PIECES {
+            true => self.cut_alone(target, &pixels).filter(fits),
             false => None,
         };
         let most = needed.min(MOST_SMALL_PIECES);
         let small = |chunk, most_buffers| {
             self.small_cut(kernel, &pixels, channels, chunk, most_buffers, target)
         };
-        blocks_alone
+        alone
             .or_else(|| Some(small(most, 2)).filter(fits))
             .or_else(|| Some(small(most, 1)).filter(fits))
             .unwrap_or_else(|| small(2, 1))
     }
 
-    /// Small tiles of all channels, where their blocks have a multiprocessor each: of `pixels`, or, where those are too
-    /// many, a few more.
-    fn block_alone(&self, target: &Target, pixels: &Pixels) -> Option<Cut> {
-        let conv = &self.conv;
-        let grid = |pixels: &Pixels| [pixels.all, self.columns(SMALL)];
+    /// Small tiles of 64 channels, where their blocks have a multiprocessor each: of `pixels`, or, where those tiles are
+    /// more than multiprocessors, of 80. The batch may not matter to that.
+    fn cut_alone(&self, target: &Target, pixels: &Pixels) -> Option<Cut> {
+        let (conv, all) = (&self.conv, target.multiprocessors as usize);
+        if target.batch_invariant {
+            return None;
+        }
+        let tiles = |pixels: &Pixels| pixels.all * self.columns(SMALL);
         let cut = |kernel, pixels: &Pixels| {
             self.small_cut(kernel, pixels, SMALL, MOST_ALONE_PIECES, 2, target)
         };
-        if leave_blocks_alone(target, grid(pixels)) {
+        // Few multiprocessors are left without one.
+        let occupy = |pixels: &Pixels| (3 * all..=4 * all).contains(&(4 * tiles(pixels)));
+        // So few tiles are split.
+        if 2 * tiles(pixels) <= all || occupy(pixels) {
             return Some(match conv.transposed {
                 false => cut(&CONV2D_ALONE_FWD_NHWC_F16, pixels),
                 true => cut(&CONV2D_ALONE_DGRAD_NHWC_F16, pixels),
             });
         }
         let wide = self.pixels(WIDE[0] * WIDE[1], WIDE[1]);
-        let too_many = grid(pixels)[0] * grid(pixels)[1] > target.multiprocessors as usize;
-        // Readers count on moments of 64 pixels, if these are left to them. Of upsampled sources rows that are 16 wide
-        // don't lie at a fixed distance.
+        // Of upsampled sources rows that are 16 wide don't lie at a fixed distance. Moments that are left to readers are of
+        // 64 pixels.
         let possible = !conv.transposed && !self.row && !conv.upsample;
         let merged = self.moments == 0 || moment_parts(conv) == 1;
-        let takes = too_many && possible && merged && !target.batch_invariant;
-        (takes && occupy(target, grid(&wide))).then(|| cut(&CONV2D_ALONE80_FWD_NHWC_F16, &wide))
+        let takes = tiles(pixels) > all && occupy(&wide) && possible && merged;
+        takes.then(|| cut(&CONV2D_ALONE80_FWD_NHWC_F16, &wide))
     }
 
     /// Blocks of `kernel`, for small tiles in float16: with `chunk` pieces in shared memory, of `most_buffers` chunks at
@@ -334,31 +321,33 @@ impl Shape {
     ) -> Cut {
         let &Pixels { tile, region, tiles, all } = pixels;
         let grid = [all, self.columns(channels)];
-        let threads = kernel.threads as usize;
-        let alone = threads == 256;
+        let (size, warps) = (tile[0] * tile[1], kernel.threads as usize / 32);
+        let alone = warps == 8;
         // Pieces between two planes, so that threads store without bank conflicts.
         let reached = region[0] * region[1];
         let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
         let chunks = self.chunks(chunk);
-        let slices = self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 });
+        let slices = match size {
+            SMALL => self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 }),
+            _ => 1,
+        };
         // Of the block's chunks, one after another.
         let steps = chunks[1].div_ceil(slices);
         let buffers = most_buffers.min(steps);
         let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
         let regions = buffers * chunk * plane + affine;
         // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they lie in
-        // front.
-        let pixels = tile[0] * tile[1];
-        let sixteens = pixels / 16;
-        let exchanged = threads * 32 * (sixteens + sixteens.div_ceil(2));
-        let results = threads / 32 * 16 * (16 + 4) * 4;
+        // front; then either half of the warps has room for half of the pixels, rounded up to 16.
+        let exchanged = 4 * channels * size;
+        let again = 4 * channels * size.next_multiple_of(32);
+        let results = warps * 16 * (16 + 4) * 4;
         let shared = match alone {
-            true => exchanged + regions,
-            false => regions.max(SMALL * channels * 4).max(results),
+            true => 2 * exchanged + again + regions,
+            false => regions.max(exchanged).max(results),
         };
         Cut {
             kernel,
-            pixels,
+            pixels: size,
             channels,
             tile,
             region,

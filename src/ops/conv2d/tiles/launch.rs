@@ -96,7 +96,7 @@ impl TiledConv2d {
         let tiles = if slice > 0 { cut.moment_tiles(conv) } else { 0 };
         let samples = if tiles > moment_parts(conv) { conv.batch } else { 0 };
         Shared {
-            partials: places * cut.slices * cut.sums(),
+            partials: places * cut.slices * cut.pixels * cut.channels,
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
             join_tickets: places,
             moment_tickets: samples * cut.grid[1],
