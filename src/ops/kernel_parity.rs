@@ -298,8 +298,8 @@ fn every_kernel_is_compared() {
     elementwise::scale_add();
     elementwise::sums_over_pixels();
     small_convolutions::large_tiles();
-    small_convolutions::larger_tiles_of_blocks_alone();
     small_convolutions::small_tiles();
+    small_convolutions::tiles_of_80_pixels();
     small_convolutions::tiles_of_blocks_alone();
     normalisation::activations();
     normalisation::group_norm();

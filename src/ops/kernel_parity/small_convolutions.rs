@@ -88,11 +88,18 @@ fn larger_tiles_launched(launch: impl FnOnce()) -> bool {
     has
 }
 
-/// Where tiles of 64 pixels are more than multiprocessors, those of 80 leave blocks alone: some inside of the image, some
-/// with a row or four, several of channels; of one chunk and of two, of stride 2, of two samples and of 5 x 4 taps; all
-/// that is added, and sources and results that are no multiple of pieces.
+/// Where tiles of 64 pixels are more than multiprocessors, those of 80 leave blocks alone.
 #[test]
-pub(super) fn larger_tiles_of_blocks_alone() {
+pub(super) fn tiles_of_80_pixels() {
+    let [x, weight] = [Host::random(&[1, 9, 13, 61], 1), Host::random(&[38, 61, 3, 3], 2)];
+    check_on_chips_of(2, &Conv2d::same([3, 3], false), &[&x, &weight], 1e-5);
+    assert_launched("f16", &["conv2d_alone80_fwd"]);
+}
+
+/// Some inside of the image, some with a row or four, several of channels; of one chunk and of two, of stride 2, of two
+/// samples and of 5 x 4 taps; all that is added, and sources and results that are no multiple of pieces.
+#[test]
+fn larger_tiles_of_blocks_alone() {
     let operands = Operands {
         affine: true,
         silu: true,
@@ -231,42 +238,55 @@ fn small_tiles_that_leave_moments() {
     ];
     // Tiles of blocks alone, of whose slices two warps have parts.
     let alone = [1, 8, 64].map(|slice| ([1, 3, 5], 3, 64, slice));
-    // Of 80 pixels, which fit into as many multiprocessors; not where readers merge those of four of 64.
+    for case in few {
+        check_moments(case, 5, 1);
+    }
+    for case in alone {
+        check_moments(case, 64, 1);
+    }
+}
+
+/// Of 80 pixels, which fit into as many multiprocessors; not where readers merge those of four of 64.
+#[test]
+fn larger_tiles_that_leave_moments() {
+    check_moments(([1, 9, 13], 3, 64, 8), 61, 2);
     let larger = [([1, 10, 24], 3, 64, 1), ([2, 9, 17], 3, 64, 8), ([1, 11, 33], 3, 64, 64)];
-    let no_larger = ([1, 9, 13], 3, 64, 8);
-    let cases = few.map(|case| (case, 5, 1)).into_iter();
-    let cases = cases.chain(alone.map(|case| (case, 64, 1))).chain([(no_larger, 61, 2)]);
-    let cases = cases.chain([4, 8, 9].into_iter().zip(larger).map(|(of, case)| (case, 61, of)));
-    for (([batch, height, width], kernel, channels, slice), c_in, multiprocessors) in cases {
-        let conv = Conv2d::same([kernel; 2], false);
-        let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
-        let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
-        let [x, weight] =
-            [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
-        let y = run(&conv, &[&x, &weight]).remove(0);
-        // Of what float16 stores.
-        let half = rounded(&y);
-        // Tiles of 8 x 8, or of 64 pixels in a row.
-        let part = |pixel: usize| match kernel {
-            1 => pixel / 64,
-            _ => pixel / width / 8 * width.div_ceil(8) + pixel % width / 8,
-        };
-        let parts = match part(height * width - 1) + 1 {
-            few @ (2 | 4) => few,
-            _ => 1,
-        };
-        let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
-        let moments = |y: &Host| moments(y, slice, parts, part);
-        let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
-        let want = [[y.clone(), moments(&y)], [half, of_half]];
-        for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
-            for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
-                let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
-                let half = x.ty.dtype == DType::F16;
-                let tolerance = if half { 1e-3 } else { 1e-5 };
-                let compare = || compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
-                assert_eq!(larger_tiles_launched(compare), half && multiprocessors > 2);
-            }
+    for (case, multiprocessors) in larger.into_iter().zip([4, 8, 9]) {
+        check_moments(case, 61, multiprocessors);
+    }
+}
+
+/// Batch, height and width of the result, taps of a row, channels of the result and of a slice; and channels of the
+/// source. More than two multiprocessors are for tiles of 80 pixels.
+fn check_moments(case: ([usize; 3], usize, usize, usize), c_in: usize, multiprocessors: u32) {
+    let ([batch, height, width], kernel, channels, slice) = case;
+    let conv = Conv2d::same([kernel; 2], false);
+    let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
+    let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
+    let [x, weight] = [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
+    let y = run(&conv, &[&x, &weight]).remove(0);
+    // Of what float16 stores.
+    let half = rounded(&y);
+    // Tiles of 8 x 8, or of 64 pixels in a row.
+    let part = |pixel: usize| match kernel {
+        1 => pixel / 64,
+        _ => pixel / width / 8 * width.div_ceil(8) + pixel % width / 8,
+    };
+    let parts = match part(height * width - 1) + 1 {
+        few @ (2 | 4) => few,
+        _ => 1,
+    };
+    let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
+    let moments = |y: &Host| moments(y, slice, parts, part);
+    let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
+    let want = [[y.clone(), moments(&y)], [half, of_half]];
+    for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
+        for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
+            let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
+            let half = x.ty.dtype == DType::F16;
+            let tolerance = if half { 1e-3 } else { 1e-5 };
+            let compare = || compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
+            assert_eq!(larger_tiles_launched(compare), half && multiprocessors > 2);
         }
     }
 }
