@@ -42,16 +42,17 @@ struct TileOrigin {
 };
 
 // The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of 64, or of all of 80.
-template <int OF, int LOG = 3>
+template <int OF>
 struct TilePixels {
-    static_assert(OF == 64 || OF == 128 || (OF == 80 && LOG == 4), "moments are of 64 pixels or of 16 x 5");
-    static const int PIXELS = OF, WIDTH_LOG = LOG, WIDTH = 1 << LOG;
+    static_assert(OF == 64 || OF == 80 || OF == 128, "moments are of 64 pixels or of 16 x 5");
+    static const int PIXELS = OF, WIDTH_LOG = OF == 80 ? 4 : 3, WIDTH = 1 << WIDTH_LOG;
     static const int MOMENT_HEIGHT = (PIXELS == 80 ? 80 : 64) / WIDTH;
 
-    // The first row of pixels of row `tiles` of tiles.
+    // The first row of pixels of a row of tiles.
     template <class Params>
-    __device__ static __forceinline__ int first_row(const Params& p, int tiles) {
-        return PIXELS == 80 ? tiles * (PIXELS >> p.tile_width_log) : tiles << ((PIXELS == 128 ? 7 : 6) - p.tile_width_log);
+    __device__ static __forceinline__ int first_row(const Params& p, int row) {
+        return PIXELS == 80 ? row * (PIXELS >> p.tile_width_log)
+                            : row << ((PIXELS == 128 ? 7 : 6) - p.tile_width_log);
     }
     // Whether tiles are one row.
     template <class Params>

@@ -281,7 +281,7 @@ template <class E, class Pixels, int WM, int WN, int MT, int NT, bool FREE>
 __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* values, unsigned valid,
                                               const TileOrigin& place, int column_tile, float* moments, float* shared) {
     typedef ResultLayout<E> Layout;
-    const int N = WN * NT * 16, TILES = WM * MT * 16 / 64, PARTS = WM / TILES;
+    const int N = WN * NT * 16, TILES = Pixels::PIXELS == 128 ? 2 : 1, PARTS = WM / TILES;
     int warp = threadIdx.x / 32, warp_row = warp / WN, warp_n = warp % WN * NT * 16;
     int log = p.own_slice_log, slices = p.c_out >> log, together = log < 2 ? 0 : min(log, 4);
     float count[1] = {static_cast<float>(__popc(valid))};

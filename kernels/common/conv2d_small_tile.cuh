@@ -148,6 +148,7 @@ struct SmallTaps {
 // [warp][2 HALF][lane]. Of an odd COUNT the second takes one that it has already in place of what is not there.
 template <int COUNT, int DISTANCE, bool ALTERNATE>
 struct PairSums {
+    static_assert(!ALTERNATE || COUNT % 2 == 0, "each has a neighbour");
     static const int HALF = (COUNT + 1) / 2;
     float sums[COUNT * 8];
 
@@ -189,12 +190,13 @@ private:
 template <bool TRANSPOSED, int WM, int WN, int SIXTEENS = 4>
 __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int tile, int column, int slice) {
     typedef __half E;
-    typedef TilePixels<SIXTEENS * 16, SIXTEENS == 5 ? 4 : 3> Pixels;
+    typedef TilePixels<SIXTEENS * 16> Pixels;
     const int MT = (SIXTEENS + WM - 1) / WM, M = Pixels::PIXELS, N = WN * 16, THREADS = WM * WN * 32, SIZE = 8;
     // Groups of two warps that share the input channels, and what a warp multiplies: half of the tile, which lies beside
     // the other or below it.
     const int GROUPS = WM * WN / 2;
     const bool BESIDE = WN > 2;
+    static_assert(SIXTEENS == 4 || (BESIDE && GROUPS > 2 && !TRANSPOSED), "80 pixels are for blocks alone, forward");
     const int HALF_MT = BESIDE ? SIXTEENS : SIXTEENS / 2, HALF_NT = BESIDE ? 2 : WN;
     typedef SmallTaps<TRANSPOSED, HALF_MT, HALF_NT, (GROUPS > 2)> Taps;
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has four at most, for which
@@ -368,7 +370,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         float* staged = reinterpret_cast<float*>(shared) + warp * Stage<1>::SIZE;
         stage_results<E, MT, 1>(sums, staged, [&](int m, float* stage) {
             if (EVEN || warp_m + m * 16 < M)
-                store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column, stage);
+                store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column,
+                                     stage);
         });
     }
     if (!TRANSPOSED && p.own_moments)

@@ -260,5 +260,6 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         });
     }
     if (!TRANSPOSED && p.own_moments)
-        leave_moments<E, Pixels, WM, WN, MT, NT, false>(p, sums, to.valid, of, column_tile, reinterpret_cast<float*>(shared));
+        leave_moments<E, Pixels, WM, WN, MT, NT, false>(p, sums, to.valid, of, column_tile,
+                                                        reinterpret_cast<float*>(shared));
 }

@@ -26,9 +26,9 @@ const MOST_ALONE_PIECES: usize = 8;
 pub(super) const WEIGHT_BLOCK: usize = 64;
 /// Pixels and (most) channels of a small tile, and the fewest channels of one in float16.
 const SMALL: usize = 64;
+const LEAST_CHANNELS: usize = 16;
 /// Height and width of a larger small tile in float16, for a block alone.
 const WIDE: [usize; 2] = [5, 16];
-const LEAST_CHANNELS: usize = 16;
 /// Bytes of shared memory that a small tile in float16 has beside those of a launch: what pixels get added, and
 /// tickets that it drew.
 const OWN: usize = 4 * (SMALL + 4);
@@ -37,7 +37,7 @@ const OWN: usize = 4 * (SMALL + 4);
 const MOST_SLICES: usize = 8;
 /// Channels of parts that a tile's width is chosen by: with more of them tiles should be narrower instead.
 const MOST_JOINED: usize = 256;
-/// Pixels whose moments are taken together: 8 × 8, or 64 in a row.
+/// Pixels whose moments are taken together: 8 × 8, or 64 in a row; but all of a wide tile.
 const MOMENT_PIXELS: usize = 64;
 
 /// Pieces that `channels` take: an even number.
@@ -132,7 +132,7 @@ fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
     blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
 }
 
-/// Tiles of 64 pixels that the moments of a convolution's output are of, for each sample.
+/// Tiles of 64 pixels of each sample, by which the parts are chosen that readers find moments of.
 fn moment_tiles(conv: &Conv) -> usize {
     let [height, width] = conv.output;
     if pointwise(conv) {
@@ -280,7 +280,7 @@ impl Shape {
     }
 
     /// Small tiles of 64 channels, where their blocks have a multiprocessor each: of `pixels`, or, where those tiles are
-    /// more than multiprocessors, of 80. The batch may not matter to that.
+    /// more than multiprocessors, of 80. None for a target where the batch may not matter.
     fn cut_alone(&self, target: &Target, pixels: &Pixels) -> Option<Cut> {
         let (conv, all) = (&self.conv, target.multiprocessors as usize);
         if target.batch_invariant {
@@ -290,7 +290,7 @@ impl Shape {
         let cut = |kernel, pixels: &Pixels| {
             self.small_cut(kernel, pixels, SMALL, MOST_ALONE_PIECES, 2, target)
         };
-        // Few multiprocessors are left without one.
+        // Few multiprocessors are left without a block.
         let occupy = |pixels: &Pixels| (3 * all..=4 * all).contains(&(4 * tiles(pixels)));
         // So few tiles are split.
         if 2 * tiles(pixels) <= all || occupy(pixels) {
@@ -327,6 +327,7 @@ impl Shape {
         let reached = region[0] * region[1];
         let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
         let chunks = self.chunks(chunk);
+        // The kernel doesn't join parts of wide tiles: these occupy the target without.
         let slices = match size {
             SMALL => self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 }),
             _ => 1,
