@@ -14,8 +14,7 @@ use crate::ops::group_norm::GroupNorm;
 use crate::ops::testing::{Host, assert_close};
 
 /// Weights of 1×1 convolutions that read the same normalised block are siblings.
-const INPUTS: [(&str, &[usize]); 15] = [
-    ("image", &[1, 3, 5, 3]),
+const WEIGHTS: [(&str, &[usize]); 14] = [
     ("first", &[64, 3, 3, 3]),
     ("skip", &[24, 3, 3, 3]),
     ("gamma0", &[88]),
@@ -52,7 +51,7 @@ fn block(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
         v,
     ] = t
     else {
-        unreachable!("as many as INPUTS")
+        unreachable!("an image, and as many as WEIGHTS")
     };
     let conv = |g: &mut Graph, x, weight| g.one(Conv2d::same([3, 3], false), &[x, weight]);
     let projected = |g: &mut Graph, x, weight| g.one(Conv2d::pointwise(false), &[x, weight]);
@@ -72,13 +71,18 @@ fn block(g: &mut Graph, t: &[TensorId]) -> Result<TensorId> {
     g.one(Combine::Product, &[product, v])
 }
 
-/// The result and, if wanted, the gradients of all inputs; and which kernels of convolutions ran.
-fn run(device: &dyn Device, gradients: bool) -> (Vec<Vec<f32>>, Vec<&'static str>) {
+/// Of an image of this height and width the result and, if wanted, the gradients of all inputs; and which kernels of
+/// convolutions ran.
+fn run(
+    device: &dyn Device,
+    [height, width]: [usize; 2],
+    gradients: bool,
+) -> (Vec<Vec<f32>>, Vec<&'static str>) {
     let mut g = Graph::new();
-    let inputs: Vec<TensorId> = INPUTS
-        .iter()
-        .map(|(name, shape)| g.input(name, TensorType::f32(*shape)).unwrap())
-        .collect();
+    let image = ("image", &[1, height, width, 3][..]);
+    let given = [image].into_iter().chain(WEIGHTS);
+    let inputs: Vec<TensorId> =
+        given.clone().map(|(name, shape)| g.input(name, TensorType::f32(shape)).unwrap()).collect();
     let y = block(&mut g, &inputs).unwrap();
     let ty = g.ty(y).clone();
     let mut results = vec![y];
@@ -95,7 +99,8 @@ fn run(device: &dyn Device, gradients: bool) -> (Vec<Vec<f32>>, Vec<&'static str
     }
     fuse::fuse(&mut g).unwrap();
     let mut engine = Engine::single(g, device).unwrap();
-    for (seed, (name, shape)) in INPUTS.iter().chain(&upstream[..gradients.into()]).enumerate() {
+    for (seed, (name, shape)) in given.chain(upstream.into_iter().filter(|_| gradients)).enumerate()
+    {
         let values = Host::random(shape, seed as u64).data;
         // Sums stay near 1.
         let fan_in: usize = if seed > 0 { shape[1..].iter().product() } else { 1 };
@@ -117,11 +122,13 @@ fn run(device: &dyn Device, gradients: bool) -> (Vec<Vec<f32>>, Vec<&'static str
 /// Shortcuts, siblings, moments and what gradients keep, of tiles of blocks alone.
 #[test]
 fn blocks_of_tiles_alone() {
-    let (want, _) = run(&CpuDevice::new(), true);
+    let size = [3, 5];
+    let (want, _) = run(&CpuDevice::new(), size, true);
     for full in BOTH {
         let target = Target { multiprocessors: 4, precision: Precision::Fp16, ..full };
-        let on =
-            |seed, gradients| run(&Emulated::with_seed(target.clone(), seed).unwrap(), gradients);
+        let on = |seed, gradients| {
+            run(&Emulated::with_seed(target.clone(), seed).unwrap(), size, gradients)
+        };
         // The two in front of the block, and its three launches: the shortcut is in the second, all projections are
         // in the third.
         let [narrow, alone] = ["conv2d_small16_fwd_nhwc_f16", "conv2d_alone_fwd_nhwc_f16"];
@@ -133,8 +140,7 @@ fn blocks_of_tiles_alone() {
         assert_eq!(in_front, forward.iter().collect::<Vec<_>>());
         assert!(kernels.contains(&"conv2d_alone_dgrad_nhwc_f16"), "{kernels:?}");
         for (got, want) in got.iter().zip(&want).chain([(&sampled[0], &want[0])]) {
-            let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            assert_close(got, want, 4e-3 * largest);
+            assert_near(got, want);
         }
         for seed in 2..=orders() {
             let bits = |values: &[Vec<f32>]| -> Vec<u32> {
@@ -143,5 +149,23 @@ fn blocks_of_tiles_alone() {
             let other = on(seed, true).0;
             assert!(bits(&other) == bits(&got), "{} depends on the order of lanes", target.name);
         }
+    }
+}
+
+fn assert_near(got: &[f32], want: &[f32]) {
+    let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    assert_close(got, want, 4e-3 * largest);
+}
+
+/// The convolution with the shortcut, of two chunks and of two more, of tiles of 80 pixels.
+#[test]
+fn blocks_of_larger_tiles() {
+    let size = [10, 24];
+    let (want, _) = run(&CpuDevice::new(), size, true);
+    let target = Target { multiprocessors: 4, precision: Precision::Fp16, ..Target::H100 };
+    let (got, kernels) = run(&Emulated::with_seed(target, 1).unwrap(), size, true);
+    assert!(kernels.contains(&"conv2d_alone80_fwd_nhwc_f16"), "{kernels:?}");
+    for (got, want) in got.iter().zip(&want) {
+        assert_near(got, want);
     }
 }
