@@ -79,12 +79,8 @@ pub(super) struct Traits {
 pub(super) struct Cut {
     /// Forward and transposed.
     pub kernel: &'static Kernel,
-    pub pixels: usize,
+    pub pixels: Pixels,
     pub channels: usize,
-    pub tile: [usize; 2],
-    pub region: [usize; 2],
-    /// Down and across an image, transposed a phase of it.
-    pub tiles: [usize; 2],
     /// Tiles of pixels and of channels.
     pub grid: [usize; 2],
     /// Pieces of input channels in shared memory at a time.
@@ -102,19 +98,34 @@ pub(super) struct Cut {
 impl Cut {
     /// Parts of each sample that blocks leave moments of.
     pub fn moment_tiles(&self, conv: &Conv) -> usize {
-        match self.pixels.is_multiple_of(MOMENT_PIXELS) {
+        match self.pixels.of_tile().is_multiple_of(MOMENT_PIXELS) {
             true => moment_tiles(conv),
-            false => self.tiles[0] * self.tiles[1],
+            false => self.pixels.tiles[0] * self.pixels.tiles[1],
         }
     }
 }
 
-/// Tiles of pixels of a convolution, what they read, and how many there are: of an image or a phase, and in all.
-struct Pixels {
-    tile: [usize; 2],
-    region: [usize; 2],
-    tiles: [usize; 2],
+/// Tiles of pixels of a convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Pixels {
+    pub tile: [usize; 2],
+    /// What a tile reads.
+    pub region: [usize; 2],
+    /// Down and across an image, transposed a phase of it.
+    pub tiles: [usize; 2],
+    /// Tiles in all.
     all: usize,
+}
+
+impl Pixels {
+    pub fn of_tile(&self) -> usize {
+        self.tile[0] * self.tile[1]
+    }
+
+    /// Pixels that a tile reads.
+    fn reached(&self) -> usize {
+        self.region[0] * self.region[1]
+    }
 }
 
 /// Whether an output pixel depends on the input pixel at its place only.
@@ -207,12 +218,12 @@ impl Shape {
     }
 
     /// Blocks that keep weights of a tap in shared memory, twice: of as many pieces as fit.
-    fn cut(&self, kernel: &'static Kernel, pixels: usize, channels: usize, target: &Target) -> Cut {
-        let Pixels { tile, region, tiles, all } = self.pixels(pixels, 8);
+    fn cut(&self, kernel: &'static Kernel, size: usize, channels: usize, target: &Target) -> Cut {
+        let pixels = self.pixels(size, 8);
         let most_pieces = most_pieces(target, self.dtype);
         // The region in planes of an odd pitch; coefficients of all channels.
         let weights = 2 * channels * most_pieces * PIECE;
-        let plane = ((region[0] * region[1]) | 1) * PIECE;
+        let plane = (pixels.reached() | 1) * PIECE;
         let [own, needed] = self.pieces();
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
         let room = (target.shared_bytes as usize).saturating_sub(weights + affine) / plane / 2 * 2;
@@ -221,18 +232,15 @@ impl Shape {
         let warps = kernel.threads as usize / 32;
         let results = warps * 16 * (2 * channels / warps + 4) * 4;
         let chunks = self.chunks(chunk);
-        let grid = [all, self.columns(channels)];
+        let grid = [pixels.all, self.columns(channels)];
         Cut {
             kernel,
             pixels,
             channels,
-            tile,
-            region,
-            tiles,
             grid,
             chunk,
             chunks,
-            slices: self.slices(target, grid, chunks[1], pixels, 2),
+            slices: self.slices(target, grid, chunks[1], size, 2),
             buffers: 1,
             shared: (weights + chunk * plane + affine).max(results),
         }
@@ -266,12 +274,12 @@ impl Shape {
         };
         let fits = |cut: &Cut| cut.shared + OWN <= target.shared_bytes as usize;
         let alone = match channels == SMALL && needed >= MOST_ALONE_PIECES {
-            true => self.cut_alone(target, &pixels).filter(fits),
+            true => self.cut_alone(target, pixels).filter(fits),
             false => None,
         };
         let most = needed.min(MOST_SMALL_PIECES);
         let small = |chunk, most_buffers| {
-            self.small_cut(kernel, &pixels, channels, chunk, most_buffers, target)
+            self.small_cut(kernel, pixels, channels, chunk, most_buffers, target)
         };
         alone
             .or_else(|| Some(small(most, 2)).filter(fits))
@@ -281,17 +289,16 @@ impl Shape {
 
     /// Small tiles of 64 channels, where their blocks have a multiprocessor each: of `pixels`, or, where those tiles are
     /// more than multiprocessors, of 80. None for a target where the batch may not matter.
-    fn cut_alone(&self, target: &Target, pixels: &Pixels) -> Option<Cut> {
+    fn cut_alone(&self, target: &Target, pixels: Pixels) -> Option<Cut> {
         let (conv, all) = (&self.conv, target.multiprocessors as usize);
         if target.batch_invariant {
             return None;
         }
-        let tiles = |pixels: &Pixels| pixels.all * self.columns(SMALL);
-        let cut = |kernel, pixels: &Pixels| {
-            self.small_cut(kernel, pixels, SMALL, MOST_ALONE_PIECES, 2, target)
-        };
+        let tiles = |pixels: Pixels| pixels.all * self.columns(SMALL);
+        let cut =
+            |kernel, pixels| self.small_cut(kernel, pixels, SMALL, MOST_ALONE_PIECES, 2, target);
         // Few multiprocessors are left without a block.
-        let occupy = |pixels: &Pixels| (3 * all..=4 * all).contains(&(4 * tiles(pixels)));
+        let occupy = |pixels| (3 * all..=4 * all).contains(&(4 * tiles(pixels)));
         // So few tiles are split.
         if 2 * tiles(pixels) <= all || occupy(pixels) {
             return Some(match conv.transposed {
@@ -304,8 +311,8 @@ impl Shape {
         // 64 pixels.
         let possible = !conv.transposed && !self.row && !conv.upsample;
         let merged = self.moments == 0 || moment_parts(conv) == 1;
-        let takes = tiles(pixels) > all && occupy(&wide) && possible && merged;
-        takes.then(|| cut(&CONV2D_ALONE80_FWD_NHWC_F16, &wide))
+        let takes = tiles(pixels) > all && occupy(wide) && possible && merged;
+        takes.then(|| cut(&CONV2D_ALONE80_FWD_NHWC_F16, wide))
     }
 
     /// Blocks of `kernel`, for small tiles in float16: with `chunk` pieces in shared memory, of `most_buffers` chunks at
@@ -313,18 +320,17 @@ impl Shape {
     fn small_cut(
         &self,
         kernel: &'static Kernel,
-        pixels: &Pixels,
+        pixels: Pixels,
         channels: usize,
         chunk: usize,
         most_buffers: usize,
         target: &Target,
     ) -> Cut {
-        let &Pixels { tile, region, tiles, all } = pixels;
-        let grid = [all, self.columns(channels)];
-        let (size, warps) = (tile[0] * tile[1], kernel.threads as usize / 32);
+        let grid = [pixels.all, self.columns(channels)];
+        let (size, warps) = (pixels.of_tile(), kernel.threads as usize / 32);
         let alone = warps == 8;
         // Pieces between two planes, so that threads store without bank conflicts.
-        let reached = region[0] * region[1];
+        let reached = pixels.reached();
         let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
         let chunks = self.chunks(chunk);
         // The kernel doesn't join parts of wide tiles: these occupy the target without.
@@ -346,20 +352,7 @@ impl Shape {
             true => 2 * exchanged + again + regions,
             false => regions.max(exchanged).max(results),
         };
-        Cut {
-            kernel,
-            pixels: size,
-            channels,
-            tile,
-            region,
-            tiles,
-            grid,
-            chunk,
-            chunks,
-            slices,
-            buffers,
-            shared,
-        }
+        Cut { kernel, pixels, channels, grid, chunk, chunks, slices, buffers, shared }
     }
 
     pub fn small(&self, target: &Target) -> Cut {
@@ -383,8 +376,8 @@ impl Shape {
             (true, _) => &CONV2D_LARGE_DGRAD_NHWC_F32,
         };
         let large = self.cut(kernel, 2 * SMALL, 2 * SMALL, target);
-        let enough =
-            self.alone(target, large.grid, large.pixels) >= target.multiprocessors as usize;
+        let enough = self.alone(target, large.grid, large.pixels.of_tile())
+            >= target.multiprocessors as usize;
         let pixels = match (target.batch_invariant, self.sample_pixels) {
             (true, own) if own > 0 => own,
             _ => self.conv.output[0] * self.conv.output[1],

@@ -17,7 +17,8 @@ kernels::params! {
         CONV2D_LARGE_FWD_NHWC_F32, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_SMALL16_FWD_NHWC_F16,
         CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
         CONV2D_SMALL64_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16,
-        CONV2D_ALONE80_FWD_NHWC_F16, CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F16
+        CONV2D_ALONE80_FWD_NHWC_F16, CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16,
+        CONV2D_LARGE_DGRAD_NHWC_F16
     {
         x: [u64; 2], affine: u64, moments: [u64; 2], gamma: u64, beta: u64,
         weight: [u64; 3], bias: [u64; 3],
@@ -96,7 +97,7 @@ impl TiledConv2d {
         let tiles = if slice > 0 { cut.moment_tiles(conv) } else { 0 };
         let samples = if tiles > moment_parts(conv) { conv.batch } else { 0 };
         Shared {
-            partials: places * cut.slices * cut.pixels * cut.channels,
+            partials: places * cut.slices * cut.pixels.of_tile() * cut.channels,
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
             join_tickets: places,
             moment_tickets: samples * cut.grid[1],
@@ -194,10 +195,10 @@ impl TiledConv2d {
             parts_log2,
             tile_moments: if shared.moments > 0 { int(shared.partials)? } else { -1 },
             moment_tickets: int(shared.join_tickets)?,
-            tile_width_log: cut.tile[1].trailing_zeros() as i32,
-            region_height: int(cut.region[0])?,
-            region_width: int(cut.region[1])?,
-            region_reciprocal: reciprocal(cut.region[1]),
+            tile_width_log: cut.pixels.tile[1].trailing_zeros() as i32,
+            region_height: int(cut.pixels.region[0])?,
+            region_width: int(cut.pixels.region[1])?,
+            region_reciprocal: reciprocal(cut.pixels.region[1]),
             sample_pixels: int(shape.sample_pixels)?,
             slices: int(cut.slices)?,
             slices_reciprocal: reciprocal(cut.slices),
@@ -209,8 +210,8 @@ impl TiledConv2d {
             eps,
             residual_scale: self.extras.finish.residual_scale,
             limit: self.extras.finish.limit,
-            tiles_x: Divisor::of(name, cut.tiles[1])?,
-            tiles_y: Divisor::of(name, cut.tiles[0])?,
+            tiles_x: Divisor::of(name, cut.pixels.tiles[1])?,
+            tiles_y: Divisor::of(name, cut.pixels.tiles[0])?,
             unused: 0,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
