@@ -88,9 +88,11 @@ fn a_training_step_of_ddpm_64_takes_few_launches() {
         ("a100", "fp16", 316),
         ("h100", "fp16", 316),
     ] {
-        let preset = ["--preset", "ddpm-64", "--batch", "64"];
-        let plan = json(&[&["plan", "--target", target, "--precision", precision], &preset]);
-        let launches = plan["launches_per_training_step"].as_u64().unwrap();
-        assert!(launches <= most, "{launches} on {target} in {precision}");
+        for batch in ["1", "64"] {
+            let preset = ["--preset", "ddpm-64", "--batch", batch];
+            let plan = json(&[&["plan", "--target", target, "--precision", precision], &preset]);
+            let launches = plan["launches_per_training_step"].as_u64().unwrap();
+            assert!(launches <= most, "{launches} on {target} in {precision}, batch {batch}");
+        }
     }
 }

@@ -125,8 +125,8 @@ impl Op for Conv2d {
             grads[bias] = Some(graph.push(Arc::new(SumPixels { rows: Rows::Flat }), &[dy])?[0]);
         }
         if let Some(shift) = self.index(Operand::Shift).filter(|&index| args.needs[index]) {
-            let shared = graph.ty(args.inputs[shift]).shape[0] == 1;
-            let rows = if shared { Rows::One } else { Rows::Samples };
+            let rows = Rows::of(graph.ty(dy), graph.ty(args.inputs[shift]));
+            let rows = rows.expect("shapes were checked");
             grads[shift] = Some(graph.push(Arc::new(SumPixels { rows }), &[dy])?[0]);
         }
         if let Some(residual) = self.index(Operand::Residual).filter(|&index| args.needs[index]) {

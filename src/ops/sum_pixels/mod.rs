@@ -22,13 +22,14 @@ pub enum Rows {
 }
 
 impl Rows {
-    /// What `b` is to `a` `[B, …, C]`; `None` if it is no row of it.
+    /// What `b` is to `a` `[B, …, C]`; `None` if it is no row of it. A sample alone has a row of its own, as the gradient
+    /// of a normalisation leaves it.
     pub fn of(a: &TensorType, b: &TensorType) -> Option<Rows> {
         let Extent { batch, channels, .. } = Extent::of(&a.shape);
         match b.shape[..] {
             [c] if c == channels => Some(Rows::Flat),
-            [1, c] if c == channels => Some(Rows::One),
             [b, c] if b == batch && c == channels => Some(Rows::Samples),
+            [1, c] if c == channels => Some(Rows::One),
             _ => None,
         }
     }
