@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
-    /// Names of kernels for products in float16 without tensor cores.
-    general: Vec<String>,
     file: Vec<File>,
 }
 
@@ -37,9 +35,6 @@ pub struct Kernel {
     /// Threads beside those, on the sm_80 path alone.
     #[serde(default)]
     pub loaders: u32,
-    /// A product in float16 without tensor cores.
-    #[serde(skip)]
-    pub general: bool,
 }
 
 impl Kernel {
@@ -59,7 +54,7 @@ impl Sources {
     pub fn read(folder: &Path) -> Result<Sources, String> {
         let path = folder.join("manifest.toml");
         let text = text(&path)?;
-        let mut manifest: Manifest =
+        let manifest: Manifest =
             toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
         let mut names = std::collections::HashSet::new();
         for kernel in manifest.file.iter().flat_map(|file| &file.kernels) {
@@ -74,13 +69,6 @@ impl Sources {
             if !names.insert(&kernel.name) {
                 return Err(format!("{}: `{}` stands there twice", path.display(), kernel.name));
             }
-        }
-        for name in &manifest.general {
-            let mut kernels = manifest.file.iter_mut().flat_map(|file| &mut file.kernels);
-            let kernel = kernels.find(|kernel| kernel.name == *name);
-            kernel
-                .ok_or(format!("{}: `{name}` of `general` is no kernel", path.display()))?
-                .general = true;
         }
         Ok(Sources { folder: folder.to_path_buf(), files: manifest.file })
     }

@@ -78,5 +78,5 @@ struct Large {
 };
 template <class E, bool TRANSPOSED>
 __global__ void __launch_bounds__(Large<E>::THREADS, Large<E>::BLOCKS) conv2d_large(Conv2d<E> p) {
-    conv2d_tile<E, TRANSPOSED, 2, Large<E>::WN, 4, Large<E>::NT>(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    conv2d_tile<E, TRANSPOSED, 2, Large<E>::WN, 4, Large<E>::NT>(p, blockIdx.x, blockIdx.y, 0);
 }

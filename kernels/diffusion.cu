@@ -33,27 +33,38 @@ __global__ void __launch_bounds__(256) normal_fwd_nhwc_f32(Normal p) {
 }
 
 // x_t = signal * x0 + noise * eps and, where asked for, v = signal * eps - noise * x0, with
-// (signal, noise) = table[timestep].
+// (signal, noise) = table[timestep]. Without given noise eps is drawn from the run's stream, and kept.
 struct AddNoise {
     const float* x0;
-    const float* noise;
+    const float* noise;  // or null
     const float* table;
     const float* timesteps;
+    const unsigned* state;  // where noise is drawn, else null
     float* x_t;
     float* v;  // or null
-    long long elements, sample;
-    int rows, unused;
+    float* drawn;  // or null
+    long long elements;
+    int pixels, channels, rows;
+    unsigned purpose;
 };
 
 __global__ void __launch_bounds__(256) add_noise_fwd_nhwc_f32(AddNoise p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= p.elements) return;
-    int t = static_cast<int>(p.timesteps[i / p.sample]);
+    int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
+    int t = static_cast<int>(p.timesteps[sample]);
     bool known = t >= 0 && t < p.rows;
     float signal = known ? p.table[2 * t] : not_a_number();
     float factor = known ? p.table[2 * t + 1] : not_a_number();
-    p.x_t[i] = fmaf(p.x0[i], signal, factor * p.noise[i]);
-    if (p.v) p.v[i] = fmaf(p.noise[i], signal, -factor * p.x0[i]);
+    float eps;
+    if (p.state) {
+        unsigned element = nchw_element(static_cast<int>(i % size), p.pixels, p.channels);
+        p.drawn[i] = eps = normal(run_stream(p.state, sample, p.purpose), element);
+    } else {
+        eps = p.noise[i];
+    }
+    p.x_t[i] = fmaf(p.x0[i], signal, factor * eps);
+    if (p.v) p.v[i] = fmaf(eps, signal, -factor * p.x0[i]);
 }
 
 // Rows of a table [height, width]: that of the state, or those that `rows` [count] names.

@@ -7,7 +7,7 @@
 
 Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
 that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
-the next design; `benches` times steps, training and kernels beside PyTorch; `profile` lets Nsight
+the next design; `benches` times steps and training beside PyTorch, and kernels; `profile` lets Nsight
 Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file a part and `state.json`, and is not done again.
 `--device emulated` rehearses everything on a machine without a GPU.
 """
@@ -15,8 +15,8 @@ Compute time each launch of a step. Each ends within eight minutes. What was don
 import argparse
 import fnmatch
 import glob
-import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -50,10 +50,10 @@ class OutOfTime(Exception):
 
 def unpack(pack):
     """What lies compressed in the pack, beside it, once."""
-    for path in glob.glob(os.path.join(pack, "bin", "*.gz")):
-        binary = path.removesuffix(".gz")
+    for path in glob.glob(os.path.join(pack, "bin", "*.xz")):
+        binary = path.removesuffix(".xz")
         if not os.path.exists(binary):
-            with gzip.open(path) as packed, open(f"{binary}.part", "wb") as file:
+            with lzma.open(path) as packed, open(f"{binary}.part", "wb") as file:
                 shutil.copyfileobj(packed, file)
             os.chmod(f"{binary}.part", 0o755)
             os.replace(f"{binary}.part", binary)
@@ -245,6 +245,8 @@ def sanitizer(runner, part):
                 ], limit=120)
                 # A case that differs (1) is the business of the part `cases`.
                 status = "clean" if said["exit_code"] in (0, 1) else "reported"
+                if said["exit_code"] is None:
+                    status = "timed out"
                 said["stdout"] = said["stdout"][-4000:]
                 part.add(name, dict(said, status=status))
 
@@ -325,7 +327,7 @@ def kernel_benches(runner, part):
     if not os.path.exists(binary):
         part.add("kernels", {"status": "skipped", "why": "the pack has no kernel benches"})
         return
-    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion"):
+    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear"):
         for precision in ("fp16", "fp32"):
             name = f"kernels {family} {precision}"
             if not part.missing([name]) or not wanted(runner, name):

@@ -192,7 +192,26 @@ fn kernels_lists_each_kernel_as_a_table_and_as_json() {
         assert_eq!(row["occupancy"].is_f64(), known, "{row}");
         assert_eq!(row["mma_instructions"].is_u64(), arch.is_some(), "{row}");
         assert!(row["block_threads"].is_u64(), "{row}");
+        let dynamic = row["dynamic_shared_bytes"].as_u64();
+        assert!(dynamic.is_none() || known, "{row}");
     }
+    let of = |kernel: &str, arch: &str| {
+        rows.iter().find(|row| row["kernel"] == kernel && row["arch"] == arch)
+    };
+    // Shared memory that launches ask for counts: of registers alone two blocks would fit.
+    if let Some(row) = of("conv2d_alone80_fwd_nhwc_f16", "sm_80") {
+        assert!(row["dynamic_shared_bytes"].as_u64().unwrap() > 64 << 10, "{row}");
+        assert_eq!(row["occupancy"], 8.0 / 64.0, "{row}");
+    }
+    let arguments = ["kernels", "--arch", "sm_80", "--json"];
+    if of("silu_fwd_nhwc_f32", "sm_80").is_some() {
+        let json: serde_json::Value =
+            serde_json::from_str(&stdout(cyanea().args(arguments))).unwrap();
+        let all = rows.iter().filter(|row| row["arch"] == "sm_80").cloned().collect();
+        assert_eq!(json, serde_json::Value::Array(all));
+    }
+    let said = cyanea().args(["kernels", "--arch", "sm_1"]).assert().code(2);
+    said.stderr(predicate::str::contains("no kernels for `sm_1`: cyanea was built for "));
 }
 
 fn stdout(command: &mut Command) -> String {

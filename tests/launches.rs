@@ -51,7 +51,9 @@ fn the_emulator_executes_as_many_launches_of_the_edm2_network() {
 
 fn check_against_the_emulator(network: &[&str]) {
     let accumulated = ["--set", "training.accumulate=2"];
-    for (target, precision) in [("v100", "fp16"), ("h100", "fp16"), ("h100", "fp32")] {
+    for (target, precision) in
+        [("v100", "fp16"), ("a100", "fp16"), ("h100", "fp16"), ("h100", "fp32")]
+    {
         let precision = ["--precision", precision, "--batch", "2"];
         let plan = json(&[&["plan", "--target", target], &precision, network, &accumulated]);
         let device = format!("emulated:{target}");
@@ -64,6 +66,21 @@ fn check_against_the_emulator(network: &[&str]) {
         assert!(plan["launches_per_sampling_step"].as_u64().unwrap() > 20, "{plan}");
         assert_eq!(bench("step"), plan["launches_per_sampling_step"], "{target}");
         assert_eq!(bench("train"), plan["launches_per_training_step"], "{target}");
+    }
+}
+
+/// The goal of 80 launches a sampling step, with the sampler's update.
+#[test]
+fn a_sampling_step_of_ddpm_64_takes_few_launches() {
+    for (target, precision, most) in
+        [("v100", "fp16", 73), ("a100", "fp16", 73), ("h100", "fp32", 72)]
+    {
+        for batch in ["1", "64"] {
+            let preset = ["--preset", "ddpm-64", "--batch", batch];
+            let plan = json(&[&["plan", "--target", target, "--precision", precision], &preset]);
+            let launches = plan["launches_per_sampling_step"].as_u64().unwrap();
+            assert!(launches <= most, "{launches} on {target} in {precision}, batch {batch}");
+        }
     }
 }
 

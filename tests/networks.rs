@@ -42,7 +42,7 @@ fn configs() -> impl Strategy<Value = (UnetConfig, [usize; 2])> {
     )
 }
 
-/// The output and all gradients of a network, fused or not, and how many nodes it took. Each element of the image is
+/// The output and all gradients of a network, fused or not, and how many launches it took. Each element of the image is
 /// off by a random share of it, about `shake`.
 fn run(
     config: &UnetConfig,
@@ -72,11 +72,14 @@ fn run(
         let slot = g.input(&format!("result {index}"), ty)?;
         g.bind(tensor, slot)?;
     }
-    if fused {
-        fuse::fuse(&mut g)?;
-    }
-    let nodes = g.nodes.len();
-    let mut engine = Engine::single(g, device)?;
+    let mut engine = match fused {
+        true => {
+            fuse::fuse(&mut g)?;
+            Engine::single(g, device)?
+        }
+        false => Engine::unfused(g, device)?,
+    };
+    let launches: usize = engine.plan().programs.iter().map(|program| program.launches.len()).sum();
     let shapes = parameters(&network, size)?;
     let values = initial_weights(&shapes, 3);
     let tensors = shapes.into_iter().zip(values).map(|((n, s), v)| (n, s, v)).collect();
@@ -94,23 +97,24 @@ fn run(
     let values = (0..results.len())
         .map(|index| engine.read(Region::State, &format!("result {index}")))
         .collect::<Result<_>>()?;
-    Ok((nodes, values))
+    Ok((launches, values))
 }
 
-fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device) {
+/// `tolerance` is a share of the mean of what is compared.
+fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device, tolerance: f32) {
     let (plain, want) = run(config, size, false, 0.0, device).unwrap();
     let (fused, got) = run(config, size, true, 0.0, device).unwrap();
     // Groups of as few as two elements multiply rounding; what the plain network makes of some dozen units in the last
     // place of the image says by how much.
     let (_, shaken) = run(config, size, false, 4e-6, device).unwrap();
-    assert!(fused < plain, "{fused} nodes of {plain}");
+    assert!(fused < plain, "{fused} launches of {plain}");
     let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
     let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
     for (index, ((got, want), shaken)) in got.iter().zip(&want).zip(&shaken).enumerate() {
         // Gradients that are zero but for rounding are measured by the largest one.
         let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
         let multiplied = shaken.iter().zip(want).map(|(s, w)| (s - w).abs()).fold(0.0, f32::max);
-        let bound = 2e-4 * scale + multiplied;
+        let bound = tolerance * scale + multiplied;
         for (g, w) in got.iter().zip(want) {
             assert!((g - w).abs() <= bound, "result {index}: {g} is not {w} ({scale})");
         }
@@ -121,7 +125,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn fused_networks_agree_on_the_cpu((config, size) in configs()) {
-        check(&config, size, &CpuDevice::new());
+        check(&config, size, &CpuDevice::new(), 2e-4);
     }
 }
 
@@ -129,8 +133,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
     fn fused_networks_agree_on_the_kernels((config, size) in configs()) {
-        check(&config, size, open_by_name("emulated:v100").unwrap().as_ref());
-        check(&config, size, open_by_name("emulated:h100").unwrap().as_ref());
+        // Moments that convolutions leave are rounded otherwise than those of a normalisation.
+        for device in ["emulated:v100", "emulated:h100"] {
+            check(&config, size, open_by_name(device).unwrap().as_ref(), 1e-3);
+        }
     }
 }
 

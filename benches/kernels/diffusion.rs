@@ -16,7 +16,13 @@ pub fn benches(bench: &mut Bench) {
         bench.time("diffusion", &name("normal"), Normal { purpose: 1 }, &normal, &[]);
         let timesteps = || constant([batch], 500.0);
         let inputs = [image(), image(), activation([1000, 2]), timesteps()];
-        bench.time("diffusion", &name("add_noise"), AddNoise { velocity: false }, &inputs, &[]);
+        bench.time(
+            "diffusion",
+            &name("add_noise"),
+            AddNoise { velocity: false, draws: None },
+            &inputs,
+            &[],
+        );
         let table = || activation([STEPS, COLUMNS]);
         let update = SamplerUpdate {
             history: true,

@@ -10,6 +10,31 @@ struct Chunk {
     static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;
 };
 
+// The chunks of a slice: its part of those of the sources, one at least, then its part of those of the shortcut. These
+// have a single tap, so they are split for themselves.
+struct SliceChunks {
+    int first, own_end, end;  // those of the shortcut are numbered on from the sources'
+    int shift;                // from the number of one of the shortcut to its place there
+
+    template <class E>
+    __device__ __forceinline__ SliceChunks(const Conv2d<E>& p, int slice, bool splits) {
+        int more = 0, more_end = p.chunks - p.main_chunks;
+        first = 0, own_end = p.main_chunks;
+        if (splits && p.slices > 1) {
+            first = divided(p.main_chunks * slice, p.slices_reciprocal);
+            own_end = divided(p.main_chunks * (slice + 1), p.slices_reciprocal);
+            if (more_end > 0) {
+                more = divided(more_end * slice, p.slices_reciprocal);
+                more_end = divided(more_end * (slice + 1), p.slices_reciprocal);
+            }
+        }
+        end = own_end + more_end - more, shift = own_end - more;
+    }
+    __device__ __forceinline__ bool is_own(int chunk) const { return chunk < own_end; }
+    // Which of the sources' it is, or of the shortcut's.
+    __device__ __forceinline__ int place(int chunk) const { return is_own(chunk) ? chunk : chunk - shift; }
+};
+
 // Where pieces of channels from `c` on are read: of the convolution itself, or of its shortcut.
 template <class E>
 struct ChunkSource {

@@ -222,13 +222,9 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // Chunks of input channels, then those of the shortcut.
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int more_pieces = (p.shortcut1 + p.shortcut2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    int chunk = 0, last_chunk = p.chunks;
-    if (p.slices > 1) {
-        chunk = divided(p.chunks * slice, p.slices_reciprocal);
-        last_chunk = divided(p.chunks * (slice + 1), p.slices_reciprocal);
-    }
+    const SliceChunks chunks(p, slice, SIXTEENS == 4);
     // A phase of a transposed convolution may have no tap.
-    if (tap_rows <= 0 || tap_columns <= 0) last_chunk = chunk;
+    int chunk = chunks.first, last_chunk = tap_rows <= 0 || tap_columns <= 0 ? chunk : chunks.end;
     // 8 lanes store MOST pieces of 8 / MOST pixels: with a pitch of 2 or 6 modulo 8 pieces, or an odd one, without bank
     // conflicts.
     int pixels = p.region_height * p.region_width, plane = (GROUPS == 2 ? (pixels + 1) / 4 * 4 + 2 : pixels | 1) * SIZE;
@@ -243,10 +239,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     float2* affine = reinterpret_cast<float2*>(region + p.buffers * p.chunk * plane);
 
     int piece = threadIdx.x % MOST, pixel = threadIdx.x / MOST;
-    auto is_own = [&](int chunk) { return chunk < p.main_chunks; };
-    auto first_piece = [&](int chunk) { return (is_own(chunk) ? chunk : chunk - p.main_chunks) * p.chunk; };
     auto source_of = [&](int chunk) {
-        return ChunkSource<E>(p, of.sample, is_own(chunk), (first_piece(chunk) + piece) * SIZE);
+        return ChunkSource<E>(p, of.sample, chunks.is_own(chunk), (chunks.place(chunk) * p.chunk + piece) * SIZE);
     };
     RegionPieces<E, STEP, BATCH> arriving;
     Taps taps;
@@ -255,8 +249,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         if (source.wide && piece < p.chunk) arriving.load(p, source, of.base_y, of.base_x, pixel);
     };
     auto request_weights = [&](int chunk) {
-        bool own = is_own(chunk);
-        int first = first_piece(chunk), all = own ? pieces : more_pieces;
+        bool own = chunks.is_own(chunk);
+        int first = chunks.place(chunk) * p.chunk, all = own ? pieces : more_pieces;
         const E* packed = of_sibling<const E*>(p.weight, sibling);
         const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
         int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
@@ -269,7 +263,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         taps.aim(image, own ? 0 : p.pad_top, own ? 0 : p.pad_left, count, own ? tap_columns : 1, down, across);
     };
     bool normalises = p.affine || p.gamma;
-    int first_channel = chunk * p.chunk * SIZE, end = min(last_chunk, p.main_chunks) * p.chunk * SIZE;
+    int first_channel = chunk * p.chunk * SIZE, end = chunks.own_end * p.chunk * SIZE;
     // What has arrived, and what of the chunk was not requested.
     auto store_pieces = [&](int chunk, E* to) {
         if (piece >= p.chunk) return;
@@ -277,7 +271,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         to += piece * plane + pixel * SIZE;
         int rest = source.wide ? pixel + BATCH * STEP : pixel;
         E* rest_to = to + (rest - pixel) * SIZE;
-        if (is_own(chunk) && (normalises || p.silu)) {
+        if (source.own && (normalises || p.silu)) {
             Normalisation<E> normalisation(normalises ? affine + (source.c - first_channel) : nullptr, p.silu);
             auto convert = [&](const uint4& value) { return normalisation.of(value); };
             if (source.wide) arriving.template store<true>(p, pixel, to, convert);

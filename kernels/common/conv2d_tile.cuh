@@ -72,6 +72,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     CYANEA_SHARED(float4, row_quads, N / 4);
     // What the sums of slice 0 begin with where results are stored in quads; else zeros.
     float* row = reinterpret_cast<float*>(row_quads);
+    // Large tiles are at least as many as multiprocessors.
+    const bool SPLITS = M == 64;
     // Large tiles of float16 are enough work for DRAM to be worth looking ahead.
     const bool AHEAD = M == 128 && THREADS == Ahead::ROWS * Ahead::LANES;
     CYANEA_SHARED(Ahead, ahead, AHEAD ? THREADS : 1);
@@ -97,11 +99,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     int plane = ((p.region_height * p.region_width) | 1) * SIZE;
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int more_pieces = (p.shortcut1 + p.shortcut2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    int main_chunks = p.main_chunks, chunk = 0, last_chunk = p.chunks;
-    if (p.slices > 1) {
-        chunk = divided(p.chunks * slice, p.slices_reciprocal);
-        last_chunk = divided(p.chunks * (slice + 1), p.slices_reciprocal);
-    }
+    const SliceChunks chunks(p, slice, SPLITS);
+    int chunk = chunks.first, last_chunk = chunks.end;
     int weight_blocks = min(BLOCKS, (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK - column_tile * BLOCKS);
 
     // The next weights: the calling thread's first bytes of the tap, bytes to the next block, pieces of the
@@ -113,9 +112,9 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     bool own = true, more = chunk < last_chunk && tap_rows > 0 && tap_columns > 0;
     int across_taps = columns.steps() * pieces * PIECE_BYTES;
     int down_taps = rows.steps() * p.kw * pieces * PIECE_BYTES - (tap_columns - 1) * across_taps;
-    auto channel_of = [&](int chunk) { return (chunk < main_chunks ? chunk : chunk - main_chunks) * p.chunk * SIZE; };
+    auto channel_of = [&](int chunk) { return chunks.place(chunk) * p.chunk * SIZE; };
     auto start = [&]() {
-        own = chunk < main_chunks;
+        own = chunks.is_own(chunk);
         int c = channel_of(chunk) / SIZE, all = own ? p.kh * p.kw * pieces : more_pieces;
         // A shortcut has the tap in the middle alone.
         place = own ? 0 : p.pad_top << 16 | p.pad_left;
@@ -181,7 +180,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         Ahead& next = ahead[AHEAD ? threadIdx.x : 0];
         if (chunk + 1 < last_chunk) {
             int part = threadIdx.x % 4 * PART;
-            ChunkSource<E> source(p, o.sample, chunk + 1 < main_chunks, channel_of(chunk + 1) + part);
+            ChunkSource<E> source(p, o.sample, chunks.is_own(chunk + 1), channel_of(chunk + 1) + part);
             bool has = part < p.chunk * SIZE && !source.beyond();
             next.aim(has ? source.at() : nullptr, source.pitch(), p.height, p.width, o.base_y, o.base_x,
                      p.region_height, p.region_width, 4);
@@ -217,7 +216,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         if (CYANEA_CODE_PATH >= 80) aim();
         if (arriving != loaded) {
             if (loaded >= 0) __syncthreads();
-            ChunkSource<E> source(p, origin[0].sample, arriving < main_chunks, channel_of(arriving));
+            ChunkSource<E> source(p, origin[0].sample, chunks.is_own(arriving), channel_of(arriving));
             // The region of a 3x3 convolution in one round; large tiles of float16 are short of registers.
             const int BATCH = M == 64 ? 7 : SIZE == 8 && (CYANEA_CODE_PATH >= 80 || TRANSPOSED) ? 4 : 6;
             fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region,
@@ -236,7 +235,7 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
         taps.template add<CHUNK>(sums, step, plane, arriving_count, fetch);
     }
 
-    if (p.slices > 1) {
+    if (SPLITS && p.slices > 1) {
         int at = tile * gridDim.y + column;
         float* partials = p.partials + static_cast<long long>(at) * p.slices * M * N;
         if (!join_slices<THREADS>(sums, partials, p.tickets + at, slice, p.slices)) return;

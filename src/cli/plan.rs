@@ -3,11 +3,13 @@
 use super::output;
 use super::plan_figures::{self, Cost};
 use super::precision::Wanted;
-use super::prediction::{GENERAL, Prediction, training_hours};
+use super::prediction::{IDLE, Prediction, training_hours};
 use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
 use crate::diffusion::denoiser;
+use crate::graph::Plan;
+use crate::training::config::Config;
 use crate::training::objective::Task;
 use crate::training::run::recipe;
 use crate::training::trainer::{self, Recipe};
@@ -30,7 +32,7 @@ target needs no GPU. The keys of --json carry their units in their names.
 For v100, a100 and h100 a predicted time follows: for each launch of a sampling step the floor from
 FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, the gap to the next
 launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
-kernel for a training step. Launches that multiply in float16 without tensor cores are marked *. A
+kernel for a training step. In float16, launches that multiply without tensor cores are marked *. A
 prediction from data sheets, which real kernels do not reach, and never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
@@ -62,6 +64,17 @@ pub struct Args {
     json: bool,
 }
 
+/// The programs of a sampling step and of a training step, of so many images.
+pub(super) fn plans(config: &Config, batch: usize, target: &Target) -> Result<[Plan; 2]> {
+    let task = Task::new(&config.network(), &config.process())?;
+    let size = [config.data.size.height, config.data.size.width];
+    let shape = denoiser::Shape { batch, size };
+    let sampling = denoiser::plan(task.network(), &config.sampler_table()?, shape, target)?;
+    let recipe = Recipe { batch, ..recipe(config) };
+    let training = trainer::plan(task.objective().as_ref(), &recipe, target)?;
+    Ok([sampling, training])
+}
+
 pub fn run(args: &Args, device: &str) -> Result<()> {
     let target = match &args.target {
         Some(name) => Target::named(name)?,
@@ -70,27 +83,23 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
     let target = target.with_precision(args.precision.into())?;
     let batch = args.batch as usize;
     let config = args.settings.load()?;
-    let task = Task::new(&config.network(), &config.process())?;
-    let table = config.sampler_table()?;
     let size = [config.data.size.height, config.data.size.width];
-    let shape = denoiser::Shape { batch, size };
-    let sampling = denoiser::plan(task.network(), &table, shape, &target)?;
-    let recipe = Recipe { batch, ..recipe(&config) };
-    let training = trainer::plan(task.objective().as_ref(), &recipe, &target)?;
+    let [sampling, training] = plans(&config, batch, &target)?;
 
     let parameters = plan_figures::parameters(&training);
-    let (s, t) = (Cost::sampling(&sampling), Cost::training(&training, recipe.accumulate));
+    let accumulate = recipe(&config).accumulate;
+    let (s, t) = (Cost::sampling(&sampling), Cost::training(&training, accumulate));
     let predicted = match target.is_cpu() && args.epochs.is_none() {
         true => None,
         false => {
-            let step = plan_figures::training_step(recipe.accumulate);
+            let step = plan_figures::training_step(accumulate);
             let sampling = Prediction::of(&sampling, plan_figures::SAMPLING_STEP, &target)?;
             Some((sampling, Prediction::of(&training, &step, &target)?))
         }
     };
     let hours = predicted.as_ref().zip(args.epochs.zip(args.images)).map(
         |((_, training), (epochs, images))| {
-            let batch = (batch * recipe.accumulate) as u64;
+            let batch = (batch * accumulate) as u64;
             training_hours(training.microseconds(), epochs, images, batch)
         },
     );
@@ -99,8 +108,10 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         if let Some((sampling, training)) = &predicted {
             json["predicted_us_per_sampling_step"] = sampling.microseconds().into();
             json["predicted_us_per_training_step"] = training.microseconds().into();
-            json["general_launches_per_sampling_step"] = sampling.general_launches().into();
-            json["general_launches_per_training_step"] = training.general_launches().into();
+            json["launches_without_tensor_cores_per_sampling_step"] =
+                sampling.idle_launches().into();
+            json["launches_without_tensor_cores_per_training_step"] =
+                training.idle_launches().into();
         }
         if let Some(hours) = hours {
             json["predicted_training_hours"] = hours.into();
@@ -125,8 +136,8 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
             sampling.microseconds(),
             training.microseconds()
         );
-        if sampling.general_launches() + training.general_launches() > 0 {
-            text += &format!("{GENERAL}\n");
+        if sampling.idle_launches() + training.idle_launches() > 0 {
+            text += &format!("{IDLE}\n");
         }
     }
     if let (Some(hours), Some(epochs), Some(images)) = (hours, args.epochs, args.images) {

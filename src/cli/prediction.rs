@@ -3,7 +3,7 @@
 
 use super::figures::{Table, grouped};
 use crate::device::kernels::Kernel;
-use crate::device::{DType, Launch, Program, Speed, Target, Work};
+use crate::device::{DType, Launch, Precision, Program, Speed, Target, Work};
 use crate::graph::Plan;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -12,8 +12,8 @@ use std::collections::HashMap;
 struct Row {
     name: String,
     kernel: &'static str,
-    /// A float16 product that leaves tensor cores idle.
-    general: bool,
+    /// A product that leaves tensor cores idle though float16 was asked for.
+    idle: bool,
     times: usize,
     flops: f64,
     bytes: f64,
@@ -44,7 +44,7 @@ impl Prediction {
             .iter()
             .filter_map(|(name, times)| Some((plan.program(name)?, *times)))
             .filter(|(_, times)| *times > 0)
-            .flat_map(|(program, times)| launches(program, times, &speed))
+            .flat_map(|(program, times)| launches(program, times, target, &speed))
             .collect();
         Ok(Prediction {
             rows,
@@ -58,9 +58,9 @@ impl Prediction {
         self.rows.iter().map(|row| row.times as f64 * (row.flops.max(row.bytes) + self.gap)).sum()
     }
 
-    /// Launches of a step that leave tensor cores idle though they multiply in float16.
-    pub fn general_launches(&self) -> u64 {
-        self.rows.iter().filter(|row| row.general).map(|row| row.times as u64).sum()
+    /// Launches of a step that leave tensor cores idle though float16 was asked for.
+    pub fn idle_launches(&self) -> u64 {
+        self.rows.iter().filter(|row| row.idle).map(|row| row.times as u64).sum()
     }
 
     /// Every launch, in order.
@@ -71,7 +71,7 @@ impl Prediction {
             let times = if row.times > 1 { format!(" ×{}", row.times) } else { String::new() };
             table.row([
                 format!("  {}{times}", row.name),
-                marked(row.kernel, row.general),
+                marked(row.kernel, row.idle),
                 format!("{:.2}", row.flops),
                 format!("{:.2}", row.bytes),
                 format!("{:.1}", self.gap),
@@ -86,13 +86,13 @@ impl Prediction {
     pub fn by_kernel(&self) -> String {
         let mut order: Vec<&'static str> = Vec::new();
         let mut sums: HashMap<&'static str, [f64; 4]> = HashMap::new();
-        let mut general: HashMap<&'static str, bool> = HashMap::new();
+        let mut idle: HashMap<&'static str, bool> = HashMap::new();
         for row in &self.rows {
             let sum = sums.entry(row.kernel).or_insert_with(|| {
                 order.push(row.kernel);
                 [0.0; 4]
             });
-            general.insert(row.kernel, row.general);
+            idle.insert(row.kernel, row.idle);
             let times = row.times as f64;
             let floor = times * (row.flops.max(row.bytes) + self.gap);
             for (to, add) in
@@ -107,7 +107,7 @@ impl Prediction {
         for kernel in order {
             let [launches, flops, bytes, floor] = sums[kernel];
             table.row([
-                format!("  {}", marked(kernel, general[kernel])),
+                format!("  {}", marked(kernel, idle[kernel])),
                 grouped(launches as u64),
                 format!("{flops:.1}"),
                 format!("{bytes:.1}"),
@@ -120,13 +120,14 @@ impl Prediction {
 }
 
 /// What the mark of [`marked`] means.
-pub const GENERAL: &str = "* takes any shape and leaves tensor cores idle: a slower path";
+pub const IDLE: &str = "* multiplies in float32, which leaves tensor cores idle: a slower path";
 
-fn marked(kernel: &str, general: bool) -> String {
-    if general { format!("{kernel} *") } else { kernel.to_string() }
+fn marked(kernel: &str, idle: bool) -> String {
+    if idle { format!("{kernel} *") } else { kernel.to_string() }
 }
 
-fn launches(program: &Program, times: usize, speed: &Speed) -> Vec<Row> {
+fn launches(program: &Program, times: usize, target: &Target, speed: &Speed) -> Vec<Row> {
+    let in_half = target.precision == Precision::Fp16;
     let row = |launch: &Launch| {
         let Work::Kernel(work) = &launch.work else { return None };
         let half = work.pointers.iter().any(|(_, view)| view.ty.dtype == DType::F16);
@@ -138,7 +139,7 @@ fn launches(program: &Program, times: usize, speed: &Speed) -> Vec<Row> {
                 launch.label.clone()
             },
             kernel: work.kernel,
-            general: Kernel::named(work.kernel).is_some_and(|kernel| kernel.general),
+            idle: in_half && Kernel::named(work.kernel).is_some_and(Kernel::without_tensor_cores),
             times,
             flops: launch.flops as f64 / peak * 1e6,
             bytes: launch.bytes as f64 / speed.bytes * 1e6,
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn general_kernels_are_marked() {
+    fn float16_without_tensor_cores_is_marked() {
         for kernel in KERNELS {
             let work = KernelWork {
                 kernel: kernel.name,
@@ -207,11 +208,14 @@ mod tests {
                 arena_bytes: 0,
             };
             let plan = Plan { layout: Layout::default(), programs: vec![Arc::new(program)] };
-            let prediction = Prediction::of(&plan, &[("denoise", 3)], &Target::V100).unwrap();
-            assert_eq!(prediction.general_launches(), 3 * u64::from(kernel.general));
-            for text in [prediction.launches(), prediction.by_kernel()] {
-                let marked = text.contains(&format!("{} *", kernel.name));
-                assert_eq!(marked, kernel.general, "{text}");
+            for precision in [Precision::Fp32, Precision::Fp16] {
+                let target = Target::V100.with_precision(precision).unwrap();
+                let prediction = Prediction::of(&plan, &[("denoise", 3)], &target).unwrap();
+                let idle = precision == Precision::Fp16 && kernel.without_tensor_cores();
+                assert_eq!(prediction.idle_launches(), 3 * u64::from(idle));
+                for text in [prediction.launches(), prediction.by_kernel()] {
+                    assert_eq!(text.contains(&format!("{} *", kernel.name)), idle, "{text}");
+                }
             }
         }
     }

@@ -37,7 +37,7 @@ pub fn add_noise(
         g.input("shares", TensorType::f32([shares.len() / 2, 2]))?,
         g.input("timesteps", TensorType::f32([timesteps.len()]))?,
     ];
-    let x_t = g.one(AddNoise { velocity: false }, &inputs)?;
+    let x_t = g.one(AddNoise { velocity: false, draws: None }, &inputs)?;
     let slot = g.input("x_t", TensorType::f32(shape))?;
     g.bind(x_t, slot)?;
     let mut engine = Engine::single(g, device)?;

@@ -18,10 +18,22 @@ pub struct Kernel {
     pub threads: u32,
     /// Threads beside those that load for them, on the sm_80 path alone.
     loaders: u32,
-    /// A product in float16 that leaves tensor cores idle; plans mark its launches.
-    pub general: bool,
     /// Compiled for the host: the sm_70 and the sm_80 path.
     host: [HostEntry; 2],
+}
+
+impl Kernel {
+    /// Whether it multiplies matrices, but not on tensor cores: a convolution, a linear layer, attention, or a gradient
+    /// of one, in float32. All of those in float16 have matrix instructions.
+    pub fn without_tensor_cores(&self) -> bool {
+        self.is_product() && self.name.ends_with("_f32")
+    }
+
+    /// A convolution, a linear layer, attention, or a gradient of one.
+    pub fn is_product(&self) -> bool {
+        let families = ["conv2d_", "attention_", "row_linear_"];
+        families.iter().any(|family| self.name.starts_with(family)) && !self.name.contains("_pack_")
+    }
 }
 
 /// Runs one lane of a kernel on the calling thread; takes the address of the parameters.
@@ -323,9 +335,6 @@ pub struct KernelRow {
     pub resources: Option<Resources>,
     /// Most threads of a block.
     pub block_threads: u32,
-    /// Resident warps a multiprocessor as a share of the most it can hold, for blocks of
-    /// `block_threads` and no dynamic shared memory; `None` in PTX.
-    pub occupancy: Option<f64>,
     /// Instructions of tensor cores in its PTX, each counted once however often a loop runs it.
     pub mma_instructions: u32,
 }
@@ -344,9 +353,6 @@ pub fn table() -> Vec<KernelRow> {
                 code_path: image.code_path,
                 resources: function.resources,
                 block_threads,
-                occupancy: function
-                    .resources
-                    .map(|resources| occupancy(image.arch.number, resources, block_threads)),
                 mma_instructions: function.mma_instructions,
             }
         })
@@ -361,6 +367,13 @@ impl KernelRow {
     pub fn resident_blocks(&self, threads: u32, dynamic_shared_bytes: u32) -> Option<u32> {
         let resources = self.resources?;
         Some(resident_blocks(self.arch.number, resources, threads, dynamic_shared_bytes))
+    }
+
+    /// Warps that a multiprocessor holds at once, as a share of the most it can hold, for blocks of `block_threads` with
+    /// so much dynamic shared memory; `None` in PTX.
+    pub fn occupancy(&self, dynamic_shared_bytes: u32) -> Option<f64> {
+        let blocks = self.resident_blocks(self.block_threads, dynamic_shared_bytes)?;
+        Some(share_of_warps(self.arch.number, blocks, self.block_threads))
     }
 }
 
@@ -389,9 +402,7 @@ fn resident_blocks(arch: u32, resources: Resources, threads: u32, dynamic_shared
     max_blocks.min(by_registers).min(by_shared).min(max_warps / warps)
 }
 
-/// Resident warps as a share of the most, without dynamic shared memory.
-fn occupancy(arch: u32, resources: Resources, block_threads: u32) -> f64 {
-    let blocks = resident_blocks(arch, resources, block_threads, 0);
+fn share_of_warps(arch: u32, blocks: u32, block_threads: u32) -> f64 {
     f64::from(blocks * block_threads.div_ceil(32)) / f64::from(multiprocessor(arch).0)
 }
 
@@ -403,6 +414,9 @@ mod tests {
     fn occupancy_follows_the_scarcest_resource() {
         let resources =
             |registers, shared_bytes| Resources { registers, shared_bytes, local_bytes: 0 };
+        let occupancy = |arch, resources, threads| {
+            share_of_warps(arch, resident_blocks(arch, resources, threads, 0), threads)
+        };
         assert_eq!(occupancy(70, resources(32, 0), 256), 1.0);
         // 65,536 / (128 * 256) = 2 blocks of 8 warps.
         assert_eq!(occupancy(80, resources(128, 0), 256), 0.25);

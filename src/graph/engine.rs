@@ -80,6 +80,16 @@ impl Engine {
         Engine::open(&[("run", &graph)], device)
     }
 
+    /// The same without fusing anything: what fused graphs are compared with.
+    ///
+    /// # Errors
+    /// As [`Plan::new`] and [`Engine::new`].
+    pub fn unfused(mut graph: Graph, device: &dyn Device) -> Result<Engine> {
+        lower::lower_each(&mut graph, device.target())?;
+        graph.prune(&[]);
+        Engine::open(&[("run", &graph)], device)
+    }
+
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

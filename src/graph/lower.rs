@@ -8,12 +8,18 @@ use crate::ops::Build;
 use std::collections::HashMap;
 
 /// Rewrites every node that the target wants in another form, after [`precision`] has chosen element
-/// types.
+/// types, and fuses those forms.
 ///
 /// # Errors
 /// When a shape rule refuses what an operation asked for, or the rewritten node would produce
 /// something else than its readers expect.
 pub fn lower(graph: &mut Graph, target: &Target) -> Result<()> {
+    lower_each(graph, target)?;
+    if target.is_cpu() { Ok(()) } else { fuse::fuse_lowered(graph) }
+}
+
+/// The same, each node alone.
+pub(super) fn lower_each(graph: &mut Graph, target: &Target) -> Result<()> {
     precision::apply(graph, target)?;
     let mut nodes: Vec<Node> = Vec::with_capacity(graph.nodes.len());
     let mut shared: HashMap<(TensorId, String), TensorId> = HashMap::new();
@@ -47,5 +53,5 @@ pub fn lower(graph: &mut Graph, target: &Target) -> Result<()> {
         nodes.push(node);
     }
     graph.set_nodes(nodes);
-    if target.is_cpu() { Ok(()) } else { fuse::fuse_lowered(graph) }
+    Ok(())
 }

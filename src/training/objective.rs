@@ -119,17 +119,17 @@ impl Task {
     }
 }
 
-/// Clean images, and the noise for them.
+/// Clean images, and what noise for them comes from: itself where it is given, else the state of the run.
 fn images(g: &mut Graph, recipe: &Recipe, channels: usize) -> Result<[TensorId; 2]> {
     let [height, width] = recipe.size;
     let ty = TensorType::f32([recipe.batch, height, width, channels]);
     let x0 = g.input("x0", ty.clone())?;
     let state = g.input(STATE, state::ty())?;
-    let noise = match recipe.noise {
+    let source = match recipe.noise {
         NoiseSource::Given => g.input("noise", ty)?,
-        NoiseSource::Philox => g.one(Normal { purpose: NOISE }, &[x0, state])?,
+        NoiseSource::Philox => state,
     };
-    Ok([x0, noise])
+    Ok([x0, source])
 }
 
 /// Times and labels of a batch: the latter from the slot `labels` [B, classes].
@@ -145,12 +145,17 @@ impl Objective for Denoising<'_> {
     fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
         let [height, width] = recipe.size;
         self.network.check_size(height, width)?;
-        let [x0, noise] = images(g, recipe, self.network.channels()[0])?;
+        let [x0, source] = images(g, recipe, self.network.channels()[0])?;
         let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
         let shares = g.input("shares", TensorType::f32([self.schedule.timesteps(), 2]))?;
         let velocity = recipe.prediction == Prediction::Velocity;
-        let op = Arc::new(AddNoise { velocity });
-        let noisy = g.push_labelled(op, &[x0, noise, shares, timesteps], "add_noise")?;
+        let draws = match recipe.noise {
+            NoiseSource::Given => None,
+            NoiseSource::Philox => Some(NOISE),
+        };
+        let op = Arc::new(AddNoise { velocity, draws });
+        let noisy = g.push_labelled(op, &[x0, source, shares, timesteps], "add_noise")?;
+        let noise = if draws.is_some() { noisy[noisy.len() - 1] } else { source };
         let given = given(g, timesteps, self.network.classes(), recipe)?;
         let output = self.network.build(g, noisy[0], given)?;
         let wanted = match recipe.prediction {
@@ -188,7 +193,11 @@ impl Objective for Denoising<'_> {
 impl Objective for EdmDenoising<'_> {
     fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
         let channels = self.network.config().img_channels;
-        let [x0, noise] = images(g, recipe, channels)?;
+        let [x0, source] = images(g, recipe, channels)?;
+        let noise = match recipe.noise {
+            NoiseSource::Given => source,
+            NoiseSource::Philox => g.one(Normal { purpose: NOISE }, &[x0, source])?,
+        };
         let sigma = g.input("sigma", TensorType::f32([recipe.batch]))?;
         let sigmas = g.input("sigmas", TensorType::f32([recipe.batch, channels]))?;
         let scaled = g.one(Combine::Product, &[noise, sigmas])?;

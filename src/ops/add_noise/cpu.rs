@@ -2,15 +2,26 @@
 
 use super::AddNoise;
 use crate::device::cpu::{Cpu, CpuKernel, Cut, Io};
+use crate::ops::noise::cpu::fill;
+use crate::ops::noise::normal::Stream;
 use crate::ops::shape::{Extent, Slices};
 
 impl CpuKernel for AddNoise {
     fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let [x0, noise, table, timesteps] = io.inputs else { unreachable!("four inputs") };
+        let [x0, source, table, timesteps] = io.inputs else { unreachable!("four inputs") };
         let extent = Extent::of(x0.shape);
+        let (results, drawn) = io.outputs.split_at_mut(1 + usize::from(self.velocity));
+        let noise: &[f32] = match (self.draws, drawn) {
+            (Some(purpose), [drawn]) => {
+                let stream = |sample| Stream::of_run(purpose, source.data, sample);
+                fill(cpu, extent, drawn.data, &stream);
+                drawn.data
+            }
+            _ => source.data,
+        };
         let (sample_size, channels) = (extent.sample(), extent.channels);
         let slices = Slices::new(extent.pixels, channels);
-        let (x_t, v) = io.outputs.split_at_mut(1);
+        let (x_t, v) = results.split_at_mut(1);
         let v: &mut [f32] = match v {
             [v] => v.data,
             _ => &mut [],
@@ -25,7 +36,7 @@ impl CpuKernel for AddNoise {
             let t = timesteps.data[sample] as usize;
             let (s, n) = (table.data[2 * t], table.data[2 * t + 1]);
             let at = sample * sample_size + index * slice;
-            let (x0, noise) = (&x0.data[at..][..x_t.len()], &noise.data[at..][..x_t.len()]);
+            let (x0, noise) = (&x0.data[at..][..x_t.len()], &noise[at..][..x_t.len()]);
             combine(cpu.simd(), x0, noise, s, n, x_t);
             if self.velocity {
                 combine(cpu.simd(), noise, x0, s, -n, v);

@@ -35,7 +35,8 @@ pub(super) fn forward_process() {
     let table = Host::new(&[2, 2], vec![0.8, 0.6, 0.28, 0.96]);
     let timesteps = Host::new(&[3], vec![1.0, 0.0, 1.0]);
     for velocity in [false, true] {
-        check(&AddNoise { velocity }, &[&x0, &noise, &table, &timesteps], 0.0);
+        check(&AddNoise { velocity, draws: None }, &[&x0, &noise, &table, &timesteps], 0.0);
+        check(&AddNoise { velocity, draws: Some(99) }, &[&x0, &state(), &table, &timesteps], 0.0);
     }
 }
 

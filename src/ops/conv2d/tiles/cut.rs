@@ -87,7 +87,7 @@ pub(super) struct Cut {
     pub chunk: usize,
     /// Of chunks, of the sources and with those of the shortcut.
     pub chunks: [usize; 2],
-    /// Parts that the chunks are split into.
+    /// Parts that the chunks are split into: each has its part of the sources', and of the shortcut's.
     pub slices: usize,
     /// Chunks there is room for at a time.
     pub buffers: usize,
@@ -240,7 +240,8 @@ impl Shape {
             grid,
             chunk,
             chunks,
-            slices: self.slices(target, grid, chunks[1], size, 2),
+            // Large tiles occupy the target without.
+            slices: if size == SMALL { self.slices(target, grid, chunks[0], size, 2) } else { 1 },
             buffers: 1,
             shared: (weights + chunk * plane + affine).max(results),
         }
@@ -251,7 +252,7 @@ impl Shape {
     fn small_half(&self, target: &Target) -> Cut {
         let pixels = self.pixels(SMALL, 8);
         let [_, needed] = self.pieces();
-        let chunks = self.chunks(needed.min(MOST_SMALL_PIECES))[1];
+        let [chunks, _] = self.chunks(needed.min(MOST_SMALL_PIECES));
         let mut channels = SMALL;
         while channels > LEAST_CHANNELS {
             let half = channels / 2;
@@ -333,15 +334,16 @@ impl Shape {
         let reached = pixels.reached();
         let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
         let chunks = self.chunks(chunk);
+        let [own, all] = chunks;
         // The kernel doesn't join parts of wide tiles: these occupy the target without.
         let slices = match size {
-            SMALL => self.slices(target, grid, chunks[1], SMALL, if alone { 1 } else { 2 }),
+            SMALL => self.slices(target, grid, own, SMALL, if alone { 1 } else { 2 }),
             _ => 1,
         };
-        // Of the block's chunks, one after another.
-        let steps = chunks[1].div_ceil(slices);
-        let buffers = most_buffers.min(steps);
-        let affine = if self.affine { 8 * steps * chunk * piece(self.dtype) } else { 0 };
+        // Most chunks of a block, one after another.
+        let (own, more) = (own.div_ceil(slices), (all - own).div_ceil(slices));
+        let buffers = most_buffers.min(own + more);
+        let affine = if self.affine { 8 * own * chunk * piece(self.dtype) } else { 0 };
         let regions = buffers * chunk * plane + affine;
         // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they lie in
         // front; then either half of the warps has room for half of the pixels, rounded up to 16.
@@ -410,10 +412,10 @@ impl Shape {
         }
     }
 
-    /// Parts that the chunks are split into: as many as few tiles need to occupy the target. Tiles that are
-    /// too many for that, but leave multiprocessors with one block, are split for two each, if a multiprocessor
-    /// takes so many blocks, as far as a part has two chunks: a block alone waits for whatever it does. The fewest
-    /// parts of which none has more chunks.
+    /// Parts that the sources' chunks, and with them the shortcut's, are split into: as many as few tiles need to occupy
+    /// the target. Tiles that are too many for that, but leave multiprocessors with one block, are split for two each, if
+    /// a multiprocessor takes so many blocks, as far as a part has two chunks: a block alone waits for whatever it does.
+    /// The fewest parts of which none has more chunks.
     fn slices(
         &self,
         target: &Target,
