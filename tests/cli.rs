@@ -346,6 +346,14 @@ fn compare_passes_differs_and_refuses() {
     assert_eq!(emulated[0]["device"], "emulated:v100");
     assert!(!emulated[0]["kernels"].as_array().unwrap().is_empty(), "{emulated}");
 
+    // AdamW's update in float16 has no twin: eps is nothing there.
+    let unjudged = "tests/fixtures/adamw_defaults.safetensors";
+    let arguments = ["compare", unjudged, "--device", "emulated:v100", "--precision", "fp16"];
+    let assert = cyanea().args(arguments).assert().code(1);
+    assert.stdout(predicate::str::contains("fp16: not judged")).stderr(predicate::str::contains(
+        "1 of 1 cases have no value of the reference in this precision",
+    ));
+
     // The same case with one expected value changed, and with a NaN.
     let root = tempfile::tempdir().unwrap();
     for (name, value) in [("changed", 1e3), ("nan", f32::NAN)] {

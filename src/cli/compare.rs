@@ -63,24 +63,33 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         let all = replayed.iter().map(|(file, report)| json(file, report, device, args.precision));
         output::say_line(&format!("{:#}", Value::Array(all.collect())))?;
     }
-    let differ: Vec<String> = replayed
-        .iter()
-        .filter(|(_, report)| !report.verdict.pass)
-        .map(|(file, _)| file.display().to_string())
-        .collect();
+    let (mut differ, mut unjudged) = (Vec::new(), Vec::new());
+    for (file, report) in replayed.iter().filter(|(_, report)| !report.verdict.pass) {
+        let to = if judged(report) { &mut differ } else { &mut unjudged };
+        to.push(file.display().to_string());
+    }
     // A file that can't be replayed outweighs one that differs; each is told.
     if let Some(last) = failures.pop() {
         failures.iter().for_each(|error| output::note(&format!("error: {error}")));
         return Err(last);
     }
-    match differ.len() {
-        0 => Ok(()),
-        count => Err(Error::Mismatch(format!(
-            "{count} of {} cases differ from the reference: {}",
-            args.files.len(),
-            differ.join(", ")
-        ))),
+    let say = |files: Vec<String>, what: &str| {
+        let count = format!("{} of {} cases {what}", files.len(), args.files.len());
+        (!files.is_empty()).then(|| format!("{count}: {}", files.join(", ")))
+    };
+    let said = [
+        say(differ, "differ from the reference"),
+        say(unjudged, "have no value of the reference in this precision to be judged by"),
+    ];
+    match said.into_iter().flatten().collect::<Vec<_>>() {
+        said if said.is_empty() => Ok(()),
+        said => Err(Error::Mismatch(said.join("; "))),
     }
+}
+
+/// Whether there was anything to judge by.
+fn judged(report: &Report) -> bool {
+    report.verdict.tensors.iter().any(|tensor| tensor.pass.is_some())
 }
 
 fn verdict(pass: Option<bool>) -> &'static str {
@@ -98,7 +107,7 @@ fn text(file: &Path, report: &Report, device: &dyn Device, precision: Wanted) ->
         report.op,
         device.name(),
         precision.name(),
-        verdict(Some(report.verdict.pass))
+        verdict(judged(report).then_some(report.verdict.pass))
     );
     let titles = ["  tensor", "largest error", "at", "share of allowed", "verdict"];
     let mut table = Table::new(&titles, &[0, 2, 4]);

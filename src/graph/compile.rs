@@ -37,16 +37,18 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
             ty: TensorType::f32([elements]),
         });
         let (input_types, output_types) = types(graph, node);
-        let launch = |work, share: u64| Launch {
+        let costs = |launches| node.op.costs(&input_types, &output_types, launches);
+        let launch = |work, [flops, bytes]: [u64; 2]| Launch {
             operation: node.op.name(),
             label: node.label.clone(),
-            flops: node.op.flops(&input_types, &output_types) * share,
-            bytes: node.op.bytes(&input_types, &output_types) * share,
+            flops,
+            bytes,
             work,
         };
         if target.is_cpu() {
             let kernel: Arc<dyn crate::device::cpu::CpuKernel> = node.op.clone();
-            launches.push(launch(Work::Cpu(CpuWork { kernel, inputs, outputs, scratch }), 1));
+            let work = CpuWork { kernel, inputs, outputs, scratch };
+            launches.push(launch(Work::Cpu(work), costs(1)[0]));
         } else {
             let tickets = node.op.tickets(target, &input_types, &output_types);
             let tickets = layout.tickets(tickets)?;
@@ -58,11 +60,10 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
                 tickets: tickets.as_ref(),
             };
             let launched = node.op.launch(&args).map_err(|error| error.at(&node.label))?;
-            for (part, work) in launched.into_iter().enumerate() {
+            for (cost, work) in costs(launched.len()).into_iter().zip(launched) {
                 check_limits(node.op.name(), &work, target)
                     .map_err(|error| error.at(&node.label))?;
-                // An operation's cost is counted once, with its first launch.
-                launches.push(launch(Work::Kernel(work), u64::from(part == 0)));
+                launches.push(launch(Work::Kernel(work), cost));
             }
         }
     }

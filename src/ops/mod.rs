@@ -140,6 +140,20 @@ pub trait Op: CpuKernel + Debug + Any {
         inputs.iter().chain(outputs).map(|ty| ty.bytes() as u64).sum()
     }
 
+    /// FLOPs and bytes of each of so many launches: by default all with the first.
+    fn costs(
+        &self,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        launches: usize,
+    ) -> Vec<[u64; 2]> {
+        let mut costs = vec![[0, 0]; launches];
+        if let Some(first) = costs.first_mut() {
+            *first = [self.flops(inputs, outputs), self.bytes(inputs, outputs)];
+        }
+        costs
+    }
+
     /// Elements (4 bytes each) of working memory.
     fn scratch(&self, target: &Target, inputs: &[&TensorType], outputs: &[&TensorType]) -> usize {
         let _ = (target, inputs, outputs);

@@ -150,6 +150,23 @@ impl Op for AttentionGrad {
         5 * Sizes::of(&inputs[1].shape, &inputs[2].shape, self.heads).product_flops()
     }
 
+    fn costs(
+        &self,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        launches: usize,
+    ) -> Vec<[u64; 2]> {
+        let [flops, bytes] = [self.flops(inputs, outputs), self.bytes(inputs, outputs)];
+        if launches < 2 {
+            return vec![[flops, bytes]; launches];
+        }
+        // dq, then dk and dv, which read all but y once more.
+        let of = |tensors: &[&TensorType]| tensors.iter().map(|ty| ty.bytes() as u64).sum::<u64>();
+        let made = of(&outputs[1..]);
+        let again = of(inputs) - inputs[4].bytes() as u64;
+        vec![[flops / 5 * 3, bytes - made], [flops / 5 * 2, made + again]]
+    }
+
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let sizes = Sizes::of(&inputs[1].shape, &inputs[2].shape, self.heads);
         if !target.is_cpu() {

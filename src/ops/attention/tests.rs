@@ -125,3 +125,17 @@ fn flops_and_bad_shapes() {
         assert!(said.contains("attention") && said.contains("at least 1"), "{said}");
     }
 }
+
+#[test]
+fn each_launch_of_the_gradient_has_its_part_of_the_cost() {
+    let (q, k) = (TensorType::f32([2, 16, 24]), TensorType::f32([2, 10, 24]));
+    let op = AttentionGrad { heads: 3, scale: 1.0 };
+    let lse = TensorType::f32([2, 3, 16]);
+    let (inputs, outputs) = ([&q, &q, &k, &k, &q, &lse], [&q, &k, &k]);
+    let [for_q, for_kv] = op.costs(&inputs, &outputs, 2)[..] else { panic!("two launches") };
+    assert_eq!(for_q[0] + for_kv[0], op.flops(&inputs, &outputs));
+    let [q, k, lse] = [&q, &k, &lse].map(|ty| ty.bytes() as u64);
+    assert_eq!(for_q[1], 3 * q + 2 * k + lse + q);
+    assert_eq!(for_kv[1], 2 * q + 2 * k + lse + 2 * k);
+    assert_eq!(op.costs(&inputs, &outputs, 1), [[5 * for_q[0] / 3, op.bytes(&inputs, &outputs)]]);
+}
