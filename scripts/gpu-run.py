@@ -8,7 +8,8 @@
 Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
 that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
 the next design; `benches` times steps and training beside PyTorch, and kernels; `profile` lets Nsight
-Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file a part and `state.json`, and is not done again.
+Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file
+a part and `state.json`, and is not done again.
 `--device emulated` rehearses everything on a machine without a GPU.
 """
 
@@ -16,7 +17,6 @@ import argparse
 import fnmatch
 import glob
 import json
-import lzma
 import os
 import shutil
 import signal
@@ -50,6 +50,10 @@ class OutOfTime(Exception):
 
 def unpack(pack):
     """What lies compressed in the pack, beside it, once."""
+    try:
+        import lzma
+    except ImportError:
+        sys.exit("error: this Python has no lzma, which unpacks the binaries; take another one, or install liblzma for it")
     for path in glob.glob(os.path.join(pack, "bin", "*.xz")):
         binary = path.removesuffix(".xz")
         if not os.path.exists(binary):
@@ -327,8 +331,10 @@ def kernel_benches(runner, part):
     if not os.path.exists(binary):
         part.add("kernels", {"status": "skipped", "why": "the pack has no kernel benches"})
         return
-    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear"):
-        for precision in ("fp16", "fp32"):
+    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear",
+                   "magnitude"):
+        # Linear layers of rows have kernels in float32 alone.
+        for precision in ("fp32",) if family == "row_linear" else ("fp16", "fp32"):
             name = f"kernels {family} {precision}"
             if not part.missing([name]) or not wanted(runner, name):
                 continue

@@ -198,10 +198,8 @@ fn kernels_lists_each_kernel_as_a_table_and_as_json() {
     let of = |kernel: &str, arch: &str| {
         rows.iter().find(|row| row["kernel"] == kernel && row["arch"] == arch)
     };
-    // Shared memory that launches ask for counts: of registers alone two blocks would fit.
     if let Some(row) = of("conv2d_alone80_fwd_nhwc_f16", "sm_80") {
         assert!(row["dynamic_shared_bytes"].as_u64().unwrap() > 64 << 10, "{row}");
-        assert_eq!(row["occupancy"], 8.0 / 64.0, "{row}");
     }
     let arguments = ["kernels", "--arch", "sm_80", "--json"];
     if of("silu_fwd_nhwc_f32", "sm_80").is_some() {

@@ -16,13 +16,11 @@ pub fn benches(bench: &mut Bench) {
         bench.time("diffusion", &name("normal"), Normal { purpose: 1 }, &normal, &[]);
         let timesteps = || constant([batch], 500.0);
         let inputs = [image(), image(), activation([1000, 2]), timesteps()];
-        bench.time(
-            "diffusion",
-            &name("add_noise"),
-            AddNoise { velocity: false, draws: None },
-            &inputs,
-            &[],
-        );
+        let given = AddNoise { velocity: false, draws: None };
+        bench.time("diffusion", &name("add_noise"), given, &inputs, &[]);
+        let inputs = [image(), step_state(), activation([1000, 2]), timesteps()];
+        let drawing = AddNoise { draws: Some(1), ..given };
+        bench.time("diffusion", &name("add_noise drawn"), drawing, &inputs, &[]);
         let table = || activation([STEPS, COLUMNS]);
         let update = SamplerUpdate {
             history: true,

@@ -9,6 +9,7 @@ mod conv2d;
 mod diffusion;
 mod group_norm;
 mod harness;
+mod magnitude;
 mod optimizer;
 mod pointwise;
 mod row_linear;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     attention::benches(&mut bench);
     pointwise::benches(&mut bench);
     row_linear::benches(&mut bench);
+    magnitude::benches(&mut bench);
     optimizer::benches(&mut bench);
     diffusion::benches(&mut bench);
     bench.finish();

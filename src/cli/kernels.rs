@@ -20,7 +20,7 @@ What comes out: a row for each kernel and architecture, as the compiler reported
 was built. `path` is the code path (a Hopper GPU can also run the one for Volta), `threads` the most
 of a block, `registers` and `local` (bytes of stack, spilled registers included) are a thread's,
 `shared` (bytes, static) a block's. `dynamic` is what launches ask for beside it: the most of those
-in a sampling step and a training step of ddpm-64, of one image and of 64, in float32 and float16; -
+in the programs for sampling and training ddpm-64, of one image and of 64, in float32 and float16; -
 where none of these uses the kernel. `occupancy` is the share of a multiprocessor's warps that can be
 resident with both, `mma` the tensor core instructions in the kernel's PTX. compute_XX is PTX, which
 the driver compiles for newer chips. The same kernels run under --device emulated. In JSON what is
@@ -116,12 +116,12 @@ fn with_dynamic(rows: Vec<KernelRow>) -> Result<Vec<(KernelRow, Option<u32>)>> {
     let mut found: Vec<(Target, HashMap<&'static str, u32>)> = Vec::new();
     let mut all = Vec::with_capacity(rows.len());
     for row in rows {
-        // Volta's path on Hopper runs what was planned for Volta.
-        let target = match (row.arch.number, row.code_path) {
-            (_, CodePath::Sm70) => Target::V100,
-            (80..90, _) => Target::A100,
+        let chip = match row.arch.number {
+            ..80 => Target::V100,
+            80..90 => Target::A100,
             _ => Target::H100,
         };
+        let target = Target { code_path: row.code_path, ..chip };
         if !found.iter().any(|(known, _)| *known == target) {
             found.push((target.clone(), dynamic_bytes(&target)?));
         }

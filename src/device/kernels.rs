@@ -425,6 +425,20 @@ mod tests {
         assert_eq!(resident_blocks(80, resources(32, 8 << 10), 128, 32 << 10), 4);
         // 96 KiB on Volta, all of it.
         assert_eq!(resident_blocks(70, resources(32, 0), 128, 48 << 10), 2);
+        let row = KernelRow {
+            kernel: "",
+            source: "",
+            arch: Arch { number: 70, ptx: false },
+            code_path: CodePath::Sm70,
+            resources: Some(resources(32, 0)),
+            block_threads: 128,
+            mma_instructions: 0,
+        };
+        assert_eq!(
+            [0, 40 << 10, 56 << 10].map(|bytes| row.occupancy(bytes)),
+            [Some(1.0), Some(0.125), Some(0.0625)]
+        );
+        assert_eq!(KernelRow { resources: None, ..row }.occupancy(0), None);
     }
 
     #[test]

@@ -60,10 +60,11 @@ pub fn compile(graph: &Graph, layout: &Layout, target: &Target, name: &str) -> R
                 tickets: tickets.as_ref(),
             };
             let launched = node.op.launch(&args).map_err(|error| error.at(&node.label))?;
-            for (cost, work) in costs(launched.len()).into_iter().zip(launched) {
+            let costs = costs(launched.len());
+            for (part, work) in launched.into_iter().enumerate() {
                 check_limits(node.op.name(), &work, target)
                     .map_err(|error| error.at(&node.label))?;
-                launches.push(launch(Work::Kernel(work), cost));
+                launches.push(launch(Work::Kernel(work), costs[part]));
             }
         }
     }

@@ -170,9 +170,12 @@ fn blocks_of_larger_tiles() {
     }
 }
 
-/// A 3×3 convolution and a 1×1 of another tensor that is added, on a device: the sum, and parts that the launch which makes
-/// both is split into.
-fn with_shortcut(device: &dyn Device, [channels, other]: [usize; 2]) -> (Vec<f32>, u32) {
+/// A 3×3 convolution and a 1×1 of another tensor that is added, on a device: the sum, and where there are kernels the one
+/// that makes both, and the parts that it is split into.
+fn with_shortcut(
+    device: &dyn Device,
+    [channels, other]: [usize; 2],
+) -> (Vec<f32>, Option<(&'static str, u32)>) {
     let shapes: [(&str, &[usize]); 4] = [
         ("x", &[1, 3, 5, channels]),
         ("z", &[1, 3, 5, other]),
@@ -196,26 +199,31 @@ fn with_shortcut(device: &dyn Device, [channels, other]: [usize; 2]) -> (Vec<f32
     }
     engine.run("run").unwrap();
     let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
-    let parts: Vec<u32> = launches
+    let made: Vec<_> = launches
         .filter_map(|launch| match &launch.work {
             Work::Kernel(work) if work.kernel.contains("_fwd_") => Some(work),
             _ => None,
         })
         .filter(|work| work.kernel.starts_with("conv2d_") && !work.kernel.contains("pack"))
-        .map(|work| work.grid[2])
+        .map(|work| (work.kernel, work.grid[2]))
         .collect();
-    let parts = if device.target().is_cpu() { 0 } else { <[u32; 1]>::try_from(parts).unwrap()[0] };
-    (engine.read(Region::State, "y").unwrap(), parts)
+    assert!(made.len() <= 1, "{made:?}");
+    (engine.read(Region::State, "y").unwrap(), made.first().copied())
 }
 
 /// Parts have chunks of the sources and of the shortcut: as many, more of the one or of the other, none of the shortcut.
 #[test]
 fn shortcuts_in_parts() {
     let cpu = CpuDevice::new();
-    // On chips of so many multiprocessors: eight warps where a part has 64 channels at least.
-    for (channels, multiprocessors) in
-        [([136, 40], 4), ([72, 200], 2), ([136, 200], 4), ([40, 24], 2), ([40, 72], 1)]
-    {
+    let [alone, small] = ["conv2d_alone_fwd_nhwc_f16", "conv2d_small64_fwd_nhwc_f16"];
+    // On chips of so many multiprocessors, with eight warps and with four.
+    for (channels, multiprocessors, in_half) in [
+        ([136, 40], 4, alone),
+        ([72, 200], 2, alone),
+        ([136, 200], 4, alone),
+        ([40, 24], 2, small),
+        ([40, 72], 1, alone),
+    ] {
         let (want, _) = with_shortcut(&cpu, channels);
         for (full, precision) in BOTH
             .map(|full| (full, Precision::Fp16))
@@ -223,8 +231,11 @@ fn shortcuts_in_parts() {
             .chain([(Target::V100, Precision::Fp32), (Target::H100, Precision::Fp32)])
         {
             let target = Target { multiprocessors, precision, ..full };
-            let (got, parts) =
+            let (got, made) =
                 with_shortcut(&Emulated::with_seed(target.clone(), 1).unwrap(), channels);
+            let (kernel, parts) = made.unwrap();
+            let in_float32 = "conv2d_small_fwd_nhwc_f32";
+            assert_eq!(kernel, if precision == Precision::Fp16 { in_half } else { in_float32 });
             assert_eq!(parts > 1, multiprocessors > 1, "{parts} parts");
             match precision {
                 Precision::Fp16 => assert_near(&got, &want),

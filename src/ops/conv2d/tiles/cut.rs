@@ -137,10 +137,9 @@ fn pointwise(conv: &Conv) -> bool {
         && conv.output == conv.input
 }
 
-/// Whether so many blocks have this much shared memory on a multiprocessor, of which the driver takes 1 KiB
-/// each.
-fn fit(target: &Target, blocks: usize, shared: usize) -> bool {
-    blocks * (shared + 1024) <= target.shared_bytes as usize + 1024
+/// The most shared memory that each of so many blocks on a multiprocessor can have: the driver takes 1 KiB of each.
+fn most_shared(target: &Target, blocks: usize) -> usize {
+    ((target.shared_bytes as usize + 1024) / blocks).saturating_sub(1024)
 }
 
 /// Tiles of 64 pixels of each sample, by which the parts are chosen that readers find moments of.
@@ -226,7 +225,10 @@ impl Shape {
         let plane = (pixels.reached() | 1) * PIECE;
         let [own, needed] = self.pieces();
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
-        let room = (target.shared_bytes as usize).saturating_sub(weights + affine) / plane / 2 * 2;
+        let room =
+            |blocks| most_shared(target, blocks).saturating_sub(weights + affine) / plane / 2 * 2;
+        // Small tiles have few warps: a second block, if that leaves a chunk at all.
+        let room = if size == SMALL && room(2) >= 2 { room(2) } else { room(1) };
         let chunk = needed.min(most_pieces).min(room.max(2));
         // Results that are stored one by one pass through the same memory, 16 rows of each warp at a time.
         let warps = kernel.threads as usize / 32;
@@ -241,7 +243,7 @@ impl Shape {
             chunk,
             chunks,
             // Large tiles occupy the target without.
-            slices: if size == SMALL { self.slices(target, grid, chunks[0], size, 2) } else { 1 },
+            slices: if size == SMALL { self.slices(target, grid, chunks[0], 2) } else { 1 },
             buffers: 1,
             shared: (weights + chunk * plane + affine).max(results),
         }
@@ -337,7 +339,7 @@ impl Shape {
         let [own, all] = chunks;
         // The kernel doesn't join parts of wide tiles: these occupy the target without.
         let slices = match size {
-            SMALL => self.slices(target, grid, own, SMALL, if alone { 1 } else { 2 }),
+            SMALL => self.slices(target, grid, own, if alone { 1 } else { 2 }),
             _ => 1,
         };
         // Most chunks of a block, one after another.
@@ -387,7 +389,7 @@ impl Shape {
         let filled = self.conv.c_out > 64 && pixels >= 128;
         let whole = large.chunk == self.pieces()[1].min(most_pieces(target, self.dtype));
         // Eight warps a multiprocessor.
-        let fits = fit(target, (256 / kernel.threads as usize).max(1), large.shared);
+        let fits = large.shared <= most_shared(target, (256 / kernel.threads as usize).max(1));
         if enough && filled && whole && fits {
             return large;
         }
@@ -412,19 +414,12 @@ impl Shape {
         }
     }
 
-    /// Parts that the sources' chunks, and with them the shortcut's, are split into: as many as few tiles need to occupy
-    /// the target. Tiles that are too many for that, but leave multiprocessors with one block, are split for two each, if
+    /// Parts that the sources' chunks of small tiles, and with them the shortcut's, are split into, none without one of the
+    /// sources': as many as few tiles need to occupy the target. Tiles that are too many for that, but leave multiprocessors with one block, are split for two each, if
     /// a multiprocessor takes so many blocks, as far as a part has two chunks: a block alone waits for whatever it does.
     /// The fewest parts of which none has more chunks.
-    fn slices(
-        &self,
-        target: &Target,
-        grid: [usize; 2],
-        chunks: usize,
-        pixels: usize,
-        blocks: usize,
-    ) -> usize {
-        let tiles = self.alone(target, grid, pixels);
+    fn slices(&self, target: &Target, grid: [usize; 2], chunks: usize, blocks: usize) -> usize {
+        let tiles = self.alone(target, grid, SMALL);
         let parts = |blocks: usize, most: usize| {
             (blocks * target.multiprocessors as usize / tiles).clamp(1, most.clamp(1, MOST_SLICES))
         };
