@@ -415,9 +415,9 @@ impl Shape {
     }
 
     /// Parts that the sources' chunks of small tiles, and with them the shortcut's, are split into, none without one of the
-    /// sources': as many as few tiles need to occupy the target. Tiles that are too many for that, but leave multiprocessors with one block, are split for two each, if
-    /// a multiprocessor takes so many blocks, as far as a part has two chunks: a block alone waits for whatever it does.
-    /// The fewest parts of which none has more chunks.
+    /// sources': as many as few tiles need to occupy the target. Tiles that are too many for that, but leave
+    /// multiprocessors with one block, are split for two each, if a multiprocessor takes so many blocks, as far as a part
+    /// has two chunks: a block alone waits for whatever it does. The fewest parts of which none has more chunks.
     fn slices(&self, target: &Target, grid: [usize; 2], chunks: usize, blocks: usize) -> usize {
         let tiles = self.alone(target, grid, SMALL);
         let parts = |blocks: usize, most: usize| {
