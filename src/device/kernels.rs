@@ -373,7 +373,8 @@ impl KernelRow {
     /// so much dynamic shared memory; `None` in PTX.
     pub fn occupancy(&self, dynamic_shared_bytes: u32) -> Option<f64> {
         let blocks = self.resident_blocks(self.block_threads, dynamic_shared_bytes)?;
-        Some(share_of_warps(self.arch.number, blocks, self.block_threads))
+        let (most, ..) = multiprocessor(self.arch.number);
+        Some(f64::from(blocks * self.block_threads.div_ceil(32)) / f64::from(most))
     }
 }
 
@@ -402,10 +403,6 @@ fn resident_blocks(arch: u32, resources: Resources, threads: u32, dynamic_shared
     max_blocks.min(by_registers).min(by_shared).min(max_warps / warps)
 }
 
-fn share_of_warps(arch: u32, blocks: u32, block_threads: u32) -> f64 {
-    f64::from(blocks * block_threads.div_ceil(32)) / f64::from(multiprocessor(arch).0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,8 +411,17 @@ mod tests {
     fn occupancy_follows_the_scarcest_resource() {
         let resources =
             |registers, shared_bytes| Resources { registers, shared_bytes, local_bytes: 0 };
-        let occupancy = |arch, resources, threads| {
-            share_of_warps(arch, resident_blocks(arch, resources, threads, 0), threads)
+        let row = |number, resources, block_threads| KernelRow {
+            kernel: "",
+            source: "",
+            arch: Arch { number, ptx: false },
+            code_path: CodePath::Sm70,
+            resources,
+            block_threads,
+            mma_instructions: 0,
+        };
+        let occupancy = |number, resources, threads| {
+            row(number, Some(resources), threads).occupancy(0).expect("resources are known")
         };
         assert_eq!(occupancy(70, resources(32, 0), 256), 1.0);
         // 65,536 / (128 * 256) = 2 blocks of 8 warps.
@@ -425,20 +431,12 @@ mod tests {
         assert_eq!(resident_blocks(80, resources(32, 8 << 10), 128, 32 << 10), 4);
         // 96 KiB on Volta, all of it.
         assert_eq!(resident_blocks(70, resources(32, 0), 128, 48 << 10), 2);
-        let row = KernelRow {
-            kernel: "",
-            source: "",
-            arch: Arch { number: 70, ptx: false },
-            code_path: CodePath::Sm70,
-            resources: Some(resources(32, 0)),
-            block_threads: 128,
-            mma_instructions: 0,
-        };
+        let volta = row(70, Some(resources(32, 0)), 128);
         assert_eq!(
-            [0, 40 << 10, 56 << 10].map(|bytes| row.occupancy(bytes)),
+            [0, 40 << 10, 56 << 10].map(|bytes| volta.occupancy(bytes)),
             [Some(1.0), Some(0.125), Some(0.0625)]
         );
-        assert_eq!(KernelRow { resources: None, ..row }.occupancy(0), None);
+        assert_eq!(row(70, None, 128).occupancy(0), None);
     }
 
     #[test]

@@ -149,10 +149,7 @@ impl Objective for Denoising<'_> {
         let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
         let shares = g.input("shares", TensorType::f32([self.schedule.timesteps(), 2]))?;
         let velocity = recipe.prediction == Prediction::Velocity;
-        let draws = match recipe.noise {
-            NoiseSource::Given => None,
-            NoiseSource::Philox => Some(NOISE),
-        };
+        let draws = matches!(recipe.noise, NoiseSource::Philox).then_some(NOISE);
         let op = Arc::new(AddNoise { velocity, draws });
         let noisy = g.push_labelled(op, &[x0, source, shares, timesteps], "add_noise")?;
         let noise = if draws.is_some() { noisy[noisy.len() - 1] } else { source };
