@@ -32,6 +32,7 @@ fn text(sources: &Sources, gpu: &Gpu) -> Result<String, std::fmt::Error> {
         writeln!(text, "    params_bytes: {},", kernel.params_bytes)?;
         writeln!(text, "    threads: {},", kernel.threads)?;
         writeln!(text, "    loaders: {},", kernel.loaders)?;
+        writeln!(text, "    shared: {},", kernel.shared)?;
         writeln!(text, "    host: [cyanea_sm70_{name}, cyanea_sm80_{name}],")?;
         writeln!(text, "}};\n")?;
     }

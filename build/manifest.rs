@@ -35,6 +35,14 @@ pub struct Kernel {
     /// Threads beside those, on the sm_80 path alone.
     #[serde(default)]
     pub loaders: u32,
+    /// Bytes of static shared memory, the most on any architecture.
+    #[serde(default = "few")]
+    pub shared: u32,
+}
+
+/// Static shared memory of kernels that have little, such as the ticket that a block drew.
+fn few() -> u32 {
+    64
 }
 
 impl Kernel {

@@ -1,47 +1,93 @@
 // Sums of squares: the mean squared error and EDM2's loss with their gradients, and the norm of all
 // gradients.
 //
-//   sums      one block for 16,384 elements of one sample: their sum of squares in float32
-//   the rest  one thread adds those sums in float64, in their order
+// A block has 16,384 elements of one sample and adds their squares in float32. The block that comes last adds
+// these sums in float64, in an order of their numbers.
 #include "common/reduce.cuh"
-
-struct SquareSums {
-    const float* x;
-    const float* target;  // subtracted first, or null
-    float* sums;          // [samples, slices]
-    long long elements;   // of a sample
-    int slices, unused;
-};
+#include "common/slices.cuh"
 
 #define SLICE 16384
+#define THREADS 256
 
-__global__ void __launch_bounds__(256) square_sums_fwd_nhwc_f32(SquareSums p) {
+// The sum of squares of the block's elements of x, or of x - target; the sample's `elements` lie together.
+__device__ __forceinline__ float slice_sum(const float* x, const float* target, long long elements) {
+    const int BATCH = 16;  // loads under way at a time
     CYANEA_SHARED(float, partial, 32);
-    long long first = static_cast<long long>(blockIdx.x) * SLICE, sample = blockIdx.y;
-    const float* x = p.x + sample * p.elements;
+    long long first = static_cast<long long>(blockIdx.x) * SLICE, start = blockIdx.y * elements + first;
+    int count = static_cast<int>(elements - first < SLICE ? elements - first : SLICE), i = threadIdx.x;
+    x += start;
+    if (target) target += start;
     float sum = 0.0f;
-    for (int i = threadIdx.x; i < SLICE && first + i < p.elements; i += blockDim.x) {
-        float d = x[first + i];
-        if (p.target) d -= p.target[sample * p.elements + first + i];
+#pragma unroll 1
+    for (; i + (BATCH - 1) * THREADS < count; i += BATCH * THREADS) {
+        float d[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) d[k] = x[i + k * THREADS];
+        if (target) {
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) d[k] -= target[i + k * THREADS];
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) sum = fmaf(d[k], d[k], sum);
+    }
+#pragma unroll 1
+    for (; i < count; i += THREADS) {
+        float d = target ? x[i] - target[i] : x[i];
         sum = fmaf(d, d, sum);
     }
-    sum = block_sum(sum, partial);
-    if (threadIdx.x == 0) p.sums[sample * p.slices + blockIdx.x] = sum;
+    return block_sum(sum, partial);
 }
 
-__device__ __forceinline__ double sum_of_slices(const float* sums, int count) {
-    double sum = 0.0;
-    for (int i = 0; i < count; ++i) sum += static_cast<double>(sums[i]);
+// The sum over each `lanes` neighbouring threads, a power of two; the first of them gets it.
+__device__ __forceinline__ double neighbours_sum(double value, double* all, int lanes) {
+    int thread = threadIdx.x;
+    all[thread] = value;
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+        __syncthreads();
+        if (thread % lanes < distance) all[thread] += all[thread + distance];
+    }
+    double sum = all[thread];
+    __syncthreads();
     return sum;
+}
+
+// In the block that comes last, true and, in thread 0, the sum over samples of value(sample, sum of its squares).
+template <class Value>
+__device__ __forceinline__ bool join_samples(float sum, float* sums, unsigned* ticket, double& total,
+                                             const Value& value) {
+    CYANEA_SHARED(double, all, THREADS);
+    int slices = gridDim.x, samples = gridDim.y, thread = threadIdx.x;
+    if (thread == 0) sums[static_cast<long long>(blockIdx.y) * slices + blockIdx.x] = sum;
+    if (!comes_last(ticket, slices * samples)) return false;
+    int lanes = THREADS;
+    while (lanes > 1 && lanes * samples > THREADS) lanes /= 2;
+    total = 0.0;
+    for (int base = 0; base < samples; base += THREADS / lanes) {
+        int sample = base + thread / lanes;
+        double of_sample = 0.0;
+        if (sample < samples) {
+            const float* from = sums + static_cast<long long>(sample) * slices;
+#pragma unroll 8
+            for (int slice = thread % lanes; slice < slices; slice += lanes)
+                of_sample += static_cast<double>(__ldcg(from + slice));
+        }
+        of_sample = neighbours_sum(of_sample, all, lanes);
+        if (sample < samples && thread % lanes == 0) total += value(sample, of_sample);
+    }
+    total = neighbours_sum(total, all, THREADS);
+    return thread == 0;
 }
 
 // loss = sum over samples of weight * mean; the weight is 1 / batch where there are none.
 struct MseLoss {
-    const float* sums;
+    const float* x;
+    const float* target;
     const float* weights;  // [batch], or null
     float* loss;
-    long long elements;
-    int batch, slices;
+    float* sums;           // [batch, slices]
+    unsigned* ticket;
+    long long elements;    // of a sample
+    double scale;          // 1 / elements, or that and 1 / batch where there are no weights
 };
 
 __device__ __forceinline__ double sample_weight(const float* weights, int sample, int batch,
@@ -50,15 +96,13 @@ __device__ __forceinline__ double sample_weight(const float* weights, int sample
     return weight / static_cast<double>(elements);
 }
 
-__global__ void __launch_bounds__(32) mse_loss_fwd_nhwc_f32(MseLoss p) {
-    if (threadIdx.x != 0) return;
-    double loss = 0.0;
-    for (int sample = 0; sample < p.batch; ++sample) {
-        double sum = sum_of_slices(p.sums + static_cast<long long>(sample) * p.slices, p.slices);
-        double share = sample_weight(p.weights, sample, p.batch, p.elements) * sum;
-        loss += share;
-    }
-    p.loss[0] = static_cast<float>(loss);
+__global__ void __launch_bounds__(THREADS) mse_loss_fwd_nhwc_f32(MseLoss p) {
+    double loss;
+    auto share = [&](int sample, double sum) {
+        return p.weights ? static_cast<double>(p.weights[sample]) * sum : sum;
+    };
+    if (!join_samples(slice_sum(p.x, p.target, p.elements), p.sums, p.ticket, loss, share)) return;
+    p.loss[0] = static_cast<float>(loss * p.scale);
 }
 
 // dx = dloss * weight * 2 / elements * (x - target).
@@ -72,7 +116,7 @@ struct MseLossBackward {
     int batch, unused;
 };
 
-__global__ void __launch_bounds__(256) mse_loss_dgrad_nhwc_f32(MseLossBackward p) {
+__global__ void __launch_bounds__(THREADS) mse_loss_dgrad_nhwc_f32(MseLossBackward p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     int sample = static_cast<int>(i / p.elements);
     if (sample >= p.batch) return;
@@ -85,13 +129,15 @@ __global__ void __launch_bounds__(256) mse_loss_dgrad_nhwc_f32(MseLossBackward p
 // (sigma^2 + d^2) / (sigma d)^2 / exp(log_variance); also each sample's sum of squares, for the
 // gradient.
 struct EdmLoss {
-    const float* sums;          // [batch, slices]
+    const float* x;
+    const float* target;
     const float* log_variance;  // [batch]
     const float* sigma;         // [batch]
     float* loss;
-    float* squares;  // [batch]
-    long long elements;
-    int batch, slices;
+    float* squares;             // [batch]
+    float* sums;                // [batch, slices]
+    unsigned* ticket;
+    long long elements;         // of a sample
     float sigma_data;
     int unused;
 };
@@ -101,17 +147,16 @@ __device__ __forceinline__ double edm_weight(float sigma, float sigma_data, floa
     return (s * s + d * d) / (s * d * (s * d)) * exp(-static_cast<double>(log_variance));
 }
 
-__global__ void __launch_bounds__(32) edm_loss_fwd_nhwc_f32(EdmLoss p) {
-    if (threadIdx.x != 0) return;
-    double loss = 0.0;
-    for (int sample = 0; sample < p.batch; ++sample) {
-        double sum = sum_of_slices(p.sums + static_cast<long long>(sample) * p.slices, p.slices);
+__global__ void __launch_bounds__(THREADS) edm_loss_fwd_nhwc_f32(EdmLoss p) {
+    double loss;
+    auto share = [&](int sample, double sum) {
         p.squares[sample] = static_cast<float>(sum);
         double u = static_cast<double>(p.log_variance[sample]);
         double weight = edm_weight(p.sigma[sample], p.sigma_data, p.log_variance[sample]);
-        loss += weight * sum + static_cast<double>(p.elements) * u;
-    }
-    p.loss[0] = static_cast<float>(loss / p.batch);
+        return weight * sum + static_cast<double>(p.elements) * u;
+    };
+    if (join_samples(slice_sum(p.x, p.target, p.elements), p.sums, p.ticket, loss, share))
+        p.loss[0] = static_cast<float>(loss / gridDim.y);
 }
 
 struct EdmLossBackward {
@@ -129,7 +174,7 @@ struct EdmLossBackward {
 };
 
 // One thread an element; the first of a sample also gives that of its log-variance.
-__global__ void __launch_bounds__(256) edm_loss_dgrad_nhwc_f32(EdmLossBackward p) {
+__global__ void __launch_bounds__(THREADS) edm_loss_dgrad_nhwc_f32(EdmLossBackward p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     int sample = static_cast<int>(i / p.elements);
     if (sample >= p.batch) return;
@@ -144,15 +189,18 @@ __global__ void __launch_bounds__(256) edm_loss_dgrad_nhwc_f32(EdmLossBackward p
 
 // norm[0] = the root of the sum; norm[1] = 1 where that is finite, else 0.
 struct GradNorm {
-    const float* sums;
+    const float* x;
     float* norm;
-    int count, unused;
+    float* sums;  // [slices]
+    unsigned* ticket;
+    long long elements;
 };
 
-__global__ void __launch_bounds__(32) grad_norm_fwd_nhwc_f32(GradNorm p) {
-    if (threadIdx.x != 0) return;
-    double sum = sum_of_slices(p.sums, p.count);
-    float norm = static_cast<float>(sqrt(sum));
+__global__ void __launch_bounds__(THREADS) grad_norm_fwd_nhwc_f32(GradNorm p) {
+    double total;
+    auto itself = [](int, double sum) { return sum; };
+    if (!join_samples(slice_sum(p.x, nullptr, p.elements), p.sums, p.ticket, total, itself)) return;
+    float norm = static_cast<float>(sqrt(total));
     p.norm[0] = norm;
     p.norm[1] = norm - norm == 0.0f ? 1.0f : 0.0f;
 }

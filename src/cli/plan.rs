@@ -3,7 +3,7 @@
 use super::output;
 use super::plan_figures::{self, Cost};
 use super::precision::Wanted;
-use super::prediction::{IDLE, Prediction, training_hours};
+use super::prediction::{GENERAL, IDLE, Prediction, training_hours};
 use super::settings::Settings;
 use crate::Result;
 use crate::device::{Target, open_by_name};
@@ -32,8 +32,9 @@ target needs no GPU. The keys of --json carry their units in their names.
 For v100, a100 and h100 a predicted time follows: for each launch of a sampling step the floor from
 FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, the gap to the next
 launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
-kernel for a training step. In float16, launches that multiply without tensor cores are marked *. A
-prediction from data sheets, which real kernels do not reach, and never a measurement.";
+kernel for a training step. In float16, launches that multiply without tensor cores are marked *;
+those that go element by element, since channels are no multiple of eight (in float32: four) or rows
+have a stride, are marked ~. A prediction from data sheets, which real kernels do not reach, and never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
 #[derive(Debug, clap::Args)]
@@ -112,6 +113,10 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
                 sampling.idle_launches().into();
             json["launches_without_tensor_cores_per_training_step"] =
                 training.idle_launches().into();
+            json["launches_element_by_element_per_sampling_step"] =
+                sampling.general_launches().into();
+            json["launches_element_by_element_per_training_step"] =
+                training.general_launches().into();
         }
         if let Some(hours) = hours {
             json["predicted_training_hours"] = hours.into();
@@ -138,6 +143,9 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
         );
         if sampling.idle_launches() + training.idle_launches() > 0 {
             text += &format!("{IDLE}\n");
+        }
+        if sampling.general_launches() + training.general_launches() > 0 {
+            text += &format!("{GENERAL}\n");
         }
     }
     if let (Some(hours), Some(epochs), Some(images)) = (hours, args.epochs, args.images) {

@@ -3,7 +3,7 @@
 
 use super::figures::{Table, grouped};
 use crate::device::kernels::Kernel;
-use crate::device::{DType, Launch, Precision, Program, Speed, Target, Work};
+use crate::device::{Launch, Precision, Program, Speed, Target, Work};
 use crate::graph::Plan;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -14,6 +14,8 @@ struct Row {
     kernel: &'static str,
     /// A product that leaves tensor cores idle though float16 was asked for.
     idle: bool,
+    /// It goes element by element.
+    general: bool,
     times: usize,
     flops: f64,
     bytes: f64,
@@ -63,6 +65,11 @@ impl Prediction {
         self.rows.iter().filter(|row| row.idle).map(|row| row.times as u64).sum()
     }
 
+    /// Launches of a step that take the general path, element by element.
+    pub fn general_launches(&self) -> u64 {
+        self.rows.iter().filter(|row| row.general).map(|row| row.times as u64).sum()
+    }
+
     /// Every launch, in order.
     pub fn launches(&self) -> String {
         let titles = ["launch", "kernel", "FLOPs µs", "bytes µs", "gap µs", "blocks", "of SMs"];
@@ -71,7 +78,7 @@ impl Prediction {
             let times = if row.times > 1 { format!(" ×{}", row.times) } else { String::new() };
             table.row([
                 format!("  {}{times}", row.name),
-                marked(row.kernel, row.idle),
+                marked(row.kernel, row.idle, row.general),
                 format!("{:.2}", row.flops),
                 format!("{:.2}", row.bytes),
                 format!("{:.1}", self.gap),
@@ -86,13 +93,15 @@ impl Prediction {
     pub fn by_kernel(&self) -> String {
         let mut order: Vec<&'static str> = Vec::new();
         let mut sums: HashMap<&'static str, [f64; 4]> = HashMap::new();
-        let mut idle: HashMap<&'static str, bool> = HashMap::new();
+        let mut marks: HashMap<&'static str, [bool; 2]> = HashMap::new();
         for row in &self.rows {
             let sum = sums.entry(row.kernel).or_insert_with(|| {
                 order.push(row.kernel);
                 [0.0; 4]
             });
-            idle.insert(row.kernel, row.idle);
+            let [idle, general] = marks.entry(row.kernel).or_default();
+            *idle |= row.idle;
+            *general |= row.general;
             let times = row.times as f64;
             let floor = times * (row.flops.max(row.bytes) + self.gap);
             for (to, add) in
@@ -107,7 +116,7 @@ impl Prediction {
         for kernel in order {
             let [launches, flops, bytes, floor] = sums[kernel];
             table.row([
-                format!("  {}", marked(kernel, idle[kernel])),
+                format!("  {}", marked(kernel, marks[kernel][0], marks[kernel][1])),
                 grouped(launches as u64),
                 format!("{flops:.1}"),
                 format!("{bytes:.1}"),
@@ -122,15 +131,21 @@ impl Prediction {
 /// What the mark of [`marked`] means.
 pub const IDLE: &str = "* multiplies in float32, which leaves tensor cores idle: a slower path";
 
-fn marked(kernel: &str, idle: bool) -> String {
-    if idle { format!("{kernel} *") } else { kernel.to_string() }
+/// What the second mark of a launch means; of a kernel, that one of its launches has it.
+pub const GENERAL: &str =
+    "~ reads or writes element by element, as these sizes ask for: a slower path";
+
+fn marked(kernel: &str, idle: bool, general: bool) -> String {
+    let mark = |wanted, mark| if wanted { mark } else { "" };
+    format!("{kernel}{}{}", mark(idle, " *"), mark(general, " ~"))
 }
 
 fn launches(program: &Program, times: usize, target: &Target, speed: &Speed) -> Vec<Row> {
     let in_half = target.precision == Precision::Fp16;
     let row = |launch: &Launch| {
         let Work::Kernel(work) = &launch.work else { return None };
-        let half = work.pointers.iter().any(|(_, view)| view.ty.dtype == DType::F16);
+        let kernel = Kernel::named(work.kernel);
+        let half = kernel.is_some_and(Kernel::in_half);
         let peak = if half { speed.flops_f16 } else { speed.flops_f32 };
         Some(Row {
             name: if launch.label.is_empty() {
@@ -139,7 +154,8 @@ fn launches(program: &Program, times: usize, target: &Target, speed: &Speed) -> 
                 launch.label.clone()
             },
             kernel: work.kernel,
-            idle: in_half && Kernel::named(work.kernel).is_some_and(Kernel::without_tensor_cores),
+            idle: in_half && kernel.is_some_and(Kernel::without_tensor_cores),
+            general: work.general,
             times,
             flops: launch.flops as f64 / peak * 1e6,
             bytes: launch.bytes as f64 / speed.bytes * 1e6,
@@ -193,6 +209,7 @@ mod tests {
                 params: Vec::new(),
                 pointers: Vec::new(),
                 written: 0,
+                general: false,
             };
             let launch = Launch {
                 operation: "test",

@@ -18,6 +18,8 @@ pub struct Kernel {
     pub threads: u32,
     /// Threads beside those that load for them, on the sm_80 path alone.
     loaders: u32,
+    /// Bytes of static shared memory, the most on any architecture, so that limits do not depend on which were built.
+    pub shared: u32,
     /// Compiled for the host: the sm_70 and the sm_80 path.
     host: [HostEntry; 2],
 }
@@ -27,6 +29,11 @@ impl Kernel {
     /// of one, in float32. All of those in float16 have matrix instructions.
     pub fn without_tensor_cores(&self) -> bool {
         self.is_product() && self.name.ends_with("_f32")
+    }
+
+    /// Whether it multiplies float16, on tensor cores.
+    pub fn in_half(&self) -> bool {
+        self.name.ends_with("_f16")
     }
 
     /// A convolution, a linear layer, attention, or a gradient of one.
@@ -98,20 +105,6 @@ impl Kernel {
         self.threads + if code_path == CodePath::Sm80 { self.loaders } else { 0 }
     }
 
-    /// Static shared memory, the most that any image of a code path needs; 0 where the build found no
-    /// CUDA compiler, and the emulator alone runs kernels and counts for itself.
-    fn static_shared_bytes(&self, code_path: CodePath) -> u32 {
-        IMAGES
-            .iter()
-            .filter(|image| image.source == self.source && image.code_path == code_path)
-            .flat_map(|image| image.functions)
-            .filter(|function| function.kernel.name == self.name)
-            .filter_map(|function| function.resources)
-            .map(|resources| resources.shared_bytes)
-            .max()
-            .unwrap_or(0)
-    }
-
     /// The host's code for a code path; `None` on the CPU path, which launches no kernels.
     pub(super) fn host_entry(&self, code_path: CodePath) -> Option<HostEntry> {
         match code_path {
@@ -149,6 +142,7 @@ impl Kernel {
                 .filter_map(|(field, view)| Some((8 * field, (*view)?.clone())))
                 .collect(),
             written: written.iter().flatten().count(),
+            general: false,
         }
     }
 }
@@ -274,7 +268,7 @@ pub(crate) fn check_limits(
     if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
         return refuse(format!("a grid of {x} × {y} × {z} blocks"));
     }
-    let fixed = kernel.static_shared_bytes(target.code_path);
+    let fixed = kernel.shared;
     if work.shared_bytes.saturating_add(fixed) > target.shared_bytes {
         return refuse(format!(
             "{} bytes of shared memory beside {fixed} of its own; {} has {} a block",

@@ -91,6 +91,16 @@ pub struct KernelWork {
     pub pointers: Vec<(usize, View)>,
     /// How many of `pointers`, counted from the end, the kernel writes.
     pub written: usize,
+    /// Whether it reads or writes some tensor element by element, as sizes that are no whole pieces of 16 bytes
+    /// (three channels) or a stride ask for: the slower, general path.
+    pub general: bool,
+}
+
+impl KernelWork {
+    /// The launch, which takes the general path if `general`.
+    pub fn in_general(self, general: bool) -> KernelWork {
+        KernelWork { general, ..self }
+    }
 }
 
 /// A compiled program. It belongs to one graph, batch and target.

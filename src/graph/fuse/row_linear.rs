@@ -1,5 +1,5 @@
-//! Linear layers that read the same rows become one operation, and so do their gradients: the
-//! projections of a time embedding, one in each residual block.
+//! Linear layers of rows become operations of their own, one for all that read the same rows, and so do their
+//! gradients: the layers of a time embedding, and its projections, one in each residual block.
 
 use super::{maker, op};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::ops::row_linear::{MOST_LAYERS, RowLinear};
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(layers(graph)? || gradient(graph)? || weights(graph)?)
+    Ok(layers(graph)? || gradient(graph)? || weights(graph)? || alone(graph)?)
 }
 
 /// The rows [R, K] that a tensor [R, 1, 1, K] shows; an image of one pixel is none.
@@ -28,8 +28,12 @@ fn flat(graph: &mut Graph, tensor: TensorId) -> Result<TensorId> {
     }
 }
 
-/// Nodes of one kind with the same rows, as many as one operation takes; none if it is but one.
-fn alike(graph: &Graph, rows_of: impl Fn(&Node) -> Option<TensorId>) -> Option<Vec<usize>> {
+/// Nodes of one kind with the same rows, as many as one operation takes, the first that `fit`.
+fn alike(
+    graph: &Graph,
+    rows_of: impl Fn(&Node) -> Option<TensorId>,
+    fit: impl Fn(&[usize]) -> bool,
+) -> Option<Vec<usize>> {
     let found: Vec<(usize, TensorId)> = graph
         .nodes
         .iter()
@@ -39,7 +43,7 @@ fn alike(graph: &Graph, rows_of: impl Fn(&Node) -> Option<TensorId>) -> Option<V
     found.iter().find_map(|&(_, rows)| {
         let same = found.iter().filter(|&&(_, other)| other == rows).map(|&(at, _)| at);
         let nodes: Vec<usize> = same.take(MOST_LAYERS).collect();
-        (nodes.len() > 1).then_some(nodes)
+        fit(&nodes).then_some(nodes)
     })
 }
 
@@ -66,7 +70,7 @@ fn layers(graph: &mut Graph) -> Result<bool> {
         let &[x, weight, bias] = &node.inputs[..] else { return None };
         rows(graph, x).filter(|_| plain && slot(weight) && slot(bias))
     };
-    let Some(nodes) = alike(graph, layer) else { return Ok(false) };
+    let Some(nodes) = alike(graph, layer, |_| true) else { return Ok(false) };
     let x = rows(graph, graph.nodes[nodes[0]].inputs[0]).expect("asked above");
     let (mut weights, mut biases, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
     for &at in &nodes {
@@ -131,6 +135,21 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
     Ok(false)
 }
 
+/// The gradient of a layer whose rows nothing else has a gradient of.
+fn alone(graph: &mut Graph) -> Result<bool> {
+    let plain = Conv2dDgrad { stride: [1, 1], padding: [0; 4], input: [1, 1] };
+    let found = graph.nodes.iter().position(|node| {
+        let &[dy, weight] = &node.inputs[..] else { return false };
+        let pointwise = graph.ty(weight).shape[2..] == [1, 1];
+        op(node) == Some(&plain) && pointwise && rows(graph, dy).is_some()
+    });
+    let Some(at) = found else { return Ok(false) };
+    let node = graph.nodes[at].clone();
+    let inputs = vec![flat(graph, node.inputs[0])?, flat(graph, node.inputs[1])?];
+    replace(graph, &[at], at, Node { op: Arc::new(RowLinear::Dgrad), inputs, ..node });
+    Ok(true)
+}
+
 /// Gradients of weights are made where the last of them stands, unless one is read before.
 fn weights(graph: &mut Graph) -> Result<bool> {
     let plain = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true);
@@ -138,16 +157,14 @@ fn weights(graph: &mut Graph) -> Result<bool> {
         let &[x, _] = &node.inputs[..] else { return None };
         rows(graph, x).filter(|_| op(node) == Some(&plain))
     };
-    let Some(nodes) = alike(graph, layer) else { return Ok(false) };
+    let in_time = |nodes: &[usize]| {
+        let made = |t: &TensorId| nodes.iter().any(|&at| graph.nodes[at].outputs.contains(t));
+        let between = &graph.nodes[nodes[0]..nodes[nodes.len() - 1]];
+        let mut read = between.iter().flat_map(|node| &node.inputs);
+        !read.any(|&input| made(&graph.root(input).0))
+    };
+    let Some(nodes) = alike(graph, layer, in_time) else { return Ok(false) };
     let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
-    let made: Vec<TensorId> =
-        nodes.iter().flat_map(|&at| graph.nodes[at].outputs.iter().copied()).collect();
-    let early = graph.nodes[first..last]
-        .iter()
-        .any(|node| node.inputs.iter().any(|&input| made.contains(&graph.root(input).0)));
-    if early {
-        return Ok(false);
-    }
     let mut inputs = vec![rows(graph, graph.nodes[first].inputs[0]).expect("asked above")];
     let (mut weights, mut biases) = (Vec::new(), Vec::new());
     for &at in &nodes {

@@ -5,11 +5,13 @@ use crate::device::KernelWork;
 use crate::device::kernels::{self, ACCUMULATE_FWD_NHWC_F32, UNSET};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
+use crate::ops::adamw::fours;
 
 kernels::params! {
     /// `Accumulate` of kernels/optimizer.cu.
     struct Params for ACCUMULATE_FWD_NHWC_F32 {
         x: u64, state: u64, sum: u64, elements: i64, scale: f32, decay: i32,
+        wide: i32, unused: i32,
     }
 }
 
@@ -21,9 +23,17 @@ impl Accumulate {
             Accumulate::Sum { scale } => (scale, 0),
             Accumulate::Average { decay } => (0.0, decay as i32),
         };
-        let params =
-            Params { x: UNSET, state: UNSET, sum: UNSET, elements: elements as i64, scale, decay };
+        let params = Params {
+            x: UNSET,
+            state: UNSET,
+            sum: UNSET,
+            elements: elements as i64,
+            scale,
+            decay,
+            wide: i32::from(fours([x, sum])),
+            unused: 0,
+        };
         let read = [Some(x), args.inputs.get(1)];
-        Ok(vec![ACCUMULATE_FWD_NHWC_F32.over(elements, &params, &read, &[Some(sum)])])
+        Ok(vec![ACCUMULATE_FWD_NHWC_F32.over(elements.div_ceil(4), &params, &read, &[Some(sum)])])
     }
 }

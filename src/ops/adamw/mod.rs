@@ -4,6 +4,8 @@
 pub(in crate::ops) mod cpu;
 mod launch;
 
+pub(in crate::ops) use launch::fours;
+
 use super::{LaunchArgs, Op, shape, state};
 use crate::device::{KernelWork, TensorType};
 use crate::error::Result;

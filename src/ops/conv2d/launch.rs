@@ -306,6 +306,8 @@ impl Conv2dWgrad {
         let written: Vec<Option<&View>> = outputs.chain([args.scratch, args.tickets]).collect();
         let read = [x, x2, affine, dy(0), dy(1), dy(2)];
         let shared = int(tile.shared)? as u32;
-        Ok(vec![kernel.launch(grid, block, shared, &params, &read, &written)])
+        let work = kernel.launch(grid, block, shared, &params, &read, &written);
+        let general = !(x_wide && dy_wide) || (plan.body.taps > 1 && !wide);
+        Ok(vec![work.in_general(general)])
     }
 }

@@ -7,13 +7,13 @@ use crate::device::kernels::{
 };
 use crate::error::Result;
 use crate::ops::LaunchArgs;
-use crate::ops::grad_norm::{slices, square_sums};
+use crate::ops::grad_norm::grid;
 
 kernels::params! {
     /// `EdmLoss` of kernels/squares.cu.
     struct Forward for EDM_LOSS_FWD_NHWC_F32 {
-        sums: u64, log_variance: u64, sigma: u64, loss: u64, squares: u64,
-        elements: i64, batch: i32, slices: i32, sigma_data: f32, unused: i32,
+        x: u64, target: u64, log_variance: u64, sigma: u64, loss: u64, squares: u64, sums: u64,
+        ticket: u64, elements: i64, sigma_data: f32, unused: i32,
     }
 }
 
@@ -31,27 +31,26 @@ impl EdmLoss {
         else {
             unreachable!("inputs are checked")
         };
-        let Some(sums) = args.scratch else { unreachable!("working memory was asked for") };
         let batch = x.ty.shape[0];
         let elements = x.ty.elements() / batch;
         let params = Forward {
-            sums: UNSET,
+            x: UNSET,
+            target: UNSET,
             log_variance: UNSET,
             sigma: UNSET,
             loss: UNSET,
             squares: UNSET,
+            sums: UNSET,
+            ticket: UNSET,
             elements: elements as i64,
-            batch: dimension("edm_loss", batch)?,
-            slices: dimension("edm_loss", slices(elements))?,
             sigma_data: self.sigma_data,
             unused: 0,
         };
-        let read = [Some(sums), Some(log_variance), Some(sigma)];
-        let written = [Some(loss), Some(squares)];
-        Ok(vec![
-            square_sums("edm_loss", x, Some(target), sums, batch)?,
-            EDM_LOSS_FWD_NHWC_F32.over(1, &params, &read, &written),
-        ])
+        let read = [Some(x), Some(target), Some(log_variance), Some(sigma)];
+        let written = [Some(loss), Some(squares), args.scratch, args.tickets];
+        let grid = grid("edm_loss", elements, batch)?;
+        let kernel = &EDM_LOSS_FWD_NHWC_F32;
+        Ok(vec![kernel.launch(grid, [kernel.threads, 1, 1], 0, &params, &read, &written)])
     }
 }
 

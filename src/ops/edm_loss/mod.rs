@@ -63,6 +63,10 @@ impl Op for EdmLoss {
         mse_loss::scratch(target, &inputs[0].shape)
     }
 
+    fn tickets(&self, target: &Target, _: &[&TensorType], _: &[&TensorType]) -> usize {
+        usize::from(!target.is_cpu())
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }

@@ -1,10 +1,8 @@
-//! Kernel launches of the global norm, and the sums of squares that it shares with the loss.
+//! The kernel launch of the global norm, and the grid of sums of squares that it shares with the losses.
 
 use super::GradNorm;
-use crate::device::kernels::{
-    self, GRAD_NORM_FWD_NHWC_F32, SQUARE_SUMS_FWD_NHWC_F32, UNSET, dimension,
-};
-use crate::device::{KernelWork, View};
+use crate::device::KernelWork;
+use crate::device::kernels::{self, GRAD_NORM_FWD_NHWC_F32, UNSET, dimension};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 
@@ -12,15 +10,8 @@ use crate::ops::LaunchArgs;
 const SLICE: usize = 16_384;
 
 kernels::params! {
-    /// `SquareSums` of kernels/squares.cu.
-    struct Sums for SQUARE_SUMS_FWD_NHWC_F32 {
-        x: u64, target: u64, sums: u64, elements: i64, slices: i32, unused: i32,
-    }
-}
-
-kernels::params! {
     /// `GradNorm` of kernels/squares.cu.
-    struct Norm for GRAD_NORM_FWD_NHWC_F32 { sums: u64, norm: u64, count: i32, unused: i32 }
+    struct Norm for GRAD_NORM_FWD_NHWC_F32 { x: u64, norm: u64, sums: u64, ticket: u64, elements: i64 }
 }
 
 /// Sums of squares of one sample of so many elements.
@@ -28,30 +19,17 @@ pub(in crate::ops) fn slices(elements: usize) -> usize {
     elements.div_ceil(SLICE)
 }
 
-/// Sums of squares of `x`, or of its difference to `target`, of `samples` samples by slices.
-pub(in crate::ops) fn square_sums(
-    name: &str,
-    x: &View,
-    target: Option<&View>,
-    sums: &View,
-    samples: usize,
-) -> Result<KernelWork> {
-    let elements = x.ty.elements() / samples;
+/// Blocks that sum squares: slices of `elements` elements by samples.
+///
+/// # Errors
+/// More than blocks can be numbered.
+pub(in crate::ops) fn grid(name: &str, elements: usize, samples: usize) -> Result<[u32; 3]> {
     if samples > 65_535 {
         return Err(Error::operation(name, "more than 65,535 samples in a batch"));
     }
-    let slices = slices(elements);
-    let params = Sums {
-        x: UNSET,
-        target: UNSET,
-        sums: UNSET,
-        elements: elements as i64,
-        slices: dimension(name, slices)?,
-        unused: 0,
-    };
-    let grid = [slices as u32, samples as u32, 1];
-    let kernel = &SQUARE_SUMS_FWD_NHWC_F32;
-    Ok(kernel.launch(grid, [256, 1, 1], 0, &params, &[Some(x), target], &[Some(sums)]))
+    // Kernels count all blocks in 32 bits.
+    dimension(name, slices(elements) * samples)?;
+    Ok([slices(elements) as u32, samples as u32, 1])
 }
 
 impl GradNorm {
@@ -59,12 +37,12 @@ impl GradNorm {
         let ([grads], [norm]) = (args.inputs, args.outputs) else {
             unreachable!("inputs are checked")
         };
-        let Some(sums) = args.scratch else { unreachable!("working memory was asked for") };
-        let count = dimension("grad_norm", slices(grads.ty.elements()))?;
-        let params = Norm { sums: UNSET, norm: UNSET, count, unused: 0 };
-        Ok(vec![
-            square_sums("grad_norm", grads, None, sums, 1)?,
-            GRAD_NORM_FWD_NHWC_F32.over(1, &params, &[Some(sums)], &[Some(norm)]),
-        ])
+        let elements = grads.ty.elements();
+        let params =
+            Norm { x: UNSET, norm: UNSET, sums: UNSET, ticket: UNSET, elements: elements as i64 };
+        let written = [Some(norm), args.scratch, args.tickets];
+        let grid = grid("grad_norm", elements, 1)?;
+        let kernel = &GRAD_NORM_FWD_NHWC_F32;
+        Ok(vec![kernel.launch(grid, [kernel.threads, 1, 1], 0, &params, &[Some(grads)], &written)])
     }
 }

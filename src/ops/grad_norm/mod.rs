@@ -3,7 +3,7 @@
 mod cpu;
 mod launch;
 
-pub(in crate::ops) use launch::{slices, square_sums};
+pub(in crate::ops) use launch::{grid, slices};
 
 use super::{LaunchArgs, Op, shape};
 use crate::device::{KernelWork, Target, TensorType};
@@ -30,6 +30,10 @@ impl Op for GradNorm {
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
         let elements = inputs[0].elements();
         if target.is_cpu() { elements.div_ceil(BLOCK) } else { slices(elements) }
+    }
+
+    fn tickets(&self, target: &Target, _: &[&TensorType], _: &[&TensorType]) -> usize {
+        usize::from(!target.is_cpu())
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {

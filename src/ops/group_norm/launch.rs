@@ -15,20 +15,22 @@ use crate::ops::LaunchArgs;
 use crate::ops::conv2d::{in_pieces, piece};
 use crate::ops::shape::{Extent, moments_logs};
 
-/// Threads of a block, each with a piece of a pixel's channels at a time.
+/// Threads of a block, each with a piece of a pixel's channels at a time; twice as many where the forward
+/// kernel keeps more.
 const THREADS: usize = 256;
-/// Pieces that a thread of the forward kernel keeps (`HELD` in kernels/group_norm.cu). A block that would
-/// have more is of twice as many threads.
+/// Pieces that a thread of the forward kernel keeps (`HELD` in kernels/group_norm.cu).
 const HELD: usize = 16;
-/// Bytes of a source that a block of the forward kernel has, where others have the rest of the sample.
+/// Bytes of a source that a block has, where others have the rest of the sample.
 const SHARE: usize = 32 << 10;
+/// Most blocks of a grid beside each other, of all dimensions but the first.
+const MOST_BLOCKS: usize = 65_535;
 
 kernels::params! {
     /// `GroupNormStats`.
     struct Stats for GROUP_NORM_STATS_FWD_NHWC_F32, GROUP_NORM_STATS_FWD_NHWC_F16
     {
-        source: [u64; 2], stats: u64,
-        pixels: i32, c1: i32, c2: i32, groups: i32, eps: f32, unused: i32,
+        source: [u64; 2], stats: u64, parts: u64, tickets: u64,
+        pixels: i32, c1: i32, c2: i32, groups: i32, slab: i32, share: i32, wide: i32, eps: f32,
     }
 }
 
@@ -68,6 +70,32 @@ fn slab(channels: usize, groups: usize, dtype: DType) -> usize {
     let unit = (1..=piece).map(|n| n * width).find(|unit| unit.is_multiple_of(piece));
     let unit = unit.expect("a piece of groups is whole pieces");
     (unit * (2 * piece).div_ceil(unit)).min(channels)
+}
+
+/// Pixels of a block, where others have the rest of the sample.
+fn share(pixels: usize, slab: usize, dtype: DType) -> usize {
+    let share = (SHARE / (slab * dtype.size())).max(pixels.div_ceil(MOST_BLOCKS));
+    share.clamp(1, pixels)
+}
+
+/// Threads of a block that keeps all pixels of a slab in registers; `None` where it can't.
+fn keepers(pixels: usize, slab: usize, dtype: DType) -> Option<usize> {
+    let columns = slab.div_ceil(piece(dtype));
+    [THREADS, 2 * THREADS]
+        .into_iter()
+        .find(|threads| columns <= *threads && pixels.div_ceil(threads / columns) <= HELD)
+}
+
+/// Elements of working memory and tickets of launches that find mean and variance of a sample in several
+/// blocks: two numbers a group and block, and a ticket a sample and slab. `inputs` are (`x`, \[`x2`\], `gamma`,
+/// `beta`).
+pub(super) fn stats_room(inputs: &[&TensorType], groups: usize) -> [usize; 2] {
+    let (sources, x) = (&inputs[..inputs.len() - 2], inputs[0]);
+    let channels = sources.iter().map(|ty| Extent::of(&ty.shape).channels).sum();
+    let Extent { batch, pixels, .. } = Extent::of(&x.shape);
+    let slab = slab(channels, groups, x.dtype);
+    let blocks = pixels.div_ceil(share(pixels, slab, x.dtype));
+    [2 * batch * blocks * groups, batch * channels.div_ceil(slab)]
 }
 
 /// (`x`, \[`x2`\], `gamma`, `beta`) as kernels take them.
@@ -137,26 +165,42 @@ impl<'a> Inputs<'a> {
             && like_y.iter().all(|&view| in_pieces(Some(view), c1 + c2, dtype))
     }
 
-    fn stats(&self, eps: f32, stats: &View) -> KernelWork {
+    /// Blocks that share a sample's pixels, and how many each has.
+    fn shares(&self) -> [usize; 2] {
+        let pixels = self.pixels as usize;
+        let share = share(pixels, self.slab().0, self.x.ty.dtype);
+        [pixels.div_ceil(share), share]
+    }
+
+    /// Mean and 1 / deviation of each group to `stats`, with working memory of [`stats_room`].
+    fn stats(&self, eps: f32, stats: &View, parts: &View, tickets: &View) -> Result<KernelWork> {
+        let int = |size| kernels::dimension("group_norm", size);
+        let ((slab, slabs), [blocks, share]) = (self.slab(), self.shares());
+        let wide = self.wide(&[], None);
         let params = Stats {
             source: [UNSET; 2],
             stats: UNSET,
+            parts: UNSET,
+            tickets: UNSET,
             pixels: self.pixels,
             c1: self.c1,
             c2: self.c2,
             groups: self.groups,
+            slab: int(slab)?,
+            share: int(share)?,
+            wide: i32::from(wide),
             eps,
-            unused: 0,
         };
         let kernels = (&GROUP_NORM_STATS_FWD_NHWC_F32, &GROUP_NORM_STATS_FWD_NHWC_F16);
-        of_type(&self.x.ty, kernels.0, kernels.1).launch(
-            [self.groups as u32, self.batch as u32, 1],
-            [256, 1, 1],
-            0,
+        let work = of_type(&self.x.ty, kernels.0, kernels.1).launch(
+            [slabs, int(blocks)? as u32, self.batch as u32],
+            [THREADS as u32, 1, 1],
+            8 * slab as u32,
             &params,
             &[Some(self.x), self.x2],
-            &[Some(stats)],
-        )
+            &[Some(stats), Some(parts), Some(tickets)],
+        );
+        Ok(work.in_general(!wide))
     }
 }
 
@@ -164,19 +208,18 @@ impl GroupNorm {
     /// `inputs` are (`x`, \[`x2`\], `gamma`, `beta`); `moments` none, or those of each source.
     pub(super) fn launches(
         &self,
+        args: &LaunchArgs,
         inputs: &[View],
         moments: &[View],
-        outputs: &[View],
     ) -> Result<Vec<KernelWork>> {
         let name = "group_norm";
         let inputs = Inputs::new(name, inputs, self.groups)?;
-        let [y, stats] = outputs else { unreachable!("outputs are checked") };
+        let [y, stats] = args.outputs else { unreachable!("outputs are checked") };
         let (slab, slabs) = inputs.slab();
-        let pixels = inputs.pixels as usize;
-        let share = match moments {
-            [] => pixels,
-            _ => (SHARE / (slab * y.ty.dtype.size())).clamp(1, pixels),
-        };
+        let (pixels, dtype) = (inputs.pixels as usize, y.ty.dtype);
+        let wide = inputs.wide(&[y], None);
+        let kept = keepers(pixels, slab, dtype).filter(|_| wide && moments.is_empty());
+        let [blocks, share] = if kept.is_some() { [1, pixels] } else { inputs.shares() };
         let int = |size| kernels::dimension(name, size);
         let logs = |index: usize, channels: i32| {
             moments_logs(moments.get(index).map(|view| &view.ty), channels as usize)
@@ -197,7 +240,7 @@ impl GroupNorm {
             affine_stride: inputs.affine_stride,
             slab: int(slab)?,
             share: int(share)?,
-            wide: i32::from(inputs.wide(&[y], None)),
+            wide: i32::from(wide),
             slice_log1,
             slice_log2,
             parts_log1,
@@ -205,7 +248,7 @@ impl GroupNorm {
             eps: self.eps,
             unused: 0,
         };
-        let (f32, f16) = match (self.silu, moments.is_empty()) {
+        let (f32, f16) = match (self.silu, kept.is_some()) {
             (true, true) => (&GROUP_NORM_SILU_FWD_NHWC_F32, &GROUP_NORM_SILU_FWD_NHWC_F16),
             (false, true) => (&GROUP_NORM_FWD_NHWC_F32, &GROUP_NORM_FWD_NHWC_F16),
             (true, false) => {
@@ -216,29 +259,33 @@ impl GroupNorm {
         let kernel = of_type(&inputs.x.ty, f32, f16);
         let (gamma, beta) = (Some(inputs.gamma), Some(inputs.beta));
         let read = [Some(inputs.x), inputs.x2, moments.first(), moments.get(1), gamma, beta];
-        let grid = [slabs, int(pixels.div_ceil(share))? as u32, inputs.batch as u32];
-        let pieces = pixels * slab.div_ceil(piece(y.ty.dtype));
-        let threads = match moments {
-            [] if pieces > HELD * THREADS => 2 * THREADS,
-            _ => THREADS,
-        };
-        let shared = 20 * slab as u32;
+        let grid = [slabs, int(blocks)? as u32, inputs.batch as u32];
+        let block = [kept.unwrap_or(THREADS) as u32, 1, 1];
         let written = [Some(y), Some(stats)];
-        Ok(vec![kernel.launch(grid, [threads as u32, 1, 1], shared, &params, &read, &written)])
+        let normalise = kernel.launch(grid, block, 20 * slab as u32, &params, &read, &written);
+        let normalise = normalise.in_general(!wide);
+        if kept.is_some() || !moments.is_empty() {
+            return Ok(vec![normalise]);
+        }
+        let (Some(parts), Some(tickets)) = (args.scratch, args.tickets) else {
+            unreachable!("working memory and tickets were asked for")
+        };
+        Ok(vec![inputs.stats(self.eps, stats, parts, tickets)?, normalise])
     }
 }
 
 impl GroupNormAffine {
-    /// Elements of working memory: the statistics.
-    pub(super) fn kernel_scratch(&self, batch: usize) -> usize {
-        2 * batch * self.groups
-    }
-
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let inputs = Inputs::new("group_norm_affine", args.inputs, self.groups)?;
-        let (Some(stats), [affine]) = (args.scratch, args.outputs) else {
-            unreachable!("outputs are checked and working memory was asked for")
+        let (Some(scratch), Some(tickets), [affine]) = (args.scratch, args.tickets, args.outputs)
+        else {
+            unreachable!("outputs are checked, working memory and tickets were asked for")
         };
+        // The statistics, and behind them what blocks find.
+        let stats = TensorType::f32([inputs.batch as usize, self.groups, 2]);
+        let parts = TensorType::f32([scratch.ty.elements() - stats.elements()]);
+        let parts = View { offset: scratch.offset + stats.bytes(), ty: parts, ..*scratch };
+        let stats = View { ty: stats, ..*scratch };
         let params = Affine {
             gamma: UNSET,
             beta: UNSET,
@@ -250,9 +297,9 @@ impl GroupNormAffine {
             batch: inputs.batch,
         };
         let elements = inputs.batch as usize * inputs.channels() as usize;
-        let read = [Some(inputs.gamma), Some(inputs.beta), Some(stats)];
+        let read = [Some(inputs.gamma), Some(inputs.beta), Some(&stats)];
         let fold = GROUP_NORM_AFFINE_FWD_NHWC_F32.over(elements, &params, &read, &[Some(affine)]);
-        Ok(vec![inputs.stats(self.eps, stats), fold])
+        Ok(vec![inputs.stats(self.eps, &stats, &parts, tickets)?, fold])
     }
 }
 
@@ -285,6 +332,7 @@ impl GroupNormGrad {
         let (slab, slabs) = inputs.slab();
         let like_y: Vec<&View> = residuals.iter().chain([dy]).collect();
         let aligned = in_pieces(Some(dx), inputs.c1 as usize, dx.ty.dtype);
+        let wide = aligned && inputs.wide(&like_y, dx2);
         let params = Backward {
             dy: UNSET,
             source: [UNSET; 2],
@@ -306,7 +354,7 @@ impl GroupNormGrad {
             affine_stride: inputs.affine_stride,
             batch: inputs.batch,
             slab: kernels::dimension(name, slab)?,
-            wide: i32::from(aligned && inputs.wide(&like_y, dx2)),
+            wide: i32::from(wide),
         };
         let (f32, f16) = match self.silu {
             true => (&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
@@ -328,6 +376,7 @@ impl GroupNormGrad {
             gradients.into_iter().chain([rows.first(), args.scratch, args.tickets]).collect();
         let grid = [slabs, inputs.batch as u32, 1];
         let shared = 20 * slab as u32;
-        Ok(vec![kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written)])
+        let work = kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written);
+        Ok(vec![work.in_general(!wide)])
     }
 }

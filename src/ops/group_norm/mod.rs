@@ -15,6 +15,7 @@ use super::shape::{self, Extent, Slices};
 use super::{Build, GradArgs, LaunchArgs, Op, TensorId};
 use crate::device::{KernelWork, Target, TensorType};
 use crate::error::{Error, Result};
+use launch::stats_room;
 use std::sync::Arc;
 
 /// (`x`, \[`x2`\], `gamma`, `beta`) → `y` `[B, …, C]`, `stats` `[B, groups, 2]` (mean, rstd).
@@ -148,7 +149,11 @@ impl Op for GroupNorm {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        if target.is_cpu() { forward_scratch(inputs) } else { 0 }
+        if target.is_cpu() { forward_scratch(inputs) } else { stats_room(inputs, self.groups)[0] }
+    }
+
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { 0 } else { stats_room(inputs, self.groups)[1] }
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {
@@ -157,7 +162,7 @@ impl Op for GroupNorm {
     }
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        self.launches(args.inputs, &[], args.outputs)
+        self.launches(args, args.inputs, &[])
     }
 }
 
@@ -193,7 +198,7 @@ impl Op for GroupNormOfMoments {
 
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let (plain, moments) = args.inputs.split_at(args.inputs.len() / 2 + 1);
-        self.0.launches(plain, moments, args.outputs)
+        self.0.launches(args, plain, moments)
     }
 }
 
@@ -261,11 +266,17 @@ impl Op for GroupNormAffine {
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
-        let Extent { batch, .. } = Extent::of(&inputs[0].shape);
-        if !target.is_cpu() {
-            return self.kernel_scratch(batch);
-        }
-        forward_scratch(inputs) + 2 * batch * self.groups
+        let stats = 2 * Extent::of(&inputs[0].shape).batch * self.groups;
+        let own = if target.is_cpu() {
+            forward_scratch(inputs)
+        } else {
+            stats_room(inputs, self.groups)[0]
+        };
+        stats + own
+    }
+
+    fn tickets(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {
+        if target.is_cpu() { 0 } else { stats_room(inputs, self.groups)[1] }
     }
 
     fn half(&self, inputs: &[&TensorType]) -> Vec<bool> {

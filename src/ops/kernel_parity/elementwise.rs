@@ -1,7 +1,8 @@
 //! Operations that move or combine elements, and sums over pixels.
 
-use super::{check, check_state};
-use crate::device::{DType, TensorType};
+use super::{BOTH, check, check_state, compare, rounded};
+use crate::device::cpu::Cpu;
+use crate::device::{DType, Precision, TensorType};
 use crate::ops::cast::Cast;
 use crate::ops::combine::Combine;
 use crate::ops::concat::{Concat, PadChannels, SliceChannels};
@@ -14,7 +15,7 @@ use crate::ops::row_linear::RowLinear;
 use crate::ops::scale_add::ScaleAdd;
 use crate::ops::state::{SAMPLE, STEP, StepState};
 use crate::ops::sum_pixels::{Rows, SumPixels};
-use crate::ops::testing::{Host, run};
+use crate::ops::testing::{Host, run, run_on};
 
 #[test]
 pub(super) fn add_and_mul() {
@@ -106,13 +107,18 @@ pub(super) fn sums_over_pixels() {
 }
 
 /// Layers of more than a tile and of less, rows of more than a tile, and widths that are no multiple of
-/// the terms that a block reads at once.
+/// the terms that a block reads at once. Products of what float16 holds are exact on tensor cores, too.
 #[test]
 pub(super) fn linear_layers_of_rows() {
+    let in_half = BOTH.map(|target| target.with_precision(Precision::Fp16).unwrap());
     for (rows, width, channels) in [(67, 100, &[70, 5, 64][..]), (3, 16, &[130]), (1, 7, &[1, 2])] {
-        let x = Host::random(&[rows, width], 1);
+        let random = |shape: &[usize], seed| {
+            let data = rounded(&Host::random(shape, seed)).data;
+            Host { ty: TensorType::f32(shape), data }
+        };
+        let x = random(&[rows, width], 1);
         let each = |shape: &dyn Fn(usize) -> Vec<usize>, seed: u64| -> Vec<Host> {
-            channels.iter().zip(seed..).map(|(&c, seed)| Host::random(&shape(c), seed)).collect()
+            channels.iter().zip(seed..).map(|(&c, seed)| random(&shape(c), seed)).collect()
         };
         let weights = each(&|c| vec![c, width], 10);
         let (biases, gradients) = (each(&|c| vec![c], 20), each(&|c| vec![rows, c], 30));
@@ -123,7 +129,10 @@ pub(super) fn linear_layers_of_rows() {
             (RowLinear::Dgrad, all(&gradients, &weights)),
             (RowLinear::Wgrad, all(x, &gradients)),
         ] {
-            check(&op, &inputs.iter().collect::<Vec<_>>(), 1e-5);
+            let inputs: Vec<&Host> = inputs.iter().collect();
+            check(&op, &inputs, 1e-5);
+            let want = run_on(&Cpu::new(2), &op, &inputs, &[]).unwrap();
+            compare(&in_half, &op, &inputs, &[], &want, 1e-5);
         }
     }
 }

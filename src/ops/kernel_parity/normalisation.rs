@@ -39,6 +39,8 @@ fn cases() -> Vec<(Vec<Host>, usize)> {
         (case(&[2, 3, 3, 96], None, &[96]), 8),
         // More pixels than the threads of a large block keep.
         (case(&[1, 65, 65, 16], None, &[16]), 4),
+        // The same, element by element.
+        (case(&[2, 61, 30, 5], Some(&[2, 61, 30, 7]), &[12]), 3),
         // Groups of more channels than a block reads at once.
         (case(&[2, 1, 3, 2200], None, &[2200]), 1),
         (case(&[2, 3, 1030], Some(&[2, 3, 1111]), &[2, 2141]), 1),

@@ -7,12 +7,13 @@ use crate::device::kernels::{
 };
 use crate::error::Result;
 use crate::ops::LaunchArgs;
-use crate::ops::grad_norm::{slices, square_sums};
+use crate::ops::grad_norm::grid;
 
 kernels::params! {
     /// `MseLoss` of kernels/squares.cu.
     struct Forward for MSE_LOSS_FWD_NHWC_F32 {
-        sums: u64, weights: u64, loss: u64, elements: i64, batch: i32, slices: i32,
+        x: u64, target: u64, weights: u64, loss: u64, sums: u64, ticket: u64, elements: i64,
+        scale: f64,
     }
 }
 
@@ -29,22 +30,23 @@ impl MseLoss {
         let ([x, target, weights @ ..], [loss]) = (args.inputs, args.outputs) else {
             unreachable!("inputs are checked")
         };
-        let Some(sums) = args.scratch else { unreachable!("working memory was asked for") };
         let batch = x.ty.shape[0];
         let elements = x.ty.elements() / batch;
         let params = Forward {
-            sums: UNSET,
+            x: UNSET,
+            target: UNSET,
             weights: UNSET,
             loss: UNSET,
+            sums: UNSET,
+            ticket: UNSET,
             elements: elements as i64,
-            batch: dimension("mse_loss", batch)?,
-            slices: dimension("mse_loss", slices(elements))?,
+            scale: 1.0 / (if weights.is_empty() { elements * batch } else { elements } as f64),
         };
-        let read = [Some(sums), weights.first()];
-        Ok(vec![
-            square_sums("mse_loss", x, Some(target), sums, batch)?,
-            MSE_LOSS_FWD_NHWC_F32.over(1, &params, &read, &[Some(loss)]),
-        ])
+        let read = [Some(x), Some(target), weights.first()];
+        let written = [Some(loss), args.scratch, args.tickets];
+        let grid = grid("mse_loss", elements, batch)?;
+        let kernel = &MSE_LOSS_FWD_NHWC_F32;
+        Ok(vec![kernel.launch(grid, [kernel.threads, 1, 1], 0, &params, &read, &written)])
     }
 }
 

@@ -74,6 +74,10 @@ impl Op for MseLoss {
         scratch(target, &inputs[0].shape)
     }
 
+    fn tickets(&self, target: &Target, _: &[&TensorType], _: &[&TensorType]) -> usize {
+        usize::from(!target.is_cpu())
+    }
+
     fn launch(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         self.launches(args)
     }

@@ -2,10 +2,11 @@
 
 use super::{Extents, MOST_LAYERS, RowLinear};
 use crate::device::kernels::{
-    self, Kernel, ROW_LINEAR_DGRAD_NHWC_F32, ROW_LINEAR_FWD_NHWC_F32, ROW_LINEAR_WGRAD_NHWC_F32,
-    UNSET, dimension,
+    self, Kernel, ROW_LINEAR_DGRAD_NHWC_F16, ROW_LINEAR_DGRAD_NHWC_F32, ROW_LINEAR_FWD_NHWC_F16,
+    ROW_LINEAR_FWD_NHWC_F32, ROW_LINEAR_WGRAD_NHWC_F16, ROW_LINEAR_WGRAD_NHWC_F32, UNSET,
+    dimension,
 };
-use crate::device::{KernelWork, TensorType, View};
+use crate::device::{KernelWork, Precision, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::{LaunchArgs, Op};
 
@@ -20,10 +21,12 @@ struct Layer {
 
 kernels::params! {
     /// `RowLinears`.
-    struct Params for ROW_LINEAR_FWD_NHWC_F32, ROW_LINEAR_DGRAD_NHWC_F32, ROW_LINEAR_WGRAD_NHWC_F32 {
+    struct Params for ROW_LINEAR_FWD_NHWC_F32, ROW_LINEAR_DGRAD_NHWC_F32, ROW_LINEAR_WGRAD_NHWC_F32,
+        ROW_LINEAR_FWD_NHWC_F16, ROW_LINEAR_DGRAD_NHWC_F16, ROW_LINEAR_WGRAD_NHWC_F16
+    {
         x: u64, partials: u64, tickets: u64, each: [Layer; 32],
         channels: [i32; 32], first_tile: [i32; 32],
-        batch: i32, width: i32, count: i32, unused: i32,
+        batch: i32, width: i32, count: i32, wide: i32,
     }
 }
 
@@ -44,10 +47,10 @@ const fn result(layer: usize) -> usize {
 }
 
 impl RowLinear {
-    /// Tickets and elements of partial sums: the gradient of x adds up layers.
+    /// Tickets and elements of partial sums: the gradient of x adds up layers, where there are several.
     pub(super) fn partials(&self, inputs: &[&TensorType]) -> [usize; 2] {
         let Ok(Extents { rows, width, channels }) = self.extents(inputs) else { return [0; 2] };
-        if *self != RowLinear::Dgrad {
+        if *self != RowLinear::Dgrad || channels.len() == 1 {
             return [0; 2];
         }
         let tiles = rows.div_ceil(TILE) * width.div_ceil(TILE);
@@ -59,6 +62,7 @@ impl RowLinear {
         let Extents { rows, width, channels } = self.extents(&types)?;
         let layers = channels.len();
         let int = |size| dimension(self.name(), size);
+        let aligned = |view: &View| view.offset.is_multiple_of(16);
         let mut params = Params {
             x: UNSET,
             partials: UNSET,
@@ -69,7 +73,7 @@ impl RowLinear {
             batch: int(rows)?,
             width: int(width)?,
             count: int(layers)?,
-            unused: 0,
+            wide: i32::from(width.is_multiple_of(4) && args.inputs.iter().all(aligned)),
         };
         let mut tiles = 0;
         for (layer, &channels) in channels.iter().enumerate() {
@@ -82,10 +86,13 @@ impl RowLinear {
             views.iter().enumerate().map(|(layer, view)| (place(layer), view.clone())).collect()
         };
         let x = |view: &View| vec![(0, view.clone())];
+        // Rows stay float32 in memory; on such a target tensor cores multiply them.
+        let in_half = args.target.precision == Precision::Fp16;
+        let of = |f32: &'static Kernel, f16: &'static Kernel| if in_half { f16 } else { f32 };
         let (inputs, outputs) = (args.inputs, args.outputs);
         let (kernel, grid, read, written): (&Kernel, _, _, Vec<_>) = match self {
             RowLinear::Forward => (
-                &ROW_LINEAR_FWD_NHWC_F32,
+                of(&ROW_LINEAR_FWD_NHWC_F32, &ROW_LINEAR_FWD_NHWC_F16),
                 [tiles, row_tiles, 1],
                 [
                     x(&inputs[0]),
@@ -96,19 +103,17 @@ impl RowLinear {
                 each(outputs, result),
             ),
             RowLinear::Dgrad => {
-                let (Some(partials), Some(tickets)) = (args.scratch, args.tickets) else {
-                    unreachable!("working memory and tickets were asked for")
-                };
-                let shared = [(PARTIALS, partials.clone()), (TICKETS, tickets.clone())];
+                let shared = [(PARTIALS, args.scratch), (TICKETS, args.tickets)];
+                let shared = shared.into_iter().filter_map(|(at, view)| Some((at, view?.clone())));
                 (
-                    &ROW_LINEAR_DGRAD_NHWC_F32,
+                    of(&ROW_LINEAR_DGRAD_NHWC_F32, &ROW_LINEAR_DGRAD_NHWC_F16),
                     [column_tiles, row_tiles, layers],
                     [each(&inputs[..layers], result), each(&inputs[layers..], weight)].concat(),
-                    [x(&outputs[0]), shared.to_vec()].concat(),
+                    x(&outputs[0]).into_iter().chain(shared).collect(),
                 )
             }
             RowLinear::Wgrad => (
-                &ROW_LINEAR_WGRAD_NHWC_F32,
+                of(&ROW_LINEAR_WGRAD_NHWC_F32, &ROW_LINEAR_WGRAD_NHWC_F16),
                 [tiles, column_tiles, 1],
                 [x(&inputs[0]), each(&inputs[1..], result)].concat(),
                 [each(&outputs[..layers], weight), each(&outputs[layers..], bias)].concat(),
@@ -124,6 +129,7 @@ impl RowLinear {
             shared_bytes: 0,
             params: bytemuck::bytes_of(&params).to_vec(),
             written: written.len(),
+            general: params.wide == 0,
             pointers: read.into_iter().chain(written).collect(),
         }])
     }

@@ -171,6 +171,7 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
             params: bytemuck::bytes_of(&params).to_vec(),
             pointers: fields.chain(written).collect(),
             written: packed.len(),
+            general: false,
         });
     }
     Ok(launches)

@@ -1,0 +1,146 @@
+"""Cycles of a step's launches, estimated from their machine code with sass-cycles; no GPU, and no measurement.
+
+    cargo bench --bench estimates -- OUT --target v100 --batch 1
+    SASS/.venv/bin/python benches/estimates/estimate.py OUT --sass-cycles SASS [--only REGEX] [--json FILE]
+
+SASS is the folder of sass-cycles after its `setup.sh`. Each different launch is simulated for one wave of blocks on
+one multiprocessor; the whole grid is waves added up. The tool's fake memory decides who draws the last ticket where
+blocks join their sums: with `--tickets joined`, the default, every block does (an upper bound); with `free` none.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import struct
+import sys
+
+ONE = 0x3F800000  # in float32
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="what `cargo bench --bench estimates` wrote")
+    parser.add_argument("--sass-cycles", required=True, metavar="FOLDER")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of `step program operation label kernel`")
+    parser.add_argument("--tickets", choices=("joined", "free"), default="joined")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", metavar="FILE", help="also write all figures of the tool")
+    return parser.parse_args()
+
+
+def loaded(folder):
+    """sass-cycles, and its kernels read so far."""
+    sys.path.insert(0, folder)
+    from sass_cycles import disassembly, estimate, launch, machine, toolchain
+
+    return disassembly, estimate, launch, machine, toolchain
+
+
+def word(row, field):
+    """A 32-bit integer of the parameters, by its place among the fields behind the pointers."""
+    return struct.unpack_from("<i", bytes.fromhex(row["params"]), field)[0]
+
+
+class Pieces:
+    """Fake buffers where one can have several fills: tickets of slices lie in front of those of moments."""
+
+    def __new__(cls, launch):
+        buffers = launch.Buffers()
+
+        def add(pieces):
+            start = buffers.add(pieces[0][0], pieces[0][1])
+            for size, fill in pieces[1:]:
+                begin = buffers.ends[-1]
+                buffers.starts.append(begin)
+                buffers.ends.append(begin + size)
+                buffers.fills.append(fill)
+            return start
+
+        buffers.add_pieces = add
+        return buffers
+
+
+def tickets(row, size, batch, joined):
+    """(bytes, fill) of a buffer of tickets: what is drawn is the number of blocks that came before."""
+    if not joined:
+        return [(size, 0x7FFFFFFF)]
+    x, y, z = row["grid"]
+    if row["kernel"].startswith("conv2d_") and "wgrad" not in row["kernel"]:
+        # Of split input channels a ticket a tile, then one for each sample's moments and tile of channels.
+        slices = z if z > 1 else 1
+        of_slices = 4 * x * y if slices > 1 else 0
+        of_slices = min(of_slices, size)
+        pieces = [(of_slices, slices - 1), (size - of_slices, x // batch - 1)]
+        return [piece for piece in pieces if piece[0]]
+    others = {"group_norm": batch, "sampler_update": x, "row_linear": z}
+    for family, blocks in others.items():
+        if row["kernel"].startswith(family):
+            return [(size, blocks - 1)]
+    # One block draws its ticket and finds itself the last where there is one; more are followed no further.
+    return [(size, 0x7FFFFFFF)]
+
+
+def estimated(job):
+    options, batch, row = job
+    disassembly, estimate, launch, machine, toolchain = loaded(options.sass_cycles)
+    path = os.path.join(options.folder, row["cubin"])
+    kernel = disassembly.from_cubin(path, toolchain.nvdisasm(), row["symbol"])
+    buffers = Pieces(launch)
+    params = bytearray.fromhex(row["params"])
+    for pointer in row["pointers"]:
+        size = max(16, pointer["bytes"])
+        # Step counters and tickets are the integers that kernels read; a norm of one is finite.
+        if pointer["dtype"] == "U32" and pointer["written"]:
+            pieces = tickets(row, size, batch, options.tickets == "joined")
+        else:
+            pieces = [(size, {"U32": 0, "F32": ONE}.get(pointer["dtype"], launch.DEFAULT_FILL))]
+        struct.pack_into("<Q", params, pointer["field"], buffers.add_pieces(pieces))
+    target = machine.TARGETS[options.target]
+    launched = launch.Launch(kernel, tuple(row["grid"]), tuple(row["block"]), bytes(params), row["shared_bytes"], buffers)
+    try:
+        return estimate.estimate(launched, target, limit=20_000_000)
+    except (ValueError, RuntimeError, KeyError) as why:
+        return {"error": str(why)}
+
+
+def show(row, result):
+    name = f"{row['program']} {row['label'] or row['operation']}"
+    blocks = row["grid"][0] * row["grid"][1] * row["grid"][2]
+    if "error" in result:
+        return f"{name:44.44} {row['kernel']:40.40} {row['count']:3} {blocks:6}  {result['error']}"
+    limit = 3 * max(row["flops_floor_us"], row["bytes_floor_us"]) + 2
+    floor = max(row["flops_floor_us"], row["bytes_floor_us"])
+    pipe = result["bottleneck"]
+    return (
+        f"{name:44.44} {row['kernel']:40.40} {row['count']:3} {blocks:6} {result['cycles'] / 1e3:10.1f} "
+        f"{result['microseconds']:9.2f} {floor:8.2f} {limit:8.2f}  {pipe} {100 * result['busy'][pipe]:.0f} %"
+    )
+
+
+def main():
+    options = arguments()
+    with open(os.path.join(options.folder, "launches.json")) as file:
+        step = json.load(file)
+    options.target = step["target"]
+    asked = re.compile(options.only)
+    keys = ("step", "program", "operation", "label", "kernel")
+    rows = [row for row in step["launches"] if asked.search(" ".join(row[key] for key in keys))]
+    print(f"{step['preset']}, batch {step['batch']}, {step['target']}, {step['precision']}: {len(rows)} launches")
+    print(
+        f"{'launch':44} {'kernel':40} {'n':>3} {'blocks':>6} {'kilocycles':>10} {'us':>9} {'floor':>8} {'limit':>8}  busiest"
+    )
+    results = []
+    with multiprocessing.Pool(options.jobs) as pool:
+        for row, result in zip(rows, pool.imap(estimated, [(options, step["batch"], row) for row in rows])):
+            print(show(row, result), flush=True)
+            results.append({**row, "estimate": result})
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({**step, "tickets": options.tickets, "launches": results}, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
