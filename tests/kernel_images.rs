@@ -2,8 +2,10 @@
 //! cores are promised, enough warps. Without a CUDA compiler in the build there is nothing to look at.
 
 use cyanea::device::kernels::{Kernel, KernelRow, table};
-use cyanea::device::{CodePath, Precision, Program, Target, Work};
+use cyanea::device::{CodePath, DType, Precision, Program, Target, TensorType, Work};
 use cyanea::diffusion::denoiser::{self, Shape};
+use cyanea::graph::{Build, Graph, Plan};
+use cyanea::ops::attention::{Attention, AttentionGrad};
 use cyanea::training::config::Config;
 use cyanea::training::objective::Task;
 use cyanea::training::run::recipe;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 /// Kernels that still use local memory on some architecture. The list may only shrink.
 const LOCAL_MEMORY: &[&str] = &[];
 
-/// Kernels that occupy multiprocessors too thinly for some launch of `ddpm-64`, with the architecture.
+/// Kernels that occupy multiprocessors too thinly for some launch of `ddpm-64` or some attention, with the architecture.
 /// The list may only shrink.
 const THIN: &[(&str, u32)] = &[];
 
@@ -119,12 +121,27 @@ fn float16_leaves_no_tensor_core_idle_in_the_published_network() {
     }
 }
 
+/// Attention and its gradient, of heads of these many channels.
+fn attention(target: &Target, depth: usize) -> Arc<Program> {
+    let mut graph = Graph::new();
+    let rows = TensorType::f32([2, 1024, 2 * depth]).with_dtype(match target.precision {
+        Precision::Fp16 => DType::F16,
+        Precision::Fp32 => DType::F32,
+    });
+    let tensors = ["q", "k", "v", "y", "dy"].map(|name| graph.input(name, rows.clone()).unwrap());
+    let [q, k, v, y, dy] = tensors;
+    let lse = graph.input("lse", TensorType::f32([2, 1024, 2])).unwrap();
+    graph.push(Arc::new(Attention { heads: 2, scale: 0.5 }), &[q, k, v]).unwrap();
+    graph.push(Arc::new(AttentionGrad { heads: 2, scale: 0.5 }), &[dy, q, k, v, y, lse]).unwrap();
+    Plan::new(&[("attention", &graph)], target).unwrap().program("attention").unwrap().clone()
+}
+
 /// Kernels of products keep two blocks on a multiprocessor, or at least eight warps, with the shared
-/// memory that they ask for in this network.
+/// memory that they ask for in `ddpm-64`, and attention with any heads.
 #[test]
 fn products_keep_multiprocessors_busy() {
     let Some(rows) = rows() else { return };
-    let mut looked_at = 0;
+    let mut looked_at = BTreeSet::new();
     let (mut thin, mut report) = (BTreeSet::new(), String::new());
     for (target, arch) in [(Target::V100, 70), (Target::A100, 80), (Target::H100, 90)] {
         let path = if arch == 70 { CodePath::Sm70 } else { CodePath::Sm80 };
@@ -132,7 +149,9 @@ fn products_keep_multiprocessors_busy() {
             [(target.clone(), 1), (in_half(target.clone()), 1), (in_half(target), 64)]
         {
             let mut seen = BTreeSet::new();
-            let programs = programs(&target, batch).concat();
+            let mut programs = programs(&target, batch).concat();
+            programs
+                .extend([4, 8, 32, 40, 64, 128, 256, 512].map(|depth| attention(&target, depth)));
             for launch in programs.iter().flat_map(|program| &program.launches) {
                 let Work::Kernel(work) = &launch.work else { unreachable!("a GPU target") };
                 if !is_product(work.kernel) || !seen.insert((work.kernel, work.shared_bytes)) {
@@ -154,7 +173,7 @@ fn products_keep_multiprocessors_busy() {
                         work.kernel, work.shared_bytes
                     );
                 }
-                looked_at += 1;
+                looked_at.insert(work.kernel);
             }
         }
     }
@@ -163,5 +182,7 @@ fn products_keep_multiprocessors_busy() {
         THIN.iter().copied().collect(),
         "found on the left, THIN on the right\n{report}"
     );
-    assert!(looked_at > 20, "only {looked_at} kinds of launches");
+    // Attention forward, with regard to queries, and to keys and values, of six kernels in both types.
+    let attention = looked_at.iter().filter(|name| name.starts_with("attention_")).count();
+    assert!(attention == 3 * 6 * 2 && looked_at.len() > attention + 10, "{looked_at:?}");
 }

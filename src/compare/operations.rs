@@ -36,6 +36,15 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
             let y = r.graph.one(Activation::SILU, &[x])?;
             r.output("y", Same, y);
         }
+        "clip" => {
+            let limit = attributes.number("limit")? as f32;
+            if !(limit > 0.0 && limit.is_finite()) {
+                return Err(Error::invalid(format!("`limit` is {limit}; it must be above 0")));
+            }
+            let x = r.operand("x", Same)?;
+            let y = r.graph.one(Activation::Clip { limit }, &[x])?;
+            r.output("y", Same, y);
+        }
         "upsample_nearest2d" => {
             let x = r.operand("x", ChannelsLast)?;
             let factor = attributes.size("scale_factor")?;

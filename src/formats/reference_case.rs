@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Operations that are judged by the narrow bounds of single operations.
-const SINGLE: [&str; 18] = [
+const SINGLE: [&str; 19] = [
     "conv2d",
     "conv_transpose2d",
     "group_norm",
@@ -24,6 +24,7 @@ const SINGLE: [&str; 18] = [
     "norm_silu_conv2d",
     "pixel_norm",
     "mp_silu",
+    "clip",
     "mp_sum",
     "mp_cat",
     "mp_conv2d",

@@ -45,6 +45,16 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
     Ok(())
 }
 
+/// Makes operations of their own of the linear layers of rows, which tensor cores then multiply in float16 although
+/// rows stay float32. [`fuse`] does so, too.
+///
+/// # Errors
+/// As [`fuse`].
+pub(super) fn fuse_rows(graph: &mut Graph) -> Result<()> {
+    while row_linear::rules(graph)? {}
+    Ok(())
+}
+
 /// Applies the rules of a target with kernels to a lowered graph, until none applies.
 ///
 /// # Errors

@@ -8,14 +8,18 @@ use crate::ops::Build;
 use std::collections::HashMap;
 
 /// Rewrites every node that the target wants in another form, after [`precision`] has chosen element
-/// types, and fuses those forms.
+/// types, and fuses what targets with kernels want together.
 ///
 /// # Errors
 /// When a shape rule refuses what an operation asked for, or the rewritten node would produce
 /// something else than its readers expect.
 pub fn lower(graph: &mut Graph, target: &Target) -> Result<()> {
+    if target.is_cpu() {
+        return lower_each(graph, target);
+    }
+    fuse::fuse_rows(graph)?;
     lower_each(graph, target)?;
-    if target.is_cpu() { Ok(()) } else { fuse::fuse_lowered(graph) }
+    fuse::fuse_lowered(graph)
 }
 
 /// The same, each node alone.

@@ -50,7 +50,7 @@ FORMAT = "reference-case/1"
 # Operations judged by the tight bounds: one rounding step away from their inputs.
 SINGLE_OPERATIONS = frozenset(
     "conv2d conv_transpose2d group_norm group_norm_silu silu upsample_nearest2d linear mse_loss "
-    "attention norm_silu_conv2d pixel_norm mp_silu mp_sum mp_cat mp_conv2d mp_linear mp_fourier "
+    "attention norm_silu_conv2d pixel_norm mp_silu clip mp_sum mp_cat mp_conv2d mp_linear mp_fourier "
     "add_noise".split()
 )
 

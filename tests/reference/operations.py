@@ -34,6 +34,15 @@ def _(draw, path):
     return export_case(path, "silu", {}, lambda i, p: F.silu(i["x"]), {"x": x})
 
 
+# No value is at the limit: there PyTorch's gradient is 1 in versions before 2.15 and 0 from then on.
+for shape, limit in [((2, 17, 5, 7), 1.0), ((3, 33), 0.375), ((1, 3, 13, 19), 256.0)]:
+
+    @case("clip_" + "x".join(map(str, shape)))
+    def _(draw, path, shape=shape, limit=limit):
+        run = lambda i, p: i["x"].clip(-limit, limit)
+        return export_case(path, "clip", {"limit": limit}, run, {"x": limit * draw(*shape)})
+
+
 for factor, shape in [(2, (2, 3, 5, 7)), (2, (1, 17, 1, 3)), (3, (2, 5, 4, 3))]:
 
     @case(f"upsample_nearest2d_x{factor}_{shape[1]}ch")

@@ -140,7 +140,7 @@ fn alone(graph: &mut Graph) -> Result<bool> {
     let plain = Conv2dDgrad { stride: [1, 1], padding: [0; 4], input: [1, 1] };
     let found = graph.nodes.iter().position(|node| {
         let &[dy, weight] = &node.inputs[..] else { return false };
-        let pointwise = graph.ty(weight).shape[2..] == [1, 1];
+        let pointwise = graph.ty(weight).shape.get(2..) == Some(&[1, 1]);
         op(node) == Some(&plain) && pointwise && rows(graph, dy).is_some()
     });
     let Some(at) = found else { return Ok(false) };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub enum Activation {
     /// y = scale·x·σ(x), σ the logistic function (Elfwing et al. 2017, arXiv:1702.03118, eq. 1).
     Silu { scale: f32 },
-    /// y = x cut to ±limit; NaN stays NaN.
+    /// y = x cut to ±limit; NaN stays NaN. At the limit itself the gradient passes (in PyTorch up to 2.14).
     Clip { limit: f32 },
 }
 
