@@ -1,6 +1,7 @@
 // The gradient of group normalisation with its optional SiLU (group_norm.cu), whose slabs, windows and types it
-// shares. A block has all pixels of a slab: it reads them for the sums of its channels and again for dx. The
-// block that comes last of a slab adds the samples' sums to dgamma and dbeta.
+// shares. A block has all pixels of a slab: it reads them for the sums of its channels and again for dx, but keeps in
+// shared memory as many as there is room for. The block that comes last of a slab adds the samples' sums to dgamma and
+// dbeta.
 #include "common/activation.cuh"
 #include "common/channel_slab.cuh"
 #include "common/conv2d_source.cuh"
@@ -22,20 +23,35 @@ struct GroupNormBackward {
     float* sums;           // [B, 2, C]: sums of dz and of dz * xhat over the pixels, with `tickets`
     unsigned* tickets;     // a slab each, where samples share gamma; or null
     int pixels, c1, c2, groups, affine_stride, batch, slab, wide;
+    int kept;              // pieces of x, and of dy, that a thread keeps
+    int kept_at;           // where in dynamic shared memory, in bytes
 };
 
-// Calls `use(pixel, dz, x - mean, WHOLE)` for the calling thread's piece of all pixels of its sample.
-template <bool SILU, bool WHOLE, int DEPTH, class E, int SIZE, class Use>
+// Calls `use(pixel, dz, x - mean, WHOLE)` for the calling thread's piece of all pixels of its sample. Its first ones
+// are put into `kept` or, AGAIN, taken from there.
+template <bool SILU, bool WHOLE, bool AGAIN, int DEPTH, class E, int SIZE, class Use>
 __device__ __forceinline__ void each_gradient(const GroupNormBackward<E>& p, const Slab<E>& slab,
-                                              const ChannelNorm<SIZE>& norm, const Use& use) {
+                                              const ChannelNorm<SIZE>& norm, uint4* kept, const Use& use) {
     long long start = static_cast<long long>(blockIdx.y) * p.pixels;
+    int threads = blockDim.x, left = WHOLE ? p.kept : 0;
+    kept += threadIdx.x;
     for (int base = slab.row; base < p.pixels; base += DEPTH * slab.rows) {
         uint4 held_x[DEPTH] = {}, held_dy[DEPTH] = {};
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
+            if (AGAIN && WHOLE && d < left) {
+                held_x[d] = kept[2 * d * threads], held_dy[d] = kept[(2 * d + 1) * threads];
+                continue;
+            }
             long long pixel = start + min(base + d * slab.rows, p.pixels - 1);
             held_x[d] = source_piece(p.source.x, p.source.x2, p.c1, p.c2, WHOLE, pixel, slab.c);
             held_dy[d] = source_piece<E>(p.dy, nullptr, p.c1 + p.c2, 0, WHOLE, pixel, slab.c);
+        }
+        if (WHOLE) {
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d)
+                if (!AGAIN && d < left) kept[2 * d * threads] = held_x[d], kept[(2 * d + 1) * threads] = held_dy[d];
+            left -= DEPTH, kept += 2 * DEPTH * threads;
         }
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
@@ -65,6 +81,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     CYANEA_SHARED(float2, own, 32);  // of the slab's groups the factor of x - mean in dx, and what is added
     CYANEA_DYNAMIC_SHARED(float2, table);  // `own` for each channel
     float* totals = reinterpret_cast<float*>(table + p.slab);
+    uint4* kept = reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(table) + p.kept_at);
     int channels = p.c1 + p.c2, width = channels / p.groups, sample = blockIdx.y, thread = threadIdx.x;
     int windows = Slab<E>::windows(p.slab), first_channel = blockIdx.x * p.slab;
     int slab_width = min(p.slab, channels - first_channel), groups = slab_width / width;
@@ -87,8 +104,8 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
                 sums[2 * SIZE + i] += distance[i];
             }
         };
-        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, add);
-        else each_gradient<SILU, false, 1>(p, slab, norm, add);
+        if (p.wide) each_gradient<SILU, true, false, DEPTH>(p, slab, norm, kept, add);
+        else each_gradient<SILU, false, false, 1>(p, slab, norm, kept, add);
         total_pixels<3>(slab, sums, parts, totals);
     }
     if (thread < groups) {
@@ -100,7 +117,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
         float rstd = stats[2 * thread + 1];
         own[thread] = make_float2(-rstd * rstd * rstd * product / count, -rstd * sum / count);
     }
-    for (int o = thread; o < 2 * slab_width; o += 256) {
+    for (int o = thread; o < 2 * slab_width; o += blockDim.x) {
         int c = o % slab_width;
         float total = totals[o] * (o < slab_width ? 1.0f : stats[2 * (c / width) + 1]);
         float* to = o < slab_width ? p.dbeta : p.dgamma;
@@ -109,7 +126,7 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
     }
     __syncthreads();
 
-    for (int c = thread; c < slab_width; c += 256) {
+    for (int c = thread; c < slab_width; c += blockDim.x) {
         float2 line = table[c] = own[c / width];
         if (!p.rows) continue;
         float sum = fmaf(stats[2 * (c / width) + 1] * gamma[c], totals[c], line.x * totals[2 * slab_width + c]);
@@ -141,8 +158,8 @@ __global__ void __launch_bounds__(256, 2) group_norm_dgrad(GroupNormBackward<E> 
             }
             store_piece<E>(p.dx, p.dx2, p.c1, p.c2, wide, pixel, slab.c, slab.end, dx);
         };
-        if (p.wide) each_gradient<SILU, true, DEPTH>(p, slab, norm, finish);
-        else each_gradient<SILU, false, 1>(p, slab, norm, finish);
+        if (p.wide) each_gradient<SILU, true, true, DEPTH>(p, slab, norm, kept, finish);
+        else each_gradient<SILU, false, true, 1>(p, slab, norm, kept, finish);
     }
 
     if (!p.tickets) return;

@@ -18,7 +18,6 @@ struct AdamW {
     double beta1, beta2, eps, weight_decay;
     double max_norm;  // infinity where gradients aren't clipped
     int decoupled, zero_non_finite;
-    int wide, unused;  // wide: whether four elements can be read and written at once
 };
 
 // The elements of a thread, from `first` on, four or, of the last ones, fewer: zeros for those that are missing.
@@ -26,9 +25,9 @@ struct Four {
     long long first, elements;
     bool whole;
 
-    __device__ __forceinline__ Four(long long elements, int wide) : elements(elements) {
+    __device__ __forceinline__ explicit Four(long long elements) : elements(elements) {
         first = 4 * (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x);
-        whole = wide && first + 4 <= elements;
+        whole = first + 4 <= elements;
     }
     __device__ __forceinline__ void read(const float* from, float (&to)[4]) const {
         if (whole) {
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(256) adamw_fwd_nhwc_f32(AdamW p) {
         if (p.state[STATE_FIRST_BAD] == 0) p.state[STATE_FIRST_BAD] = p.state[STATE_STEP] + 1;
         return;
     }
-    Four four(p.elements, p.wide);
+    Four four(p.elements);
     float g[4], w[4], m[4], v[4], ema[4] = {};
     four.read(p.grads, g);
     four.read(p.w, w);
@@ -120,11 +119,10 @@ struct Accumulate {
     long long elements;
     float scale;
     int decay;  // word of the state
-    int wide, unused;
 };
 
 __global__ void __launch_bounds__(256) accumulate_fwd_nhwc_f32(Accumulate p) {
-    Four four(p.elements, p.wide);
+    Four four(p.elements);
     float step[4], sum[4], rate = p.scale;
     four.read(p.x, step);
     four.read(p.sum, sum);

@@ -31,7 +31,13 @@ struct RowLinears {
     int channels[MOST_LAYERS];
     int first_tile[MOST_LAYERS];  // tiles of 64 channels of the layers in front
     int batch, width, count;
-    int wide;  // whether four terms of x and of weights can be read at once
+    int wide;  // whether all tensors begin where four elements can be read at once
+};
+
+// Gradients of results are sums over pixels and scaled with the loss: as float16 they are multiplied by this much less.
+template <class E>
+struct GradientScale {
+    static constexpr float DOWN = sizeof(E) == 2 ? 0.0625f : 1.0f, UP = sizeof(E) == 2 ? 16.0f : 1.0f;
 };
 
 // The layer that a tile of channels belongs to.
@@ -51,10 +57,12 @@ struct Operand {
     const float* from;
     int pitch, count, terms;
     bool wide;
-    float held[OWN][SIZE];
+    float scale, held[OWN][SIZE];
 
-    __device__ __forceinline__ Operand(const float* from, int pitch, int count, int terms, bool wide)
-        : from(from), pitch(pitch), count(count), terms(terms), wide(wide && TERMS) {}
+    // `aligned`: rows of whole fours of terms can be read four at a time.
+    __device__ __forceinline__ Operand(const float* from, int pitch, int count, int terms, bool aligned,
+                                       float scale = 1.0f)
+        : from(from), pitch(pitch), count(count), terms(terms), wide(aligned && TERMS && pitch % 4 == 0), scale(scale) {}
 
     // Neighbouring lanes have neighbours in memory, of terms only so many that storing them has few bank conflicts.
     __device__ static __forceinline__ int row(int own) {
@@ -93,8 +101,12 @@ struct Operand {
     // As WarpProduct takes them: [piece][row].
     __device__ __forceinline__ void store(E* to) const {
 #pragma unroll
-        for (int own = 0; own < OWN; ++own)
-            *reinterpret_cast<uint4*>(to + (piece(own) * SIDE + row(own)) * SIZE) = pack(held[own]);
+        for (int own = 0; own < OWN; ++own) {
+            float scaled[SIZE];
+#pragma unroll
+            for (int i = 0; i < SIZE; ++i) scaled[i] = held[own][i] * scale;
+            *reinterpret_cast<uint4*>(to + (piece(own) * SIDE + row(own)) * SIZE) = pack(scaled);
+        }
     }
 };
 
@@ -164,7 +176,7 @@ __global__ void __launch_bounds__(THREADS) row_linear_dgrad(RowLinears p) {
     int first = blockIdx.x * SIDE, first_row = blockIdx.y * SIDE;
     RowLayer own = p.each[layer];
     const float* from = own.y + static_cast<long long>(first_row) * channels;
-    Operand<E, true> dy(from, channels, p.batch - first_row, channels, channels % 4 == 0 && p.wide);
+    Operand<E, true> dy(from, channels, p.batch - first_row, channels, p.wide, GradientScale<E>::DOWN);
     Operand<E, false> weight(own.weight + first, p.width, p.width - first, channels, false);
     float sums[16] = {};
     add_products(dy, weight, sums);
@@ -173,7 +185,8 @@ __global__ void __launch_bounds__(THREADS) row_linear_dgrad(RowLinears p) {
     if (p.count > 1 && !join_slices<THREADS>(sums, partials, p.tickets + tile, layer, p.count)) return;
     each_result<E>(sums, [&](int row, int column, float sum) {
         row += first_row, column += first;
-        if (row < p.batch && column < p.width) p.x[static_cast<long long>(row) * p.width + column] = sum;
+        if (row < p.batch && column < p.width)
+            p.x[static_cast<long long>(row) * p.width + column] = sum * GradientScale<E>::UP;
     });
 }
 
@@ -182,13 +195,14 @@ __global__ void __launch_bounds__(THREADS) row_linear_wgrad(RowLinears p) {
     int layer = layer_of(p, blockIdx.x), channels = p.channels[layer];
     int first = (blockIdx.x - p.first_tile[layer]) * SIDE, first_column = blockIdx.y * SIDE;
     RowLayer own = p.each[layer];
-    Operand<E, false> dy(own.y + first, channels, channels - first, p.batch, false);
+    Operand<E, false> dy(own.y + first, channels, channels - first, p.batch, false, GradientScale<E>::DOWN);
     Operand<E, false> x(p.x + first_column, p.width, p.width - first_column, p.batch, false);
     float sums[16] = {};
     add_products(dy, x, sums);
     each_result<E>(sums, [&](int c, int column, float sum) {
         c += first, column += first_column;
-        if (c < channels && column < p.width) own.weight[static_cast<long long>(c) * p.width + column] = sum;
+        if (c < channels && column < p.width)
+            own.weight[static_cast<long long>(c) * p.width + column] = sum * GradientScale<E>::UP;
     });
     int c = first + threadIdx.x;
     if (blockIdx.y > 0 || threadIdx.x >= SIDE || c >= channels) return;

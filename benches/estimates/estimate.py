@@ -5,7 +5,8 @@
 
 SASS is the folder of sass-cycles after its `setup.sh`. Each different launch is simulated for one wave of blocks on
 one multiprocessor; the whole grid is waves added up. The tool's fake memory decides who draws the last ticket where
-blocks join their sums: with `--tickets joined`, the default, every block does (an upper bound); with `free` none.
+blocks join their sums: with `--tickets joined`, the default, every block does (an upper bound, but for gradients of
+convolutions' weights, which join in groups: there none does); with `free` none.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import struct
 import sys
 
 ONE = 0x3F800000  # in float32
+NEVER = 0x7FFFFFFF  # a ticket that is not the last
 
 
 def arguments():
@@ -38,34 +40,21 @@ def loaded(folder):
     return disassembly, estimate, launch, machine, toolchain
 
 
-def word(row, field):
-    """A 32-bit integer of the parameters, by its place among the fields behind the pointers."""
-    return struct.unpack_from("<i", bytes.fromhex(row["params"]), field)[0]
-
-
-class Pieces:
-    """Fake buffers where one can have several fills: tickets of slices lie in front of those of moments."""
-
-    def __new__(cls, launch):
-        buffers = launch.Buffers()
-
-        def add(pieces):
-            start = buffers.add(pieces[0][0], pieces[0][1])
-            for size, fill in pieces[1:]:
-                begin = buffers.ends[-1]
-                buffers.starts.append(begin)
-                buffers.ends.append(begin + size)
-                buffers.fills.append(fill)
-            return start
-
-        buffers.add_pieces = add
-        return buffers
+def add_pieces(buffers, pieces):
+    """The address of a fake buffer of several (bytes, fill), side by side."""
+    start = buffers.add(*pieces[0])
+    for size, fill in pieces[1:]:
+        begin = buffers.ends[-1]
+        buffers.starts.append(begin)
+        buffers.ends.append(begin + size)
+        buffers.fills.append(fill)
+    return start
 
 
 def tickets(row, size, batch, joined):
     """(bytes, fill) of a buffer of tickets: what is drawn is the number of blocks that came before."""
     if not joined:
-        return [(size, 0x7FFFFFFF)]
+        return [(size, NEVER)]
     x, y, z = row["grid"]
     if row["kernel"].startswith("conv2d_") and "wgrad" not in row["kernel"]:
         # Of split input channels a ticket a tile, then one for each sample's moments and tile of channels.
@@ -74,12 +63,19 @@ def tickets(row, size, batch, joined):
         of_slices = min(of_slices, size)
         pieces = [(of_slices, slices - 1), (size - of_slices, x // batch - 1)]
         return [piece for piece in pieces if piece[0]]
-    others = {"group_norm": batch, "sampler_update": x, "row_linear": z}
-    for family, blocks in others.items():
+    counts = {
+        "group_norm_stats": y,
+        "group_norm": batch,
+        "row_linear": z,
+        "sampler_update": x,
+        "grad_norm": x * y,
+        "mse_loss": x * y,
+        "edm_loss": x * y,
+    }
+    for family, blocks in counts.items():
         if row["kernel"].startswith(family):
             return [(size, blocks - 1)]
-    # One block draws its ticket and finds itself the last where there is one; more are followed no further.
-    return [(size, 0x7FFFFFFF)]
+    return [(size, NEVER)]
 
 
 def estimated(job):
@@ -87,7 +83,7 @@ def estimated(job):
     disassembly, estimate, launch, machine, toolchain = loaded(options.sass_cycles)
     path = os.path.join(options.folder, row["cubin"])
     kernel = disassembly.from_cubin(path, toolchain.nvdisasm(), row["symbol"])
-    buffers = Pieces(launch)
+    buffers = launch.Buffers()
     params = bytearray.fromhex(row["params"])
     for pointer in row["pointers"]:
         size = max(16, pointer["bytes"])
@@ -96,7 +92,7 @@ def estimated(job):
             pieces = tickets(row, size, batch, options.tickets == "joined")
         else:
             pieces = [(size, {"U32": 0, "F32": ONE}.get(pointer["dtype"], launch.DEFAULT_FILL))]
-        struct.pack_into("<Q", params, pointer["field"], buffers.add_pieces(pieces))
+        struct.pack_into("<Q", params, pointer["field"], add_pieces(buffers, pieces))
     target = machine.TARGETS[options.target]
     launched = launch.Launch(kernel, tuple(row["grid"]), tuple(row["block"]), bytes(params), row["shared_bytes"], buffers)
     try:

@@ -31,7 +31,7 @@ impl Kernel {
         self.is_product() && self.name.ends_with("_f32")
     }
 
-    /// Whether it multiplies float16, on tensor cores.
+    /// Whether it is for float16; a product is on tensor cores then.
     pub fn in_half(&self) -> bool {
         self.name.ends_with("_f16")
     }
@@ -197,6 +197,23 @@ pub fn dimension(operation: &str, size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| {
         Error::operation(operation, format!("a dimension of {size} is beyond a kernel's limits"))
     })
+}
+
+/// Checks that four elements of each view can be read and written at once, from the first on.
+///
+/// # Errors
+/// A view that begins elsewhere than at a multiple of 16 bytes.
+pub(crate) fn check_fours<'a>(
+    operation: &str,
+    views: impl IntoIterator<Item = &'a View>,
+) -> Result<()> {
+    match views.into_iter().find(|view| !view.offset.is_multiple_of(16)) {
+        Some(view) => {
+            let what = format!("{view:?} does not begin at a multiple of 16 bytes");
+            Err(Error::operation(operation, what))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Memory of a session, as far as checks need to know it.

@@ -98,7 +98,7 @@ pub struct KernelWork {
 
 impl KernelWork {
     /// The launch, which takes the general path if `general`.
-    pub fn in_general(self, general: bool) -> KernelWork {
+    pub fn with_general(self, general: bool) -> KernelWork {
         KernelWork { general, ..self }
     }
 }

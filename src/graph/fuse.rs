@@ -28,13 +28,14 @@ use std::collections::HashMap;
 pub fn fuse(graph: &mut Graph) -> Result<()> {
     // Normalisation first: a convolution takes in what is left of it. Each rule looks at one
     // pattern and says whether it changed the graph.
-    let rules: [fn(&mut Graph) -> Result<bool>; 9] = [
+    let rules: [fn(&mut Graph) -> Result<bool>; 10] = [
         attention::rules,
         normalisation::rules,
         gradient::rules,
         row_linear::rules,
         |graph| Ok(scales::sums(graph)),
         convolution::rules,
+        row_linear::single,
         magnitude::rules,
         scales::columns,
         preconditioned::rules,
@@ -51,7 +52,7 @@ pub fn fuse(graph: &mut Graph) -> Result<()> {
 /// # Errors
 /// As [`fuse`].
 pub(super) fn fuse_rows(graph: &mut Graph) -> Result<()> {
-    while row_linear::rules(graph)? {}
+    while row_linear::rules(graph)? || row_linear::single(graph)? {}
     Ok(())
 }
 

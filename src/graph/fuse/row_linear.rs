@@ -9,15 +9,30 @@ use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad};
 use crate::ops::row_linear::{MOST_LAYERS, RowLinear};
 use std::sync::Arc;
 
+/// More rows are left to convolutions, whose gradients of weights are split over them.
+const MOST_ROWS: usize = 1024;
+
+/// Of several layers.
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(layers(graph)? || gradient(graph)? || weights(graph)? || alone(graph)?)
+    Ok(layers(graph, 2)? || gradient(graph)? || weights(graph, 2)?)
+}
+
+/// Of the layers that these rules, and those of convolutions, left alone.
+pub(super) fn single(graph: &mut Graph) -> Result<bool> {
+    Ok(layers(graph, 1)? || weights(graph, 1)? || alone(graph)?)
 }
 
 /// The rows [R, K] that a tensor [R, 1, 1, K] shows; an image of one pixel is none.
 fn rows(graph: &Graph, tensor: TensorId) -> Option<TensorId> {
     let (root, offset) = graph.root(tensor);
     let &[count, 1, 1, width] = &graph.ty(tensor).shape[..] else { return None };
-    (offset == 0 && graph.ty(root).shape == [count, width]).then_some(root)
+    let fits = offset == 0 && count <= MOST_ROWS && graph.ty(root).shape == [count, width];
+    fits.then_some(root)
+}
+
+/// Whether all who read a result of a layer do so by a view of it, so that its own shape does not matter.
+fn only_viewed(graph: &Graph, result: TensorId) -> bool {
+    graph.nodes.iter().all(|node| !node.inputs.contains(&result))
 }
 
 /// A tensor without its dimensions of one pixel.
@@ -28,9 +43,10 @@ fn flat(graph: &mut Graph, tensor: TensorId) -> Result<TensorId> {
     }
 }
 
-/// Nodes of one kind with the same rows, as many as one operation takes, the first that `fit`.
+/// Nodes of one kind with the same rows, at least so many and as many as one operation takes; the first that `fit`.
 fn alike(
     graph: &Graph,
+    least: usize,
     rows_of: impl Fn(&Node) -> Option<TensorId>,
     fit: impl Fn(&[usize]) -> bool,
 ) -> Option<Vec<usize>> {
@@ -43,7 +59,7 @@ fn alike(
     found.iter().find_map(|&(_, rows)| {
         let same = found.iter().filter(|&&(_, other)| other == rows).map(|&(at, _)| at);
         let nodes: Vec<usize> = same.take(MOST_LAYERS).collect();
-        fit(&nodes).then_some(nodes)
+        (nodes.len() >= least && fit(&nodes)).then_some(nodes)
     })
 }
 
@@ -63,14 +79,15 @@ fn replace(graph: &mut Graph, joined: &[usize], at: usize, node: Node) {
 }
 
 /// Layers with weights and biases that are there from the start run where the first of them stands.
-fn layers(graph: &mut Graph) -> Result<bool> {
+fn layers(graph: &mut Graph, least: usize) -> Result<bool> {
     let slot = |t: TensorId| matches!(graph.tensors[graph.root(t).0.0].origin, Origin::Slot(_));
     let layer = |node: &Node| {
         let plain = op(node) == Some(&Conv2d::pointwise(true));
         let &[x, weight, bias] = &node.inputs[..] else { return None };
-        rows(graph, x).filter(|_| plain && slot(weight) && slot(bias))
+        let viewed = only_viewed(graph, node.outputs[0]);
+        rows(graph, x).filter(|_| plain && viewed && slot(weight) && slot(bias))
     };
-    let Some(nodes) = alike(graph, layer, |_| true) else { return Ok(false) };
+    let Some(nodes) = alike(graph, least, layer, |_| true) else { return Ok(false) };
     let x = rows(graph, graph.nodes[nodes[0]].inputs[0]).expect("asked above");
     let (mut weights, mut biases, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
     for &at in &nodes {
@@ -135,13 +152,16 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
     Ok(false)
 }
 
-/// The gradient of a layer whose rows nothing else has a gradient of.
+/// The gradient of a layer's rows that was joined with no other.
 fn alone(graph: &mut Graph) -> Result<bool> {
     let plain = Conv2dDgrad { stride: [1, 1], padding: [0; 4], input: [1, 1] };
     let found = graph.nodes.iter().position(|node| {
         let &[dy, weight] = &node.inputs[..] else { return false };
         let pointwise = graph.ty(weight).shape.get(2..) == Some(&[1, 1]);
-        op(node) == Some(&plain) && pointwise && rows(graph, dy).is_some()
+        op(node) == Some(&plain)
+            && pointwise
+            && rows(graph, dy).is_some()
+            && only_viewed(graph, node.outputs[0])
     });
     let Some(at) = found else { return Ok(false) };
     let node = graph.nodes[at].clone();
@@ -151,7 +171,7 @@ fn alone(graph: &mut Graph) -> Result<bool> {
 }
 
 /// Gradients of weights are made where the last of them stands, unless one is read before.
-fn weights(graph: &mut Graph) -> Result<bool> {
+fn weights(graph: &mut Graph, least: usize) -> Result<bool> {
     let plain = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true);
     let layer = |node: &Node| {
         let &[x, _] = &node.inputs[..] else { return None };
@@ -163,7 +183,7 @@ fn weights(graph: &mut Graph) -> Result<bool> {
         let mut read = between.iter().flat_map(|node| &node.inputs);
         !read.any(|&input| made(&graph.root(input).0))
     };
-    let Some(nodes) = alike(graph, layer, in_time) else { return Ok(false) };
+    let Some(nodes) = alike(graph, least, layer, in_time) else { return Ok(false) };
     let (first, last) = (nodes[0], nodes[nodes.len() - 1]);
     let mut inputs = vec![rows(graph, graph.nodes[first].inputs[0]).expect("asked above")];
     let (mut weights, mut biases) = (Vec::new(), Vec::new());

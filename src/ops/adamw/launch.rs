@@ -1,8 +1,8 @@
 //! Kernel launches of Adam: a thread has four parameters.
 
 use super::AdamW;
+use crate::device::KernelWork;
 use crate::device::kernels::{self, ADAMW_FWD_NHWC_F32, UNSET};
-use crate::device::{KernelWork, View};
 use crate::error::Result;
 use crate::ops::LaunchArgs;
 
@@ -12,13 +12,8 @@ kernels::params! {
         grads: u64, norm: u64, w: u64, m: u64, v: u64, ema: u64, state: u64,
         elements: i64,
         beta1: f64, beta2: f64, eps: f64, weight_decay: f64, max_norm: f64,
-        decoupled: i32, zero_non_finite: i32, wide: i32, unused: i32,
+        decoupled: i32, zero_non_finite: i32,
     }
-}
-
-/// Whether four elements of each can be read at once.
-pub(in crate::ops) fn fours<'a>(views: impl IntoIterator<Item = &'a View>) -> bool {
-    views.into_iter().all(|view| view.offset.is_multiple_of(16))
 }
 
 impl AdamW {
@@ -27,6 +22,7 @@ impl AdamW {
             unreachable!("inputs are checked")
         };
         let elements = grads.ty.elements();
+        kernels::check_fours("adamw", [grads, w, m, v].into_iter().chain(ema.first()))?;
         let params = Params {
             grads: UNSET,
             norm: UNSET,
@@ -43,8 +39,6 @@ impl AdamW {
             max_norm: self.max_norm.unwrap_or(f64::INFINITY),
             decoupled: i32::from(self.decoupled),
             zero_non_finite: i32::from(self.zero_non_finite),
-            wide: i32::from(fours([grads, w, m, v].into_iter().chain(ema.first()))),
-            unused: 0,
         };
         Ok(vec![ADAMW_FWD_NHWC_F32.over(
             elements.div_ceil(4),

@@ -4,8 +4,6 @@
 pub(in crate::ops) mod cpu;
 mod launch;
 
-pub(in crate::ops) use launch::fours;
-
 use super::{LaunchArgs, Op, shape, state};
 use crate::device::{KernelWork, TensorType};
 use crate::error::Result;

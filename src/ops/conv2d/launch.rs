@@ -308,6 +308,6 @@ impl Conv2dWgrad {
         let shared = int(tile.shared)? as u32;
         let work = kernel.launch(grid, block, shared, &params, &read, &written);
         let general = !(x_wide && dy_wide) || (plan.body.taps > 1 && !wide);
-        Ok(vec![work.in_general(general)])
+        Ok(vec![work.with_general(general)])
     }
 }

@@ -22,7 +22,7 @@ pub use tiles::{ExtraOutput, Norm, TilePack, TilePacks, TiledConv2d};
 
 pub(crate) use cpu::run_unpacked;
 pub(crate) use form::{Direction, Form};
-pub(in crate::ops) use geometry::{in_pieces, piece};
+pub(in crate::ops) use geometry::{PIECE, in_pieces, piece};
 
 use super::sum_pixels::{Rows, SumPixels};
 use super::{Build, GradArgs, Lowered, Op, TensorId};

@@ -12,12 +12,14 @@ use crate::device::kernels::{
 use crate::device::{DType, KernelWork, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
-use crate::ops::conv2d::{in_pieces, piece};
+use crate::ops::conv2d::{PIECE, in_pieces, piece};
 use crate::ops::shape::{Extent, moments_logs};
 
 /// Threads of a block, each with a piece of a pixel's channels at a time; twice as many where the forward
 /// kernel keeps more.
 const THREADS: usize = 256;
+/// Threads of a block of the gradient at least.
+const LEAST_THREADS: usize = 64;
 /// Pieces that a thread of the forward kernel keeps (`HELD` in kernels/group_norm.cu).
 const HELD: usize = 16;
 /// Bytes of a source that a block has, where others have the rest of the sample.
@@ -60,7 +62,7 @@ kernels::params! {
         dy: u64, source: [u64; 2], gamma: u64, beta: u64, stats: u64, residual: [u64; 2],
         dx: u64, dx2: u64, dgamma: u64, dbeta: u64, rows: u64, sums: u64, tickets: u64,
         pixels: i32, c1: i32, c2: i32, groups: i32, affine_stride: i32, batch: i32, slab: i32,
-        wide: i32,
+        wide: i32, kept: i32, kept_at: i32,
     }
 }
 
@@ -200,7 +202,7 @@ impl<'a> Inputs<'a> {
             &[Some(self.x), self.x2],
             &[Some(stats), Some(parts), Some(tickets)],
         );
-        Ok(work.in_general(!wide))
+        Ok(work.with_general(!wide))
     }
 }
 
@@ -263,7 +265,7 @@ impl GroupNorm {
         let block = [kept.unwrap_or(THREADS) as u32, 1, 1];
         let written = [Some(y), Some(stats)];
         let normalise = kernel.launch(grid, block, 20 * slab as u32, &params, &read, &written);
-        let normalise = normalise.in_general(!wide);
+        let normalise = normalise.with_general(!wide);
         if kept.is_some() || !moments.is_empty() {
             return Ok(vec![normalise]);
         }
@@ -333,6 +335,24 @@ impl GroupNormGrad {
         let like_y: Vec<&View> = residuals.iter().chain([dy]).collect();
         let aligned = in_pieces(Some(dx), inputs.c1 as usize, dx.ty.dtype);
         let wide = aligned && inputs.wide(&like_y, dx2);
+        let int = |size| kernels::dimension(name, size);
+        let (f32, f16) = match self.silu {
+            true => (&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
+            false => (&GROUP_NORM_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F16),
+        };
+        let kernel = of_type(&inputs.x.ty, f32, f16);
+        // What the block's channels need of shared memory; in the rest of a half each thread keeps pieces of x and dy.
+        let table = (20 * slab).next_multiple_of(PIECE);
+        let (pixels, columns) = (inputs.pixels as usize, slab.div_ceil(piece(dx.ty.dtype)));
+        // No more than have a piece.
+        let threads = (pixels * columns).next_power_of_two().clamp(LEAST_THREADS, THREADS);
+        let kept = if wide && columns <= threads {
+            let half = args.target.shared_bytes as usize / 2 - 512;
+            let room = half.saturating_sub(table + kernel.shared as usize) / (2 * PIECE * threads);
+            room.min(pixels.div_ceil(threads / columns))
+        } else {
+            0
+        };
         let params = Backward {
             dy: UNSET,
             source: [UNSET; 2],
@@ -353,14 +373,11 @@ impl GroupNormGrad {
             groups: inputs.groups,
             affine_stride: inputs.affine_stride,
             batch: inputs.batch,
-            slab: kernels::dimension(name, slab)?,
+            slab: int(slab)?,
             wide: i32::from(wide),
+            kept: int(kept)?,
+            kept_at: int(table)?,
         };
-        let (f32, f16) = match self.silu {
-            true => (&GROUP_NORM_SILU_DGRAD_NHWC_F32, &GROUP_NORM_SILU_DGRAD_NHWC_F16),
-            false => (&GROUP_NORM_DGRAD_NHWC_F32, &GROUP_NORM_DGRAD_NHWC_F16),
-        };
-        let kernel = of_type(&inputs.x.ty, f32, f16);
         let read = [
             Some(dy),
             Some(inputs.x),
@@ -375,8 +392,8 @@ impl GroupNormGrad {
         let written: Vec<_> =
             gradients.into_iter().chain([rows.first(), args.scratch, args.tickets]).collect();
         let grid = [slabs, inputs.batch as u32, 1];
-        let shared = 20 * slab as u32;
-        let work = kernel.launch(grid, [THREADS as u32, 1, 1], shared, &params, &read, &written);
-        Ok(vec![work.in_general(!wide)])
+        let shared = (table + 2 * PIECE * threads * kept) as u32;
+        let work = kernel.launch(grid, [threads as u32, 1, 1], shared, &params, &read, &written);
+        Ok(vec![work.with_general(!wide)])
     }
 }

@@ -111,7 +111,10 @@ pub(super) fn sums_over_pixels() {
 #[test]
 pub(super) fn linear_layers_of_rows() {
     let in_half = BOTH.map(|target| target.with_precision(Precision::Fp16).unwrap());
-    for (rows, width, channels) in [(67, 100, &[70, 5, 64][..]), (3, 16, &[130]), (1, 7, &[1, 2])] {
+    let many = [2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 65];
+    for (rows, width, channels) in
+        [(67, 100, &[70, 5, 64][..]), (3, 16, &[130]), (1, 7, &[1, 2]), (2, 8, &many)]
+    {
         let random = |shape: &[usize], seed| {
             let data = rounded(&Host::random(shape, seed)).data;
             Host { ty: TensorType::f32(shape), data }
@@ -131,6 +134,19 @@ pub(super) fn linear_layers_of_rows() {
         ] {
             let inputs: Vec<&Host> = inputs.iter().collect();
             check(&op, &inputs, 1e-5);
+            let want = run_on(&Cpu::new(2), &op, &inputs, &[]).unwrap();
+            compare(&in_half, &op, &inputs, &[], &want, 1e-5);
+        }
+        // Scaled gradients beyond what float16 holds.
+        let large = |host: &Host| Host {
+            data: host.data.iter().map(|value| value * 131_072.0).collect(),
+            ..host.clone()
+        };
+        let gradients: Vec<Host> = gradients.iter().map(large).collect();
+        for (op, inputs) in
+            [(RowLinear::Dgrad, all(&gradients, &weights)), (RowLinear::Wgrad, all(x, &gradients))]
+        {
+            let inputs: Vec<&Host> = inputs.iter().collect();
             let want = run_on(&Cpu::new(2), &op, &inputs, &[]).unwrap();
             compare(&in_half, &op, &inputs, &[], &want, 1e-5);
         }

@@ -44,6 +44,8 @@ fn cases() -> Vec<(Vec<Host>, usize)> {
         // Groups of more channels than a block reads at once.
         (case(&[2, 1, 3, 2200], None, &[2200]), 1),
         (case(&[2, 3, 1030], Some(&[2, 3, 1111]), &[2, 2141]), 1),
+        // The same in several blocks.
+        (case(&[2, 2, 9, 2200], None, &[2200]), 1),
     ]
 }
 

@@ -62,7 +62,7 @@ impl RowLinear {
         let Extents { rows, width, channels } = self.extents(&types)?;
         let layers = channels.len();
         let int = |size| dimension(self.name(), size);
-        let aligned = |view: &View| view.offset.is_multiple_of(16);
+        let aligned = args.inputs.iter().all(|view| view.offset.is_multiple_of(16));
         let mut params = Params {
             x: UNSET,
             partials: UNSET,
@@ -73,7 +73,7 @@ impl RowLinear {
             batch: int(rows)?,
             width: int(width)?,
             count: int(layers)?,
-            wide: i32::from(width.is_multiple_of(4) && args.inputs.iter().all(aligned)),
+            wide: i32::from(aligned),
         };
         let mut tiles = 0;
         for (layer, &channels) in channels.iter().enumerate() {
@@ -129,7 +129,12 @@ impl RowLinear {
             shared_bytes: 0,
             params: bytemuck::bytes_of(&params).to_vec(),
             written: written.len(),
-            general: params.wide == 0,
+            // Gradients of weights read neighbouring lanes' neighbours, whatever the sizes.
+            general: match self {
+                RowLinear::Forward => !aligned || !width.is_multiple_of(4),
+                RowLinear::Dgrad => !aligned || channels.iter().any(|c| !c.is_multiple_of(4)),
+                RowLinear::Wgrad => false,
+            },
             pointers: read.into_iter().chain(written).collect(),
         }])
     }

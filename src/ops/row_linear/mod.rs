@@ -1,5 +1,5 @@
-//! Linear layers that read the same rows, and their gradients, all layers at once: the projections of a
-//! time embedding. `graph::fuse` makes these of the products that layers are built of.
+//! Linear layers of rows, and their gradients, all layers of the same rows at once: those of a time embedding, and its
+//! projections. `graph::fuse` makes these of the products that layers are built of.
 
 mod cpu;
 mod launch;
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub const MOST_LAYERS: usize = 32;
 
 /// What is computed of y_i = x·w_iᵀ + b_i with x \[B, K\], w_i \[C_i, K\], b_i \[C_i\]; all float32.
+/// On a target that computes in float16 tensor cores multiply them, rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowLinear {
     /// x, all w_i, all b_i → all y_i \[B, C_i\].

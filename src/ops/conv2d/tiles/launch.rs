@@ -230,7 +230,7 @@ impl TiledConv2d {
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, cut.slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         let work = cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written);
-        Ok(vec![work.in_general(!(wide && wide_shortcut && whole))])
+        Ok(vec![work.with_general(!(wide && wide_shortcut && stored))])
     }
 }
 
