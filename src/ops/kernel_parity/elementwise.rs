@@ -107,14 +107,21 @@ pub(super) fn sums_over_pixels() {
 }
 
 /// Layers of more than a tile and of less, rows of more than a tile, and widths that are no multiple of
-/// the terms that a block reads at once. Products of what float16 holds are exact on tensor cores, too.
+/// the terms that a block reads at once.
 #[test]
 pub(super) fn linear_layers_of_rows() {
+    linear_layers(&[(66, 9, &[3, 2]), (3, 16, &[130]), (1, 7, &[1, 2])]);
+}
+
+#[test]
+fn larger_linear_layers_of_rows() {
+    linear_layers(&[(67, 100, &[70, 5, 64]), (2, 8, &[2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 65])]);
+}
+
+/// Rows, width and channels of layers. Products of what float16 holds are exact on tensor cores, too.
+fn linear_layers(cases: &[(usize, usize, &[usize])]) {
     let in_half = BOTH.map(|target| target.with_precision(Precision::Fp16).unwrap());
-    let many = [2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 65];
-    for (rows, width, channels) in
-        [(67, 100, &[70, 5, 64][..]), (3, 16, &[130]), (1, 7, &[1, 2]), (2, 8, &many)]
-    {
+    for &(rows, width, channels) in cases {
         let random = |shape: &[usize], seed| {
             let data = rounded(&Host::random(shape, seed)).data;
             Host { ty: TensorType::f32(shape), data }
