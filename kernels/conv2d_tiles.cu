@@ -1,56 +1,7 @@
 // Convolutions and transposed ones, which are input gradients; common/conv2d_tile.cuh and conv2d_small_tile.cuh say
-// how. The weight is a packed image that conv2d_pack makes when weights change.
+// how. The weight is a packed image that conv2d_pack.cu makes when weights change.
 #include "common/conv2d_small_tile.cuh"
 #include "common/conv2d_tile.cuh"
-
-template <class E>
-struct Conv2dPack {
-    // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]. The second, where there is one, has half of c_in.
-    const float* weight[2];
-    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64, of 16 each in the order of
-                          // ResultLayout][16 bytes], zeros beyond
-    int c_out, c_in, taps, transposed;
-};
-
-// Weights that one launch packs: a network has hundreds, and all change together.
-#define MOST_PACKS 92
-
-template <class E>
-struct Conv2dPacks {
-    Conv2dPack<E> each[MOST_PACKS];
-    int first_block[MOST_PACKS];
-    int count, unused;
-};
-
-template <class E>
-__global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
-    int block = blockIdx.x, which = 0;
-    for (int step = 64; step > 0; step /= 2)
-        if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
-    const Conv2dPack<E>& p = packs.each[which];
-    const int SIZE = Piece<E>::SIZE;
-    int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    int blocks = (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK;
-    long long count = static_cast<long long>(blocks) * p.taps * pieces * WEIGHT_BLOCK * SIZE;
-    long long i = static_cast<long long>(block - packs.first_block[which]) * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    int c = static_cast<int>(i % SIZE), out = static_cast<int>(i / SIZE % WEIGHT_BLOCK);
-    long long rest = i / (SIZE * WEIGHT_BLOCK);
-    c += static_cast<int>(rest % pieces) * SIZE;
-    rest /= pieces;
-    int tap = static_cast<int>(rest % p.taps);
-    out = (out & ~15) + ResultLayout<E>::channel_of(out & 15) + static_cast<int>(rest / p.taps) * WEIGHT_BLOCK;
-    float value = 0.0f;
-    if (c < p.c_in && out < p.c_out) {
-        int each = p.weight[1] ? p.c_in / 2 : p.c_in;
-        const float* weight = c < each ? p.weight[0] : p.weight[1];
-        if (c >= each) c -= each;
-        long long row = p.transposed ? static_cast<long long>(c) * p.c_out + out
-                                     : static_cast<long long>(out) * each + c;
-        value = weight[row * p.taps + tap];
-    }
-    put(p.packed + i, value);
-}
 
 // 64 pixels x 64 channels, in float32: for images with few tiles.
 template <class E, bool TRANSPOSED>

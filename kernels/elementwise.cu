@@ -2,6 +2,7 @@
 // an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
 #include "common/noise.cuh"
+#include "common/piece.cuh"
 #include "common/preconditioned.cuh"
 
 // y = scale_a * a + scale_b * b, or a * b. `b` has the shape of `a` (rows 0), or `rows` rows of `channels` elements, of
@@ -144,6 +145,7 @@ struct Resample {
     long long rows;
     int width, channels, factor;
     float scale;
+    int wide, unused;  // pool: whether channels are whole pieces, of which a thread has one
 };
 
 template <class E>
@@ -159,14 +161,29 @@ __global__ void __launch_bounds__(256) upsample(Resample<E> p) {
 
 template <class E>
 __global__ void __launch_bounds__(256) pool(Resample<E> p) {
+    const int SIZE = Piece<E>::SIZE;
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    int c = static_cast<int>(i % p.channels), column = static_cast<int>(i / p.channels % p.width);
-    long long row = i / p.channels / p.width;
+    int each = p.wide ? p.channels / SIZE : p.channels;
+    int c = static_cast<int>(i % each), column = static_cast<int>(i / each % p.width);
+    long long row = i / each / p.width;
     if (row >= p.rows) return;
-    float sum = 0.0f;
+    float sum[SIZE] = {};
     for (int h = 0; h < p.factor; ++h) {
         long long first = ((row * p.factor + h) * p.width + column) * p.factor;
-        for (int w = 0; w < p.factor; ++w) sum += get(p.x + ((first + w) * p.channels + c));
+        for (int w = 0; w < p.factor; ++w) {
+            const E* from = p.x + (first + w) * p.channels;
+            if (!p.wide) {
+                sum[0] += get(from + c);
+                continue;
+            }
+            float x[SIZE];
+            unpack(reinterpret_cast<const uint4*>(from)[c], x);
+#pragma unroll
+            for (int k = 0; k < SIZE; ++k) sum[k] += x[k];
+        }
     }
-    put(p.y + i, p.scale * sum);
+#pragma unroll
+    for (int k = 0; k < SIZE; ++k) sum[k] *= p.scale;
+    if (p.wide) reinterpret_cast<uint4*>(p.y)[i] = pack(sum);
+    else put(p.y + i, sum[0]);
 }

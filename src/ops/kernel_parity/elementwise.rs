@@ -95,6 +95,8 @@ pub(super) fn resampling() {
     }
     check(&Pool2d::average(3), &[&x], 1e-6);
     check(&Pool2d { factor: 3, scale: 1.0 }, &[&x], 1e-6);
+    // Whole pieces.
+    check(&Pool2d::average(2), &[&Host::random(&[2, 4, 6, 24], 2)], 1e-6);
 }
 
 #[test]

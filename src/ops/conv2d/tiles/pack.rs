@@ -155,7 +155,10 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
                 transposed: i32::from(pack.transposed),
             };
             params.first_block[index] = int(blocks)?;
-            blocks += packed[index].ty.elements().div_ceil(kernel.threads as usize);
+            // A thread has a piece of all taps.
+            let taps = pack.dims[2] * pack.dims[3];
+            let items = packed[index].ty.elements() / (taps * piece(pack.dtype));
+            blocks += items.div_ceil(kernel.threads as usize);
         }
         // Pointers lie in each of the structs, not at the front.
         let at = |index: usize, field: usize| index * size_of::<Pack>() + 8 * field;

@@ -1,0 +1,59 @@
+// Weights as the kernels of convolutions read them (common/conv2d_tile.cuh, conv2d_small_tile.cuh), packed whenever
+// they change: all of a network in a few launches.
+#include "common/conv2d_result.cuh"
+
+template <class E>
+struct Conv2dPack {
+    // [c_out, c_in, taps]; transposed: [c_in, c_out, taps]. The second, where there is one, has half of c_in.
+    const float* weight[2];
+    E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64, of 16 each in the order of
+                          // ResultLayout][16 bytes], zeros beyond
+    int c_out, c_in, taps, transposed;
+};
+
+// Weights that one launch packs: a network has hundreds, and all change together.
+#define MOST_PACKS 92
+
+template <class E>
+struct Conv2dPacks {
+    Conv2dPack<E> each[MOST_PACKS];
+    int first_block[MOST_PACKS];
+    int count, unused;
+};
+
+// A thread has a piece of one output, for all taps.
+template <class E>
+__global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
+    int block = blockIdx.x, which = 0;
+    for (int step = 64; step > 0; step /= 2)
+        if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
+    const Conv2dPack<E>& p = packs.each[which];
+    const int SIZE = Piece<E>::SIZE;
+    int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2, taps = p.taps;
+    int i = (block - packs.first_block[which]) * blockDim.x + threadIdx.x;
+    // Eight neighbouring outputs of two pieces: lanes write whole lines, and read what lies together.
+    int out = i % 8 + i / 16 % 8 * 8, piece = i / 8 % 2 + i / 128 % (pieces / 2) * 2, of = i / 128 / (pieces / 2);
+    if (of >= (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK) return;
+    E* to = p.packed + (static_cast<long long>(of) * taps * pieces + piece) * WEIGHT_BLOCK * SIZE + out * SIZE;
+    out = (out & ~15) + ResultLayout<E>::channel_of(out & 15) + of * WEIGHT_BLOCK;
+    int each = p.weight[1] ? p.c_in / 2 : p.c_in;
+    const float* from[SIZE];
+#pragma unroll
+    for (int k = 0; k < SIZE; ++k) {
+        int c = piece * SIZE + k;
+        from[k] = nullptr;
+        if (c >= p.c_in || out >= p.c_out) continue;
+        const float* weight = c < each ? p.weight[0] : p.weight[1];
+        if (c >= each) c -= each;
+        long long row = p.transposed ? static_cast<long long>(c) * p.c_out + out
+                                     : static_cast<long long>(out) * each + c;
+        from[k] = weight + row * taps;
+    }
+#pragma unroll 1
+    for (int tap = 0; tap < taps; ++tap, to += pieces * WEIGHT_BLOCK * SIZE) {
+        float value[SIZE];
+#pragma unroll
+        for (int k = 0; k < SIZE; ++k) value[k] = from[k] ? from[k][tap] : 0.0f;
+        *reinterpret_cast<uint4*>(to) = pack(value);
+    }
+}
