@@ -23,7 +23,7 @@ struct GroupNormBackward {
     float* sums;           // [B, 2, C]: sums of dz and of dz * xhat over the pixels, with `tickets`
     unsigned* tickets;     // a slab each, where samples share gamma; or null
     int pixels, c1, c2, groups, affine_stride, batch, slab, wide;
-    int kept;              // pieces of x, and of dy, that a thread keeps
+    int kept;              // pieces of x, and of dy, that a thread keeps: none if not `wide`, or of several windows
     int kept_at;           // where in dynamic shared memory, in bytes
 };
 

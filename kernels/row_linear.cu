@@ -31,7 +31,7 @@ struct RowLinears {
     int channels[MOST_LAYERS];
     int first_tile[MOST_LAYERS];  // tiles of 64 channels of the layers in front
     int batch, width, count;
-    int wide;  // whether all tensors begin where four elements can be read at once
+    int wide;  // whether all that is read begins where four elements can be read at once
 };
 
 // Gradients of results are sums over pixels and scaled with the loss: as float16 they are multiplied by this much less.
@@ -62,7 +62,8 @@ struct Operand {
     // `aligned`: rows of whole fours of terms can be read four at a time.
     __device__ __forceinline__ Operand(const float* from, int pitch, int count, int terms, bool aligned,
                                        float scale = 1.0f)
-        : from(from), pitch(pitch), count(count), terms(terms), wide(aligned && TERMS && pitch % 4 == 0), scale(scale) {}
+        : from(from), pitch(pitch), count(count), terms(terms), wide(aligned && TERMS && pitch % 4 == 0),
+          scale(scale) {}
 
     // Neighbouring lanes have neighbours in memory, of terms only so many that storing them has few bank conflicts.
     __device__ static __forceinline__ int row(int own) {

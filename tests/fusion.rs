@@ -385,3 +385,31 @@ fn linear_layers_of_the_same_rows_are_one_operation() {
     }
     assert!(!names.iter().any(|name| name.starts_with("conv2d")), "{names:?}");
 }
+
+/// Alone, a layer that something is added to stays a convolution, which takes that in.
+#[test]
+fn a_layer_of_rows_takes_in_a_residual() {
+    let inputs: [(&str, &[usize]); 4] =
+        [("x", &[3, 6]), ("w", &[8, 6]), ("b", &[8]), ("residual", &[3, 8])];
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let y = linear(g, t[0], t[1], Some(t[2]))?;
+        g.one(Combine::ADD, &[y, t[3]])
+    };
+    let names = check(&inputs, build, false);
+    assert!(!names.contains(&"add") && !names.contains(&"row_linear"), "{names:?}");
+}
+
+/// Sums over many rows are left to convolutions, which split them; what is of single rows is not.
+#[test]
+fn gradients_of_weights_of_many_rows_stay_split() {
+    let build = |g: &mut Graph, t: &[TensorId]| {
+        let y = linear(g, t[0], t[1], Some(t[2]))?;
+        g.one(Activation::SILU, &[y])
+    };
+    for (rows, name) in [(1024, "row_linear_wgrad"), (1025, "conv2d_wgrad")] {
+        let x = [rows, 3];
+        let inputs: [(&str, &[usize]); 3] = [("x", &x), ("w", &[2, 3]), ("b", &[2])];
+        let names = check(&inputs, build, true);
+        assert!(names.contains(&name) && names.contains(&"row_linear"), "{names:?}");
+    }
+}

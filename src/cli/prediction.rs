@@ -133,7 +133,7 @@ pub const IDLE: &str = "* multiplies in float32, which leaves tensor cores idle:
 
 /// What the second mark of a launch means; of a kernel, that one of its launches has it.
 pub const GENERAL: &str =
-    "~ reads or writes element by element, as these sizes ask for: a slower path";
+    "~ moves some tensor element by element, as its sizes ask for: a slower path";
 
 fn marked(kernel: &str, idle: bool, general: bool) -> String {
     let mark = |wanted, mark| if wanted { mark } else { "" };

@@ -91,8 +91,8 @@ pub struct KernelWork {
     pub pointers: Vec<(usize, View)>,
     /// How many of `pointers`, counted from the end, the kernel writes.
     pub written: usize,
-    /// Whether it reads or writes some tensor element by element, as sizes that are no whole pieces of 16 bytes
-    /// (three channels) or a stride ask for: the slower, general path.
+    /// Whether it moves some tensor element by element, as sizes that are no whole pieces of 16 bytes (three
+    /// channels) or a stride ask for, though its kernel has a faster path for others.
     pub general: bool,
 }
 

@@ -123,6 +123,12 @@ impl Target {
         Ok(Target { batch_invariant: numerics.batch_invariant, ..target })
     }
 
+    /// The most shared memory that each of so many blocks on a multiprocessor can have, in bytes: the driver takes
+    /// 1 KiB of each.
+    pub fn most_shared(&self, blocks: usize) -> usize {
+        ((self.shared_bytes as usize + 1024) / blocks).saturating_sub(1024)
+    }
+
     pub fn is_cpu(&self) -> bool {
         self.code_path == CodePath::Cpu
     }

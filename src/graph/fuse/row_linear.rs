@@ -9,7 +9,7 @@ use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad};
 use crate::ops::row_linear::{MOST_LAYERS, RowLinear};
 use std::sync::Arc;
 
-/// More rows are left to convolutions, whose gradients of weights are split over them.
+/// Of more rows the gradients of weights are left to convolutions, which split such sums.
 const MOST_ROWS: usize = 1024;
 
 /// Of several layers.
@@ -26,8 +26,7 @@ pub(super) fn single(graph: &mut Graph) -> Result<bool> {
 fn rows(graph: &Graph, tensor: TensorId) -> Option<TensorId> {
     let (root, offset) = graph.root(tensor);
     let &[count, 1, 1, width] = &graph.ty(tensor).shape[..] else { return None };
-    let fits = offset == 0 && count <= MOST_ROWS && graph.ty(root).shape == [count, width];
-    fits.then_some(root)
+    (offset == 0 && graph.ty(root).shape == [count, width]).then_some(root)
 }
 
 /// Whether all who read a result of a layer do so by a view of it, so that its own shape does not matter.
@@ -84,8 +83,10 @@ fn layers(graph: &mut Graph, least: usize) -> Result<bool> {
     let layer = |node: &Node| {
         let plain = op(node) == Some(&Conv2d::pointwise(true));
         let &[x, weight, bias] = &node.inputs[..] else { return None };
-        let viewed = only_viewed(graph, node.outputs[0]);
-        rows(graph, x).filter(|_| plain && viewed && slot(weight) && slot(bias))
+        let fits = |_: &TensorId| {
+            plain && slot(weight) && slot(bias) && only_viewed(graph, node.outputs[0])
+        };
+        rows(graph, x).filter(fits)
     };
     let Some(nodes) = alike(graph, least, layer, |_| true) else { return Ok(false) };
     let x = rows(graph, graph.nodes[nodes[0]].inputs[0]).expect("asked above");
@@ -175,7 +176,8 @@ fn weights(graph: &mut Graph, least: usize) -> Result<bool> {
     let plain = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true);
     let layer = |node: &Node| {
         let &[x, _] = &node.inputs[..] else { return None };
-        rows(graph, x).filter(|_| op(node) == Some(&plain))
+        let few = |rows: &TensorId| graph.ty(*rows).shape[0] <= MOST_ROWS;
+        rows(graph, x).filter(|rows| op(node) == Some(&plain) && few(rows))
     };
     let in_time = |nodes: &[usize]| {
         let made = |t: &TensorId| nodes.iter().any(|&at| graph.nodes[at].outputs.contains(t));

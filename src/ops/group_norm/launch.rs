@@ -347,7 +347,7 @@ impl GroupNormGrad {
         // No more than have a piece.
         let threads = (pixels * columns).next_power_of_two().clamp(LEAST_THREADS, THREADS);
         let kept = if wide && columns <= threads {
-            let half = args.target.shared_bytes as usize / 2 - 512;
+            let half = args.target.most_shared(2);
             let room = half.saturating_sub(table + kernel.shared as usize) / (2 * PIECE * threads);
             room.min(pixels.div_ceil(threads / columns))
         } else {

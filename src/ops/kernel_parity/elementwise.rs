@@ -112,12 +112,16 @@ pub(super) fn sums_over_pixels() {
 /// the terms that a block reads at once.
 #[test]
 pub(super) fn linear_layers_of_rows() {
-    linear_layers(&[(66, 9, &[3, 2]), (3, 16, &[130]), (1, 7, &[1, 2])]);
+    linear_layers(&[(66, 9, &[3, 4]), (3, 16, &[130]), (1, 7, &[1, 2])]);
 }
 
 #[test]
 fn larger_linear_layers_of_rows() {
-    linear_layers(&[(67, 100, &[70, 5, 64]), (2, 8, &[2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 65])]);
+    linear_layers(&[
+        (67, 100, &[70, 5, 64]),
+        (5, 9, &[8, 4]),
+        (2, 8, &[2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 65]),
+    ]);
 }
 
 /// Rows, width and channels of layers. Products of what float16 holds are exact on tensor cores, too.

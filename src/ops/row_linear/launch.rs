@@ -129,7 +129,7 @@ impl RowLinear {
             shared_bytes: 0,
             params: bytemuck::bytes_of(&params).to_vec(),
             written: written.len(),
-            // Gradients of weights read neighbouring lanes' neighbours, whatever the sizes.
+            // For gradients of weights neighbouring lanes read neighbours, one each, whatever the sizes.
             general: match self {
                 RowLinear::Forward => !aligned || !width.is_multiple_of(4),
                 RowLinear::Dgrad => !aligned || channels.iter().any(|c| !c.is_multiple_of(4)),

@@ -137,11 +137,6 @@ fn pointwise(conv: &Conv) -> bool {
         && conv.output == conv.input
 }
 
-/// The most shared memory that each of so many blocks on a multiprocessor can have: the driver takes 1 KiB of each.
-fn most_shared(target: &Target, blocks: usize) -> usize {
-    ((target.shared_bytes as usize + 1024) / blocks).saturating_sub(1024)
-}
-
 /// Tiles of 64 pixels of each sample, by which the parts are chosen that readers find moments of.
 fn moment_tiles(conv: &Conv) -> usize {
     let [height, width] = conv.output;
@@ -226,7 +221,7 @@ impl Shape {
         let [own, needed] = self.pieces();
         let affine = if self.affine { 8 * own * piece(self.dtype) } else { 0 };
         let room =
-            |blocks| most_shared(target, blocks).saturating_sub(weights + affine) / plane / 2 * 2;
+            |blocks| target.most_shared(blocks).saturating_sub(weights + affine) / plane / 2 * 2;
         // Small tiles have few warps: a second block, if that leaves a chunk at all.
         let room = if size == SMALL && room(2) >= 2 { room(2) } else { room(1) };
         let chunk = needed.min(most_pieces).min(room.max(2));
@@ -389,7 +384,7 @@ impl Shape {
         let filled = self.conv.c_out > 64 && pixels >= 128;
         let whole = large.chunk == self.pieces()[1].min(most_pieces(target, self.dtype));
         // Eight warps a multiprocessor.
-        let fits = large.shared <= most_shared(target, (256 / kernel.threads as usize).max(1));
+        let fits = large.shared <= target.most_shared((256 / kernel.threads as usize).max(1));
         if enough && filled && whole && fits {
             return large;
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::ops::conv2d::geometry::piece;
 use crate::ops::{LaunchArgs, Op};
 
-/// Weights that one launch packs.
+/// Weights that one launch packs (`MOST_PACKS` in kernels/conv2d_pack.cu).
 const MOST_PACKS: usize = 92;
 
 /// `Conv2dPack`.
@@ -158,6 +158,8 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
             // A thread has a piece of all taps.
             let taps = pack.dims[2] * pack.dims[3];
             let items = packed[index].ty.elements() / (taps * piece(pack.dtype));
+            // The kernel counts them in 32 bits.
+            int(items)?;
             blocks += items.div_ceil(kernel.threads as usize);
         }
         // Pointers lie in each of the structs, not at the front.
