@@ -105,6 +105,7 @@ impl Op for Greedy {
             params: vec![0; kernel.params_bytes],
             pointers: vec![(0, x.clone()), (8, y.clone())],
             written: 1,
+            general: false,
         }])
     }
 }
