@@ -82,8 +82,8 @@ fn weights_are_packed_in_prepare() {
         let program = plan.program(name).unwrap();
         program.launches.iter().filter(|launch| launch.operation == operation).count()
     };
-    // One launch for the time embedding's, which are float32, and one for all others.
-    assert_eq!(launches("prepare", "conv2d_pack"), 2);
+    // One launch for all; those of linear layers of rows are read as they are.
+    assert_eq!(launches("prepare", "conv2d_pack"), 1);
     assert_eq!(launches("denoise", "conv2d_pack"), 0);
     // The image on its way in; the sampler reads the prediction as it is.
     assert_eq!(launches("denoise", "cast"), 1);

@@ -19,8 +19,8 @@ use crate::ops::LaunchArgs;
 const THREADS: usize = 256;
 /// Most slices that are joined at once.
 const FAN: usize = 6;
-/// Bytes of shared memory that a kernel has beside those of a launch: the ticket that it drew.
-const OWN: usize = 16;
+/// Bytes of shared memory that a kernel has beside those of a launch, as the manifest counts the ticket that it drew.
+const OWN: usize = 64;
 /// The least pixels of a tile: those of one product.
 const LEAST_PIXELS: usize = 16;
 /// Tiles of pixels that make a slice of the sums worth its part of the joining.
