@@ -1,5 +1,6 @@
 // What moves, combines or converts elements of NHWC tensors without reducing over pixels. One thread
-// an element of the result; neighbouring threads touch neighbouring elements. E is the elements' type.
+// an element of the result (a pool's have a piece, where channels are whole pieces); neighbouring threads touch
+// neighbouring elements. E is the elements' type.
 #include "common/half.cuh"
 #include "common/noise.cuh"
 #include "common/piece.cuh"

@@ -34,8 +34,8 @@ FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, t
 launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
 kernel for a training step. In float16, launches that multiply without tensor cores are marked *. In
 either precision launches that move some tensor element by element where their kernel has 16 bytes at
-a time for other sizes (three channels or a stride ask for that) are marked ~. A prediction from data sheets, which real kernels do not reach, and
-never a measurement.";
+a time for other sizes (three channels or a stride ask for that) are marked ~. A prediction from data
+sheets, which real kernels do not reach, and never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
 #[derive(Debug, clap::Args)]

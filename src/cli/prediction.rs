@@ -128,10 +128,10 @@ impl Prediction {
     }
 }
 
-/// What the mark of [`marked`] means.
+/// What the first mark of a launch or a kernel means.
 pub const IDLE: &str = "* multiplies in float32, which leaves tensor cores idle: a slower path";
 
-/// What the second mark of a launch means; of a kernel, that one of its launches has it.
+/// What the second mark of a launch means; a kernel has it where one of its launches does.
 pub const GENERAL: &str =
     "~ moves some tensor element by element, as its sizes ask for: a slower path";
 

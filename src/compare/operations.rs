@@ -39,7 +39,9 @@ pub fn build(op: &str, attributes: &Attributes, r: &mut Recipe) -> Result<Option
         "clip" => {
             let limit = attributes.number("limit")? as f32;
             if !(limit > 0.0 && limit.is_finite()) {
-                return Err(Error::invalid(format!("`limit` is {limit}; it must be above 0")));
+                return Err(Error::invalid(format!(
+                    "`limit` is {limit}; it must be finite and above 0"
+                )));
             }
             let x = r.operand("x", Same)?;
             let y = r.graph.one(Activation::Clip { limit }, &[x])?;

@@ -28,7 +28,7 @@ impl Kernel {
     /// Whether it multiplies matrices, but not on tensor cores: a convolution, a linear layer, attention, or a gradient
     /// of one, in float32. All of those in float16 have matrix instructions.
     pub fn without_tensor_cores(&self) -> bool {
-        self.is_product() && self.name.ends_with("_f32")
+        self.is_product() && !self.in_half()
     }
 
     /// Whether it is for float16; a product is on tensor cores then.

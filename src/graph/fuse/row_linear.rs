@@ -121,10 +121,16 @@ fn parts(graph: &Graph, tensor: TensorId, at: usize) -> Option<(usize, [Vec<Tens
         let (gradients, weights) = node.inputs.split_at(node.inputs.len() / 2);
         return Some((made_at, [gradients.to_vec(), weights.to_vec()]));
     }
+    let (dy, weight) = of_layer(graph, node)?;
+    Some((made_at, [vec![dy], vec![weight]]))
+}
+
+/// Gradient of the result and weight, if a node makes the gradient of one layer's rows.
+fn of_layer(graph: &Graph, node: &Node) -> Option<(TensorId, TensorId)> {
     let plain = Conv2dDgrad { stride: [1, 1], padding: [0; 4], input: [1, 1] };
-    let pointwise = graph.ty(*node.inputs.get(1)?).shape.get(2..) == Some(&[1, 1]);
-    (op(node) == Some(&plain) && pointwise)
-        .then(|| (made_at, [vec![node.inputs[0]], vec![node.inputs[1]]]))
+    let &[dy, weight] = &node.inputs[..] else { return None };
+    let pointwise = graph.ty(weight).shape.get(2..) == Some(&[1, 1]);
+    (op(node) == Some(&plain) && pointwise).then_some((dy, weight))
 }
 
 /// The sum of two layers' gradients is one operation, which takes in the next.
@@ -155,19 +161,15 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
 
 /// The gradient of a layer's rows that was joined with no other.
 fn alone(graph: &mut Graph) -> Result<bool> {
-    let plain = Conv2dDgrad { stride: [1, 1], padding: [0; 4], input: [1, 1] };
-    let found = graph.nodes.iter().position(|node| {
-        let &[dy, weight] = &node.inputs[..] else { return false };
-        let pointwise = graph.ty(weight).shape.get(2..) == Some(&[1, 1]);
-        op(node) == Some(&plain)
-            && pointwise
-            && rows(graph, dy).is_some()
-            && only_viewed(graph, node.outputs[0])
+    let found = graph.nodes.iter().enumerate().find_map(|(at, node)| {
+        let (dy, weight) = of_layer(graph, node)?;
+        let fits = rows(graph, dy).is_some() && only_viewed(graph, node.outputs[0]);
+        fits.then_some((at, dy, weight))
     });
-    let Some(at) = found else { return Ok(false) };
-    let node = graph.nodes[at].clone();
-    let inputs = vec![flat(graph, node.inputs[0])?, flat(graph, node.inputs[1])?];
-    replace(graph, &[at], at, Node { op: Arc::new(RowLinear::Dgrad), inputs, ..node });
+    let Some((at, dy, weight)) = found else { return Ok(false) };
+    let inputs = vec![flat(graph, dy)?, flat(graph, weight)?];
+    let node = Node { op: Arc::new(RowLinear::Dgrad), inputs, ..graph.nodes[at].clone() };
+    replace(graph, &[at], at, node);
     Ok(true)
 }
 

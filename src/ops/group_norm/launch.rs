@@ -89,7 +89,8 @@ fn keepers(pixels: usize, slab: usize, dtype: DType) -> Option<usize> {
 }
 
 /// Elements of working memory and tickets of launches that find mean and variance of a sample in several
-/// blocks: two numbers a group and block, and a ticket a sample and slab. `inputs` are (`x`, \[`x2`\], `gamma`,
+/// blocks: two numbers a group and block, and a ticket a sample and slab. Asked for even where registers may hold a
+/// sample's slab, since that depends on where views lie, too. `inputs` are (`x`, \[`x2`\], `gamma`,
 /// `beta`).
 pub(super) fn stats_room(inputs: &[&TensorType], groups: usize) -> [usize; 2] {
     let (sources, x) = (&inputs[..inputs.len() - 2], inputs[0]);
