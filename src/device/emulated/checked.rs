@@ -182,14 +182,40 @@ fn lines(caller: usize) -> String {
     if text.is_empty() { format!("unknown code {caller:#x}") } else { text }
 }
 
+/// Stacks of the lanes.
+#[derive(Default)]
+pub(super) struct Stacks {
+    by_fiber: Vec<Range<usize>>,
+    /// The same, by address: a collective reads from as many of them as it has lanes.
+    sorted: Vec<Range<usize>>,
+}
+
+impl Stacks {
+    /// The stack of the next coroutine.
+    pub(super) fn push(&mut self, stack: Range<usize>) {
+        self.by_fiber.push(stack.clone());
+        let at = self.sorted.partition_point(|other| other.start < stack.start);
+        self.sorted.insert(at, stack);
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Stacks::default();
+    }
+
+    /// Whether one of them holds all of these bytes.
+    fn hold(&self, bytes: &Range<usize>) -> bool {
+        let behind = self.sorted.partition_point(|stack| stack.start <= bytes.start);
+        behind > 0 && bytes.end <= self.sorted[behind - 1].end
+    }
+}
+
 /// What is known of the block that runs.
 pub(super) struct Checks {
     pub finding: Option<Finding>,
     /// Memory that belongs to the scheduler and that lanes may read: parameters, their own state.
     pub readable: Vec<Range<usize>>,
     pub regions: *const [Region],
-    /// Stacks by coroutine.
-    pub stacks: Vec<Range<usize>>,
+    pub stacks: Stacks,
     epoch: u32,
     /// Epoch in which the block started: whatever is older belongs to another block.
     first_epoch: u32,
@@ -209,7 +235,7 @@ impl Checks {
             finding: None,
             readable: Vec::new(),
             regions: &[],
-            stacks: Vec::new(),
+            stacks: Stacks::default(),
             epoch: 0,
             first_epoch: 0,
             clocks: Vec::new(),
@@ -290,7 +316,7 @@ impl Checks {
         if self.shared.contains(&access.at) {
             return self.shared_access(&access);
         }
-        if inside(&self.stacks[fiber]) {
+        if inside(&self.stacks.by_fiber[fiber]) {
             return Ok(());
         }
         if access.kind.reads() && self.readable.iter().any(inside) {
@@ -303,7 +329,7 @@ impl Checks {
             return Ok(());
         }
         // The last lane to arrive at a collective reaches the operands of the others.
-        if self.stacks.iter().any(inside) {
+        if self.stacks.hold(&bytes) {
             return Ok(());
         }
         if let Some(region) = regions.iter().find(|region| inside(&region.bytes)) {
