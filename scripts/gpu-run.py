@@ -7,7 +7,7 @@
 
 Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
 that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
-the next design; `benches` times steps and training beside PyTorch, and kernels; `profile` lets Nsight
+the next design; `benches` times steps, training and kernels beside PyTorch; `profile` lets Nsight
 Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file
 a part and `state.json`, and is not done again.
 `--device emulated` rehearses everything on a machine without a GPU.
@@ -310,47 +310,77 @@ def wanted(runner, name):
     return any(fnmatch.fnmatch(name, pattern) for pattern in runner.options.only or ["*"])
 
 
+def measure(runner, part, name, command):
+    """Runs a bench that prints its result as JSON, and adds it."""
+    with GpuLog() as log:
+        said = runner.command(command, {"PYTHONPATH": runner.inside("python")}, limit=180)
+    try:
+        result = {"status": "done", "measured": json.loads(said["stdout"].splitlines()[-1])}
+    except (ValueError, IndexError):
+        result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
+    part.add(name, dict(result, seconds=said["seconds"], gpu_log=log.lines))
+
+
 def benches(runner, part):
-    peers = {"PYTHONPATH": runner.inside("python")}
     for name, command in bench_commands(runner):
-        if not part.missing([name]) or not wanted(runner, name):
-            continue
-        with GpuLog() as log:
-            said = runner.command(command, peers, limit=180)
-        try:
-            result = {"status": "done", "measured": json.loads(said["stdout"].splitlines()[-1])}
-        except (ValueError, IndexError):
-            result = {"status": "failed", "exit_code": said["exit_code"], "why": said["stderr"]}
-        part.add(name, dict(result, seconds=said["seconds"], gpu_log=log.lines))
+        if part.missing([name]) and wanted(runner, name):
+            measure(runner, part, name, command)
     kernel_benches(runner, part)
 
 
+FAMILIES = ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear", "magnitude")
+
+
 def kernel_benches(runner, part):
-    """The Criterion benches of each kernel family, with the raw samples that Criterion keeps."""
-    binary = runner.inside("bin", "kernels")
-    if not os.path.exists(binary):
+    """The Criterion benches of each kernel family, with the raw samples that Criterion keeps, and the same in
+    PyTorch, by name; what must be compiled for that comes last."""
+    if not os.path.exists(runner.inside("bin", "kernels")):
         part.add("kernels", {"status": "skipped", "why": "the pack has no kernel benches"})
         return
-    for family in ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear",
-                   "magnitude"):
-        # Linear layers of rows have kernels in float32 alone.
-        for precision in ("fp32",) if family == "row_linear" else ("fp16", "fp32"):
-            name = f"kernels {family} {precision}"
-            if not part.missing([name]) or not wanted(runner, name):
-                continue
-            with tempfile.TemporaryDirectory() as home, GpuLog() as log:
-                environment = {
-                    "CRITERION_HOME": home, "CYANEA_BENCH_DEVICE": runner.options.device,
-                    "CYANEA_BENCH_PRECISION": precision,
-                }
-                quick = ["--warm-up-time", "0.2", "--measurement-time", "0.5", "--sample-size", "10"]
-                said = runner.command([binary, "--bench", *quick, f"^{family}/"], environment, limit=150)
-                measured = criterion_samples(home)
-            status = "done" if said["exit_code"] == 0 and measured else "failed"
-            part.add(name, {
-                "status": status, "measured": measured, "seconds": said["seconds"],
-                "why": said["stderr"] if status == "failed" else None, "gpu_log": log.lines,
-            })
+    families = [(family, precision) for family in FAMILIES for precision in ("fp16", "fp32")]
+    for family, precision in families:
+        kernel_family(runner, part, family, precision)
+        for mode in ("eager", "graphs"):
+            kernel_peer(runner, part, family, precision, mode)
+    for family, precision in families:
+        kernel_peer(runner, part, family, precision, "compile")
+
+
+def kernel_family(runner, part, family, precision):
+    name = f"kernels {family} {precision} cyanea"
+    if not part.missing([name]) or not wanted(runner, name):
+        return
+    with tempfile.TemporaryDirectory() as home, GpuLog() as log:
+        environment = {
+            "CRITERION_HOME": home, "CYANEA_BENCH_DEVICE": runner.options.device,
+            "CYANEA_BENCH_PRECISION": precision,
+        }
+        quick = ["--warm-up-time", "0.2", "--measurement-time", "0.5", "--sample-size", "10"]
+        said = runner.command(
+            [runner.inside("bin", "kernels"), "--bench", *quick, f"^{family}/"], environment, limit=150
+        )
+        measured = criterion_samples(home)
+    status = "done" if said["exit_code"] == 0 and measured else "failed"
+    part.add(name, {
+        "status": status, "measured": measured, "seconds": said["seconds"],
+        "why": said["stderr"] if status == "failed" else None, "gpu_log": log.lines,
+    })
+
+
+def kernel_peer(runner, part, family, precision, mode):
+    """What cyanea's benches of a family named, in PyTorch."""
+    name = f"kernels {family} {precision} PyTorch {mode}"
+    ours = part.report["items"].get(f"kernels {family} {precision} cyanea", {}).get("measured")
+    if runner.emulated or not ours or not part.missing([name]) or not wanted(runner, name):
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".names") as names:
+        names.write("\n".join(ours))
+        names.flush()
+        command = [
+            sys.executable, runner.inside("peers", "kernels.py"), "--names", names.name, "--device", "cuda",
+            "--precision", precision, "--mode", mode, "--json",
+        ]
+        measure(runner, part, name, command)
 
 
 def profile(runner, part):

@@ -28,8 +28,8 @@ pub fn benches(bench: &mut Bench) {
             pairs: false,
             preconditioned: false,
         };
-        let inputs = [image(), table(), step_state(), seeds(batch)];
-        let updated = [image(), image()];
+        let inputs = [image(), table(), seeds(batch)];
+        let updated = [image(), image(), step_state()];
         bench.time("diffusion", &name("sampler_update"), update, &inputs, &updated);
         let embedding = TimestepEmbedding {
             dim: 128,

@@ -2,12 +2,12 @@
 //! timed.
 
 use criterion::{Criterion, Throughput};
+use cyanea::Result;
 use cyanea::device::{DType, Device, Precision, TensorType, open_by_name_with};
 use cyanea::graph::hoist::hoist;
 use cyanea::graph::{Build, Engine, Graph, Plan, Rate, Region, lower};
 use cyanea::ops::Op;
 use cyanea::ops::state::{self, StepState};
-use cyanea::{Error, Result};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,18 +65,8 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn from_environment(criterion: Criterion) -> Result<Bench> {
-        let variable = |name: &str| std::env::var(name).ok();
-        let precision = match variable("CYANEA_BENCH_PRECISION").as_deref() {
-            None | Some("fp32") => Precision::Fp32,
-            Some("fp16") => Precision::Fp16,
-            Some(other) => {
-                let what = format!("CYANEA_BENCH_PRECISION is `{other}`; it can be fp32 or fp16");
-                return Err(Error::invalid(what));
-            }
-        };
-        let name = variable("CYANEA_BENCH_DEVICE").unwrap_or("cpu".into());
-        Ok(Bench { criterion, device: open_by_name_with(&name, precision)? })
+    pub fn new(criterion: Criterion, device: &str, precision: Precision) -> Result<Bench> {
+        Ok(Bench { criterion, device: open_by_name_with(device, precision)? })
     }
 
     pub fn on_cpu(&self) -> bool {

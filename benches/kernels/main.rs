@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench kernels [-- FILTER]`. `CYANEA_BENCH_DEVICE` is `cpu` (the default), `emulated`
 //! or `cuda:0`; on the emulator only small shapes run. `CYANEA_BENCH_PRECISION` is `fp32` or `fp16`.
+//! `cargo test` runs each of those once, in both precisions.
 //! `RAYON_NUM_THREADS` and `CYANEA_SIMD` choose threads and SIMD level on the CPU.
 
 mod attention;
@@ -15,18 +16,42 @@ mod pointwise;
 mod row_linear;
 
 use criterion::Criterion;
+use cyanea::device::Precision;
+use cyanea::{Error, Result};
 use harness::Bench;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let criterion = Criterion::default().sample_size(20).without_plots().configure_from_args();
-    let mut bench = match Bench::from_environment(criterion) {
-        Ok(bench) => bench,
-        Err(why) => {
-            eprintln!("error: {why}");
-            return ExitCode::from(2);
+    let benched = std::env::args().any(|word| word == "--bench");
+    let done = if benched {
+        from_environment()
+    } else {
+        // `cargo test`: Criterion runs each once.
+        [Precision::Fp32, Precision::Fp16].into_iter().try_for_each(|p| all("emulated", p))
+    };
+    if let Err(why) = done {
+        eprintln!("error: {why}");
+        return ExitCode::from(2);
+    }
+    ExitCode::SUCCESS
+}
+
+fn from_environment() -> Result<()> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let precision = match variable("CYANEA_BENCH_PRECISION").as_deref() {
+        None | Some("fp32") => Precision::Fp32,
+        Some("fp16") => Precision::Fp16,
+        Some(other) => {
+            let what = format!("CYANEA_BENCH_PRECISION is `{other}`; it can be fp32 or fp16");
+            return Err(Error::invalid(what));
         }
     };
+    all(&variable("CYANEA_BENCH_DEVICE").unwrap_or("cpu".into()), precision)
+}
+
+fn all(device: &str, precision: Precision) -> Result<()> {
+    let criterion = Criterion::default().sample_size(20).without_plots().configure_from_args();
+    let mut bench = Bench::new(criterion, device, precision)?;
     conv2d::benches(&mut bench);
     group_norm::benches(&mut bench);
     attention::benches(&mut bench);
@@ -36,5 +61,5 @@ fn main() -> ExitCode {
     optimizer::benches(&mut bench);
     diffusion::benches(&mut bench);
     bench.finish();
-    ExitCode::SUCCESS
+    Ok(())
 }

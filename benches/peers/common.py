@@ -102,16 +102,17 @@ def measure(step, options):
     return samples
 
 
-def captured(call, warmup=3):
-    """A CUDA graph of `call()`, whose tensors keep their places; replayed by calling what comes back."""
-    side = torch.cuda.Stream()
+def captured(call, warmup=3, stream=None):
+    """A CUDA graph of `call()`, whose tensors keep their places; replayed by calling what comes back. The call runs on
+    this stream or, without one, on others than the current one."""
+    side = stream or torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(warmup):
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         call()
     return graph.replay
 
