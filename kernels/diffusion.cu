@@ -8,37 +8,19 @@
 #include "common/slices.cuh"
 #include "common/state.cuh"
 
-// noise [B, P, C], standard normal. Without seeds [B, 2] the stream is the run's, with them each
-// image has its own.
-struct Normal {
-    const unsigned* state;
-    const unsigned* seeds;
-    float* noise;
-    int batch, pixels, channels;
-    unsigned purpose;
-};
-
+// Each image has its own stream.
 __device__ __forceinline__ Stream seeded(const unsigned* seeds, const unsigned* state, int sample,
                                          unsigned purpose) {
     return {seeds[2 * sample], seeds[2 * sample + 1], purpose, state[STATE_ROW], 0u};
 }
 
-__global__ void __launch_bounds__(256) normal_fwd_nhwc_f32(Normal p) {
-    long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
-    if (sample >= p.batch) return;
-    Stream stream = run_stream(p.state, sample, p.purpose);
-    if (p.seeds) stream = seeded(p.seeds, p.state, sample, p.purpose);
-    p.noise[i] = normal(stream, nchw_element(static_cast<int>(i % size), p.pixels, p.channels));
-}
-
-// x_t = signal * x0 + noise * eps and, where asked for, v = signal * eps - noise * x0, with
-// (signal, noise) = table[timestep]. Without given noise eps is drawn from the run's stream, and kept.
+// x_t = signal * x0 + noise * eps and, where asked for, v = signal * eps - noise * x0, with (signal, noise) =
+// table[timestep] or (1, sigma). Without given noise eps is drawn from the run's stream, and kept where asked for.
 struct AddNoise {
     const float* x0;
     const float* noise;  // or null
-    const float* table;
-    const float* timesteps;
+    const float* table;     // [rows, 2], or null
+    const float* times;     // [B]: timesteps or, without a table, sigma
     const unsigned* state;  // where noise is drawn, else null
     float* x_t;
     float* v;  // or null
@@ -52,14 +34,18 @@ __global__ void __launch_bounds__(256) add_noise_fwd_nhwc_f32(AddNoise p) {
     long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= p.elements) return;
     int size = p.pixels * p.channels, sample = static_cast<int>(i / size);
-    int t = static_cast<int>(p.timesteps[sample]);
-    bool known = t >= 0 && t < p.rows;
-    float signal = known ? p.table[2 * t] : not_a_number();
-    float factor = known ? p.table[2 * t + 1] : not_a_number();
+    float signal = 1.0f, factor = p.times[sample];
+    if (p.table) {
+        int t = static_cast<int>(factor);
+        bool known = t >= 0 && t < p.rows;
+        signal = known ? p.table[2 * t] : not_a_number();
+        factor = known ? p.table[2 * t + 1] : not_a_number();
+    }
     float eps;
     if (p.state) {
         unsigned element = nchw_element(static_cast<int>(i % size), p.pixels, p.channels);
-        p.drawn[i] = eps = normal(run_stream(p.state, sample, p.purpose), element);
+        eps = normal(run_stream(p.state, sample, p.purpose), element);
+        if (p.drawn) p.drawn[i] = eps;
     } else {
         eps = p.noise[i];
     }

@@ -1,8 +1,7 @@
 //! The diffusion process itself: noise, q(x_t | x₀), timestep embedding, and a sampler's update.
 
 use crate::harness::{Bench, activation, constant, seeds, step_state};
-use cyanea::ops::add_noise::AddNoise;
-use cyanea::ops::noise::Normal;
+use cyanea::ops::add_noise::{AddNoise, Shares};
 use cyanea::ops::sampler_update::{COLUMNS, Noise, SamplerUpdate};
 use cyanea::ops::timestep_embedding::TimestepEmbedding;
 
@@ -12,15 +11,16 @@ pub fn benches(bench: &mut Bench) {
     for (batch, size) in [(1, 8), (1, 64), (64, 64)] {
         let image = || activation([batch, size, size, 3]);
         let name = |what: &str| format!("{what} {batch}x{size}x{size} 3");
-        let normal = [image(), step_state()];
-        bench.time("diffusion", &name("normal"), Normal { purpose: 1 }, &normal, &[]);
         let timesteps = || constant([batch], 500.0);
         let inputs = [image(), image(), activation([1000, 2]), timesteps()];
-        let given = AddNoise { velocity: false, draws: None };
+        let given = AddNoise { shares: Shares::Timesteps { velocity: false }, draws: None };
         bench.time("diffusion", &name("add_noise"), given, &inputs, &[]);
         let inputs = [image(), step_state(), activation([1000, 2]), timesteps()];
         let drawing = AddNoise { draws: Some(1), ..given };
         bench.time("diffusion", &name("add_noise drawn"), drawing, &inputs, &[]);
+        let inputs = [image(), step_state(), constant([batch], 1.5)];
+        let levels = AddNoise { shares: Shares::Sigma, ..drawing };
+        bench.time("diffusion", &name("add_noise drawn levels"), levels, &inputs, &[]);
         let table = || activation([STEPS, COLUMNS]);
         let update = SamplerUpdate {
             history: true,

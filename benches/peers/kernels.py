@@ -167,6 +167,7 @@ def diffusion(make, what, batch, size, channels):
     x0, noise, history = (make.tensor(batch, channels, size, size, dtype=float32) for _ in range(3))
     table, row = make.tensor(1000, 2, dtype=float32), make.tensor(STEPS, 14, dtype=float32)
     timesteps = torch.full((batch,), 500, device=make.device)
+    sigma = torch.full((batch, 1, 1, 1), 1.5, device=make.device)
 
     def add_noise(noise):
         signal, share = table[timesteps].T[..., None, None, None]
@@ -180,9 +181,9 @@ def diffusion(make, what, batch, size, channels):
         return state, c[9] * x0 + c[10] * clipped + c[11] * epsilon + c[12] * history
 
     calls = {
-        "normal": lambda: torch.randn_like(x0),
         "add_noise": lambda: add_noise(noise),
         "add_noise drawn": lambda: add_noise(torch.randn_like(x0)),
+        "add_noise drawn levels": lambda: torch.addcmul(x0, torch.randn_like(x0), sigma),
         "sampler_update": sampler_update,
         "timestep_embedding": lambda: get_timestep_embedding(timesteps, 128, downscale_freq_shift=1),
     }
@@ -203,7 +204,7 @@ KNOWN = [
     (r"optimizer/grad_norm (\d+)", grad_norm),
     (r"optimizer/adamw (\d+)( ema)?", adamw),
     (rf"optimizer/mse (fwd|dgrad) {IMAGE}", mse),
-    (rf"diffusion/(normal|add_noise|add_noise drawn|sampler_update|timestep_embedding) {IMAGE}", diffusion),
+    (rf"diffusion/(add_noise(?: drawn)?(?: levels)?|sampler_update|timestep_embedding) {IMAGE}", diffusion),
 ]  # fmt: skip
 
 

@@ -149,7 +149,7 @@ pub fn training(
     }
     let settings = RunSettings::read(case, attributes)?;
     let RunSettings { steps, nchw, x0, noise, .. } = &settings;
-    let [batch, channels, ..] = *nchw;
+    let batch = nchw[0];
     let (_, sigma) = case.input_f32("sigma")?;
     if sigma.len() != steps * batch {
         return Err(missing("sigma"));
@@ -171,9 +171,7 @@ pub fn training(
         let x0 = nchw_to_nhwc(&x0[part.clone()], *nchw);
         let noise = nchw_to_nhwc(&noise[part], *nchw);
         let sigma = &sigma[step * batch..(step + 1) * batch];
-        let sigmas: Vec<f32> =
-            sigma.iter().flat_map(|&sigma| std::iter::repeat_n(sigma, channels)).collect();
-        let inputs = [("x0", &x0[..]), ("noise", &noise), ("sigma", sigma), ("sigmas", &sigmas)];
+        let inputs = [("x0", &x0[..]), ("noise", &noise), ("sigma", sigma)];
         let now = settings.step(step);
         losses.push(trainer.micro_batch_of(&now, 0, &inputs)?);
         trainer.update(&now)?;

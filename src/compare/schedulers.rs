@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::reference_case::ReferenceCase;
 use crate::graph::hoist::STATE;
 use crate::graph::{Engine, Graph, Region};
-use crate::ops::add_noise::AddNoise;
+use crate::ops::add_noise::{AddNoise, Shares};
 use crate::ops::state::StepState;
 use std::collections::BTreeMap;
 
@@ -37,7 +37,8 @@ pub fn add_noise(
         g.input("shares", TensorType::f32([shares.len() / 2, 2]))?,
         g.input("timesteps", TensorType::f32([timesteps.len()]))?,
     ];
-    let x_t = g.one(AddNoise { velocity: false, draws: None }, &inputs)?;
+    let x_t =
+        g.one(AddNoise { shares: Shares::Timesteps { velocity: false }, draws: None }, &inputs)?;
     let slot = g.input("x_t", TensorType::f32(shape))?;
     g.bind(x_t, slot)?;
     let mut engine = Engine::single(g, device)?;

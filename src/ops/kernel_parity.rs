@@ -280,7 +280,6 @@ fn every_kernel_is_compared() {
     convolution::many_tiles();
     convolution::weight_gradients();
     convolution::rich_weight_gradients();
-    diffusion::noise();
     diffusion::forward_process();
     diffusion::tables();
     diffusion::timesteps();

@@ -9,11 +9,10 @@ use crate::error::Result;
 use crate::graph::hoist::STATE;
 use crate::graph::{Build, Engine, Graph, Region, TensorId};
 use crate::models::{Edm2Unet, Given, Network, NetworkConfig, NoiseInput, write_tables};
-use crate::ops::add_noise::AddNoise;
-use crate::ops::combine::Combine;
+use crate::ops::add_noise::{AddNoise, Shares};
 use crate::ops::edm_loss::EdmLoss;
 use crate::ops::mse_loss::MseLoss;
-use crate::ops::noise::{Normal, normal, philox};
+use crate::ops::noise::{normal, philox};
 use crate::ops::state;
 use std::ops::Range;
 use std::sync::Arc;
@@ -64,7 +63,7 @@ pub struct Denoising<'a> {
 }
 
 /// EDM2's own loss under a learned uncertainty (Karras et al. 2024, arXiv:2312.02696, eq. 21): also
-/// reads the slots `sigma` [B] and, with the same value in each channel, `sigmas` [B, C].
+/// reads the slot `sigma` [B].
 pub struct EdmDenoising<'a> {
     pub network: &'a Edm2Unet,
     pub process: EdmProcess,
@@ -132,6 +131,11 @@ fn images(g: &mut Graph, recipe: &Recipe, channels: usize) -> Result<[TensorId; 
     Ok([x0, source])
 }
 
+/// Purpose of the noise that the network's input is drawn with, if it is.
+fn draws(recipe: &Recipe) -> Option<u32> {
+    matches!(recipe.noise, NoiseSource::Philox).then_some(NOISE)
+}
+
 /// Times and labels of a batch: the latter from the slot `labels` [B, classes].
 fn given(g: &mut Graph, times: TensorId, classes: usize, recipe: &Recipe) -> Result<Given> {
     let labels = match classes {
@@ -149,8 +153,8 @@ impl Objective for Denoising<'_> {
         let timesteps = g.input("timesteps", TensorType::f32([recipe.batch]))?;
         let shares = g.input("shares", TensorType::f32([self.schedule.timesteps(), 2]))?;
         let velocity = recipe.prediction == Prediction::Velocity;
-        let draws = matches!(recipe.noise, NoiseSource::Philox).then_some(NOISE);
-        let op = Arc::new(AddNoise { velocity, draws });
+        let draws = draws(recipe);
+        let op = Arc::new(AddNoise { shares: Shares::Timesteps { velocity }, draws });
         let noisy = g.push_labelled(op, &[x0, source, shares, timesteps], "add_noise")?;
         let noise = if draws.is_some() { noisy[noisy.len() - 1] } else { source };
         let given = given(g, timesteps, self.network.classes(), recipe)?;
@@ -191,14 +195,9 @@ impl Objective for EdmDenoising<'_> {
     fn loss(&self, g: &mut Graph, recipe: &Recipe) -> Result<TensorId> {
         let channels = self.network.config().img_channels;
         let [x0, source] = images(g, recipe, channels)?;
-        let noise = match recipe.noise {
-            NoiseSource::Given => source,
-            NoiseSource::Philox => g.one(Normal { purpose: NOISE }, &[x0, source])?,
-        };
         let sigma = g.input("sigma", TensorType::f32([recipe.batch]))?;
-        let sigmas = g.input("sigmas", TensorType::f32([recipe.batch, channels]))?;
-        let scaled = g.one(Combine::Product, &[noise, sigmas])?;
-        let noisy = g.one(Combine::ADD, &[x0, scaled])?;
+        let op = AddNoise { shares: Shares::Sigma, draws: draws(recipe) };
+        let noisy = g.one(op, &[x0, source, sigma])?;
         let given = given(g, sigma, self.network.classes(), recipe)?;
         let denoised = self.network.denoise(g, noisy, given)?;
         let sigma_data = self.network.config().sigma_data as f32;
@@ -217,10 +216,7 @@ impl Objective for EdmDenoising<'_> {
             let stream = normal::Stream { key, purpose: LEVELS, step, sample };
             self.process.level(f64::from(stream.quad(0)[0]))
         };
-        let sigma: Vec<f32> = samples.map(level).collect();
-        let channels = self.network.config().img_channels;
-        let each = sigma.iter().flat_map(|&sigma| std::iter::repeat_n(sigma, channels)).collect();
-        vec![("sigma", sigma), ("sigmas", each)]
+        vec![("sigma", samples.map(level).collect())]
     }
 
     fn summed(&self, recipe: &Recipe) -> usize {

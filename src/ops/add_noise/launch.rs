@@ -10,21 +10,23 @@ use crate::ops::shape::Extent;
 kernels::params! {
     /// `AddNoise` of kernels/diffusion.cu.
     struct Params for ADD_NOISE_FWD_NHWC_F32 {
-        x0: u64, noise: u64, table: u64, timesteps: u64, state: u64, x_t: u64, v: u64, drawn: u64,
+        x0: u64, noise: u64, table: u64, times: u64, state: u64, x_t: u64, v: u64, drawn: u64,
         elements: i64, pixels: i32, channels: i32, rows: i32, purpose: u32,
     }
 }
 
 impl AddNoise {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
-        let ([x0, source, table, timesteps], [x_t, more @ ..]) = (args.inputs, args.outputs) else {
+        let ([x0, source, table @ .., times], [x_t, more @ ..]) = (args.inputs, args.outputs)
+        else {
             unreachable!("inputs are checked")
         };
+        let table = table.first();
         let elements = x0.ty.elements();
         let Extent { pixels, channels, .. } = Extent::of(&x0.ty.shape);
         let int = |size| dimension("add_noise", size);
         int(pixels * channels)?;
-        let (v, drawn) = more.split_at(usize::from(self.velocity));
+        let (v, drawn) = more.split_at(usize::from(self.more()[0]));
         let (noise, state) = match self.draws {
             None => (Some(source), None),
             Some(_) => (None, Some(source)),
@@ -33,7 +35,7 @@ impl AddNoise {
             x0: UNSET,
             noise: UNSET,
             table: UNSET,
-            timesteps: UNSET,
+            times: UNSET,
             state: UNSET,
             x_t: UNSET,
             v: UNSET,
@@ -41,10 +43,10 @@ impl AddNoise {
             elements: elements as i64,
             pixels: int(pixels)?,
             channels: int(channels)?,
-            rows: int(table.ty.shape[0])?,
+            rows: int(table.map_or(0, |table| table.ty.shape[0]))?,
             purpose: self.draws.unwrap_or(0),
         };
-        let read = [Some(x0), noise, Some(table), Some(timesteps), state];
+        let read = [Some(x0), noise, table, Some(times), state];
         let written = [Some(x_t), v.first(), drawn.first()];
         Ok(vec![ADD_NOISE_FWD_NHWC_F32.over(elements, &params, &read, &written)])
     }

@@ -2,9 +2,8 @@
 
 use super::{BOTH, check, compare, rounded};
 use crate::device::cpu::Cpu;
-use crate::ops::add_noise::AddNoise;
+use crate::ops::add_noise::{AddNoise, Shares};
 use crate::ops::fourier_features::{FourierFeatures, FourierFeaturesGrad};
-use crate::ops::noise::Normal;
 use crate::ops::preconditioning::{Preconditioning, PreconditioningGrad};
 use crate::ops::sampler_update::{Noise, Row, SamplerUpdate};
 use crate::ops::select_row::SelectRow;
@@ -21,22 +20,17 @@ fn state() -> Host {
 }
 
 #[test]
-pub(super) fn noise() {
-    let like = Host::random(&[3, 5, 7, 3], 1);
-    let seeds = Host::bits(&[3, 2], &[1, 0, 2, 0, 1, 7]);
-    let op = Normal { purpose: 99 };
-    check(&op, &[&like, &state()], 0.0);
-    check(&op, &[&like, &state(), &seeds], 0.0);
-}
-
-#[test]
 pub(super) fn forward_process() {
     let (x0, noise) = (Host::random(&[3, 5, 7, 3], 1), Host::random(&[3, 5, 7, 3], 2));
     let table = Host::new(&[2, 2], vec![0.8, 0.6, 0.28, 0.96]);
     let timesteps = Host::new(&[3], vec![1.0, 0.0, 1.0]);
-    for velocity in [false, true] {
-        check(&AddNoise { velocity, draws: None }, &[&x0, &noise, &table, &timesteps], 0.0);
-        check(&AddNoise { velocity, draws: Some(99) }, &[&x0, &state(), &table, &timesteps], 0.0);
+    let sigma = Host::new(&[3], vec![80.0, 0.002, 1.5]);
+    for (draws, source) in [(None, &noise), (Some(99), &state())] {
+        for velocity in [false, true] {
+            let op = AddNoise { shares: Shares::Timesteps { velocity }, draws };
+            check(&op, &[&x0, source, &table, &timesteps], 0.0);
+        }
+        check(&AddNoise { shares: Shares::Sigma, draws }, &[&x0, source, &sigma], 0.0);
     }
 }
 

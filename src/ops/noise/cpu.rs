@@ -1,22 +1,9 @@
 //! Noise on the CPU, slices of pixels as tasks.
 
-use super::Normal;
 use super::normal::{Stream, fill_pixels};
-use crate::device::cpu::{Cpu, CpuKernel, Io, Tensor};
+use crate::device::cpu::{Cpu, Tensor};
 use crate::ops::shape::{Extent, Slices};
 use crate::ops::state;
-
-impl CpuKernel for Normal {
-    fn run(&self, cpu: &Cpu, io: Io<'_, '_>) {
-        let state = io.inputs[1].data;
-        let extent = Extent::of(io.inputs[0].shape);
-        let stream = |sample: usize| match io.inputs.get(2) {
-            Some(seeds) => seeded(self.purpose, seeds, state, sample),
-            None => Stream::of_run(self.purpose, state, sample),
-        };
-        fill(cpu, extent, io.outputs[0].data, &stream);
-    }
-}
 
 /// The stream of one image of a sampling run.
 pub fn seeded(purpose: u32, seeds: &Tensor, state: &[f32], sample: usize) -> Stream {
