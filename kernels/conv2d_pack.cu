@@ -21,6 +21,19 @@ struct Conv2dPacks {
     int count, unused;
 };
 
+// Taps from `tap` on of a piece, whose elements have `from` or are 0, and of which the first goes `to`.
+template <int TAPS, class E>
+__device__ __forceinline__ void pack_taps(const float* const (&from)[Piece<E>::SIZE], E* to, int pieces, int tap) {
+    float value[TAPS][Piece<E>::SIZE];
+#pragma unroll
+    for (int k = 0; k < Piece<E>::SIZE; ++k)
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t) value[t][k] = from[k] ? from[k][tap + t] : 0.0f;
+#pragma unroll
+    for (int t = 0; t < TAPS; ++t, to += pieces * WEIGHT_BLOCK * Piece<E>::SIZE)
+        *reinterpret_cast<uint4*>(to) = pack(value[t]);
+}
+
 // A thread has a piece of one output, for all taps.
 template <class E>
 __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
@@ -49,11 +62,11 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
                                      : static_cast<long long>(out) * each + c;
         from[k] = weight + row * taps;
     }
-#pragma unroll 1
-    for (int tap = 0; tap < taps; ++tap, to += pieces * WEIGHT_BLOCK * SIZE) {
-        float value[SIZE];
-#pragma unroll
-        for (int k = 0; k < SIZE; ++k) value[k] = from[k] ? from[k][tap] : 0.0f;
-        *reinterpret_cast<uint4*>(to) = pack(value);
+    // All taps of an element lie together. A V100's L1 doesn't keep the lines of so many warps from a tap to the next.
+    if (CYANEA_CODE_PATH < 80 && taps == 9) {
+        pack_taps<9>(from, to, pieces, 0);
+        return;
     }
+#pragma unroll 1
+    for (int tap = 0; tap < taps; ++tap, to += pieces * WEIGHT_BLOCK * SIZE) pack_taps<1>(from, to, pieces, tap);
 }
