@@ -8,8 +8,8 @@
 Parts: `cases` replays every reference case in float32 and float16, on the GPU's own code path and on
 that of Volta; `sanitizer` runs small cases under compute-sanitizer; `probes` measures what decides
 the next design; `benches` times steps, training and kernels beside PyTorch; `profile` lets Nsight
-Compute time each launch of a step. Each ends within eight minutes. What was done stands in OUT, one JSON file
-a part and `state.json`, and is not done again.
+Compute time each launch of a step. Each ends within eight minutes, and `benches` goes on in the next call. What was
+done stands in OUT, one JSON file a part and `state.json`, and is not done again.
 `--device emulated` rehearses everything on a machine without a GPU.
 """
 
@@ -42,6 +42,8 @@ PEERS = {
     "graphs": ["--mode", "graphs", "--channels-last"],
     "compile": ["--mode", "compile", "--channels-last"],
 }
+# Of the kernel benches.
+FAMILIES = ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear", "magnitude")
 
 
 class OutOfTime(Exception):
@@ -328,9 +330,6 @@ def benches(runner, part):
     kernel_benches(runner, part)
 
 
-FAMILIES = ("conv2d", "attention", "group_norm", "pointwise", "optimizer", "diffusion", "row_linear", "magnitude")
-
-
 def kernel_benches(runner, part):
     """The Criterion benches of each kernel family, with the raw samples that Criterion keeps, and the same in
     PyTorch, by name; what must be compiled for that comes last."""
@@ -370,17 +369,28 @@ def kernel_family(runner, part, family, precision):
 def kernel_peer(runner, part, family, precision, mode):
     """What cyanea's benches of a family named, in PyTorch."""
     name = f"kernels {family} {precision} PyTorch {mode}"
-    ours = part.report["items"].get(f"kernels {family} {precision} cyanea", {}).get("measured")
-    if runner.emulated or not ours or not part.missing([name]) or not wanted(runner, name):
+    if runner.emulated or not part.missing([name]) or not wanted(runner, name):
         return
-    with tempfile.NamedTemporaryFile("w", suffix=".names") as names:
+    ours = part.report["items"].get(f"kernels {family} {precision} cyanea", {}).get("measured")
+    if not ours:
+        part.add(name, {"status": "skipped", "why": "there is nothing of cyanea's to compare with"})
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".names") as names, GpuLog() as log:
         names.write("\n".join(ours))
         names.flush()
-        command = [
+        said = runner.command([
             sys.executable, runner.inside("peers", "kernels.py"), "--names", names.name, "--device", "cuda",
             "--precision", precision, "--mode", mode, "--json",
-        ]
-        measure(runner, part, name, command)
+        ], {"PYTHONPATH": runner.inside("python")}, limit=180)
+    # A line each, whole but perhaps for the last one of a process that took too long.
+    lines = [json.loads(line) for line in said["stdout"].splitlines() if line.endswith("}")]
+    about = lines[0] if lines else {}
+    measured = {line.pop("name"): line for line in lines[1:]}
+    failed = said["exit_code"] != 0 or any("error" in line for line in measured.values())
+    part.add(name, {
+        "status": "incomplete" if failed else "done", **about, "measured": measured, "seconds": said["seconds"],
+        "why": said["stderr"] if failed else None, "gpu_log": log.lines,
+    })
 
 
 def profile(runner, part):

@@ -76,8 +76,7 @@ def build():
 
 def tests_of(binary):
     """Names of the comparisons."""
-    # Of the convolutions the small cases, and not the test that runs all others once more, as in .ci/run, but
-    # with the cases of attention that are about numbers.
+    # As in .ci/run, but with what is left out there for its time, other than cases of convolutions that aren't small.
     command = [binary, "kernel_parity", "--skip", "kernel_parity::convolution"]
     command += ["--skip", "every_kernel_is_compared", "--list"]
     listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -60,12 +60,13 @@ pub fn seeds(samples: usize) -> Input {
 }
 
 pub struct Bench {
-    criterion: Criterion,
+    /// None: each runs once, untimed.
+    criterion: Option<Criterion>,
     device: Box<dyn Device>,
 }
 
 impl Bench {
-    pub fn new(criterion: Criterion, device: &str, precision: Precision) -> Result<Bench> {
+    pub fn new(criterion: Option<Criterion>, device: &str, precision: Precision) -> Result<Bench> {
         Ok(Bench { criterion, device: open_by_name_with(device, precision)? })
     }
 
@@ -94,8 +95,15 @@ impl Bench {
         if self.emulated() && (step.flops() > EMULATED_FLOPS || step.bytes() > EMULATED_BYTES) {
             return;
         }
+        let Some(criterion) = &mut self.criterion else {
+            let mut engine =
+                open(&plan, 1, &slots, self.device.as_ref()).expect("the device serves");
+            engine.run("step").expect("the program runs");
+            println!("{family}/{name} ({:?}) ran once", self.device.target().precision);
+            return;
+        };
         let repeats = if self.device.name().starts_with("cuda") { REPEATS_ON_A_GPU } else { 1 };
-        let mut group = self.criterion.benchmark_group(family);
+        let mut group = criterion.benchmark_group(family);
         let (elements, bytes) = (step.flops(), step.bytes());
         group.throughput(match elements {
             0 => Throughput::Bytes(bytes),
@@ -127,7 +135,9 @@ impl Bench {
     }
 
     pub fn finish(&self) {
-        self.criterion.final_summary();
+        if let Some(criterion) = &self.criterion {
+            criterion.final_summary();
+        }
     }
 }
 
@@ -138,6 +148,10 @@ fn share(time: Duration, some: u64, all: u64) -> Duration {
 
 /// A slot's place, type and contents.
 type Slot = (Region, String, TensorType, Fill);
+
+fn as_half(ty: &TensorType) -> TensorType {
+    ty.with_dtype(if ty.dtype == DType::F32 { DType::F16 } else { ty.dtype })
+}
 
 /// A graph of one node, and its slots. What the operation reads as float16 is float16 in memory, as in
 /// a network, where no cast stands in between.
@@ -154,8 +168,9 @@ fn graph(
         slots.push((region, name.clone(), ty.clone(), fill));
         g.slot(region, &name, ty, rate)
     };
-    let types: Vec<&TensorType> = inputs.iter().map(|input| &input.ty).collect();
-    let wanted = if half { op.half(&types) } else { Vec::new() };
+    // As if what comes before were in float16, too: some operations follow their inputs.
+    let halves: Vec<TensorType> = inputs.iter().map(|input| as_half(&input.ty)).collect();
+    let wanted = if half { op.half(&halves.iter().collect::<Vec<_>>()) } else { Vec::new() };
     let mut read = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
         let as_half = wanted.get(index) == Some(&true);

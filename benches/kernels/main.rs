@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench kernels [-- FILTER]`. `CYANEA_BENCH_DEVICE` is `cpu` (the default), `emulated`
 //! or `cuda:0`; on the emulator only small shapes run. `CYANEA_BENCH_PRECISION` is `fp32` or `fp16`.
-//! `cargo test` runs each of those once, in both precisions.
+//! `cargo test` runs those once each, in both precisions, whatever its arguments are.
 //! `RAYON_NUM_THREADS` and `CYANEA_SIMD` choose threads and SIMD level on the CPU.
 
 mod attention;
@@ -26,8 +26,9 @@ fn main() -> ExitCode {
     let done = if benched {
         from_environment()
     } else {
-        // `cargo test`: Criterion runs each once.
-        [Precision::Fp32, Precision::Fp16].into_iter().try_for_each(|p| all("emulated", p))
+        // `cargo test`
+        let both = [Precision::Fp32, Precision::Fp16];
+        both.into_iter().try_for_each(|precision| all(None, "emulated", precision))
     };
     if let Err(why) = done {
         eprintln!("error: {why}");
@@ -46,11 +47,11 @@ fn from_environment() -> Result<()> {
             return Err(Error::invalid(what));
         }
     };
-    all(&variable("CYANEA_BENCH_DEVICE").unwrap_or("cpu".into()), precision)
+    let criterion = Criterion::default().sample_size(20).without_plots().configure_from_args();
+    all(Some(criterion), &variable("CYANEA_BENCH_DEVICE").unwrap_or("cpu".into()), precision)
 }
 
-fn all(device: &str, precision: Precision) -> Result<()> {
-    let criterion = Criterion::default().sample_size(20).without_plots().configure_from_args();
+fn all(criterion: Option<Criterion>, device: &str, precision: Precision) -> Result<()> {
     let mut bench = Bench::new(criterion, device, precision)?;
     conv2d::benches(&mut bench);
     group_norm::benches(&mut bench);

@@ -36,16 +36,22 @@ for _config in PRESETS.values():
 
 
 def arguments(description):
-    """Options that all benchmarks here have."""
+    """Options of the benchmarks of a network."""
     parser = argparse.ArgumentParser(description=description)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--preset", choices=sorted(PRESETS), default="ddpm-32")
     source.add_argument("--model", metavar="FOLDER", help="a diffusers folder instead of a preset")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed (default 5)")
-    parser.add_argument("--repetitions", type=int, default=30, help="steps that are timed (default 30)")
     parser.add_argument("--channels-last", action="store_true", help="NHWC in memory; the default is PyTorch's own")
+    add_environment(parser)
+    return parser
+
+
+def add_environment(parser):
+    """Options that all benchmarks here have: where and how it runs, and how often."""
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed (default %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=30, help="steps that are timed (default %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="fp16 needs cuda")
     parser.add_argument("--mode", choices=["eager", "compile", "graphs"], default="eager",
@@ -53,7 +59,6 @@ def arguments(description):
     parser.add_argument("--tf32", action="store_true", help="let PyTorch's float32 products round to TF32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    return parser
 
 
 def parsed(parser):

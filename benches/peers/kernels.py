@@ -3,23 +3,31 @@
     cargo bench --bench kernels -- --list | sed -n 's/: benchmark$//p' > names
     python kernels.py --names names --device cuda --precision fp16 --mode graphs --json
 
-A name says what is done and on which shapes. What cyanea does in one launch takes PyTorch as many as it takes;
-gradients are those of autograd, without the forward pass before them. Nanoseconds a call, on a GPU over 20
-calls that follow each other on a stream. A name that isn't known is an error.
+A name says what is done and on which shapes; one that isn't known is an error. What cyanea does in one launch takes
+PyTorch as many as it takes; gradients are those of autograd, without the forward pass before them. Images lie in
+memory as [B, H, W, C], but for group normalisation, which PyTorch's kernels want as [B, C, H, W]. `graphs` and
+`compile` replay CUDA graphs, the latter of what torch.compile made, so neither has Python in it. Nanoseconds a call, on
+a GPU over 20 calls or as many as take 2 ms, which follow each other on a stream. A line a name comes as soon as it is
+measured, or says why it can't be.
+
+Unlike here, cyanea's AdamW also clips, and its linear layers of rows keep float32 in memory in float16.
 """
 
+import argparse
 import json
+import math
 import re
-import sys
 
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 
-from common import arguments, captured, measure, parsed, percentile
+from common import add_environment, captured, measure, parsed, percentile
 
-CALLS = 20  # of a sample on a GPU, as in benches/kernels/harness.rs
+CALLS = 20  # that follow each other on a GPU, as in benches/kernels/harness.rs
+LEAST_MS = 2.0  # of a sample on a GPU
+WARM_UP_MS = 200.0
 STEPS = 50  # rows of a sampler's table
 
 
@@ -35,9 +43,9 @@ class Maker:
         values = torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
         return values.to(dtype or self.dtype)
 
-    def image(self, batch, size, channels):
+    def image(self, batch, size, channels, dtype=None):
         """[B, C, H, W], which lies in memory as [B, H, W, C]."""
-        return self.tensor(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+        return self.tensor(batch, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
 def conv2d(make, what, batch, size, c_in, c_out, kernel, stride):
@@ -71,11 +79,11 @@ def attention(make, what, batch, tokens, heads, depth):
 
 
 def group_norm(make, what, batch, size, channels, groups):
-    x, gamma, beta = make.image(batch, size, channels), make.tensor(channels), make.tensor(channels)
+    x, gamma, beta = make.tensor(batch, channels, size, size), make.tensor(channels), make.tensor(channels)
     if what == "affine fwd":
         # What a convolution would apply while it reads x.
         def call():
-            variance, mean = torch.var_mean(x.unflatten(1, (groups, -1)).float(), (2, 3, 4), correction=0)
+            variance, mean = torch.var_mean(x.view(batch, groups, -1), 2, correction=0)
             factor = (torch.rsqrt(variance + 1e-5)[..., None] * gamma.view(groups, -1)).flatten(1)
             return factor, beta - mean.repeat_interleave(channels // groups, 1) * factor
 
@@ -88,7 +96,7 @@ def group_norm(make, what, batch, size, channels, groups):
 
 
 def pointwise(make, what, batch, size, channels):
-    x = make.image(batch, size, channels)
+    x = make.image(batch, size, channels, torch.float32 if what == "cast to f16" else None)
     if what == "silu dgrad":
         return lambda: F.silu(x), [x]
     other, row = make.image(batch, size, channels), make.tensor(batch, channels, 1, 1)
@@ -100,7 +108,7 @@ def pointwise(make, what, batch, size, channels):
         "upsample": lambda: F.interpolate(x, scale_factor=2),
         "pool": lambda: F.avg_pool2d(x, 2),
         "sum_pixels": lambda: x.sum((0, 2, 3)),
-        "cast to f16": lambda: x.to(torch.float16, copy=True),
+        "cast to f16": lambda: x.half(),
     }
     return calls[what], []
 
@@ -120,9 +128,9 @@ def pixel_norm(make, what, batch, size, channels, groups):
     x = make.image(batch, size, channels)
 
     def call():
-        parts = x.unflatten(1, (groups, -1)).float()
-        norm = torch.linalg.vector_norm(parts, dim=2, keepdim=True)
-        return (parts / (1e-4 + norm * (channels // groups) ** -0.5)).flatten(1, 2).to(x.dtype)
+        parts = x.unflatten(1, (groups, -1))
+        norm = torch.linalg.vector_norm(parts, dim=2, keepdim=True, dtype=torch.float32)
+        return (parts / (1e-4 + norm * (channels // groups) ** -0.5).to(x.dtype)).flatten(1, 2)
 
     return call, [x] if what == "dgrad" else []
 
@@ -237,16 +245,22 @@ def samples(work, options):
         for _ in range(CALLS):
             work()
 
-    run = captured(many, stream=torch.cuda.current_stream()) if options.mode == "graphs" else many
-    times = []
-    for _ in range(options.warmup + options.repetitions):
+    run = many if options.mode == "eager" else captured(many, stream=torch.cuda.current_stream())
+
+    def sample(count):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        run()
+        for _ in range(count):
+            run()
         end.record()
         end.synchronize()
-        times.append(1e6 * start.elapsed_time(end) / CALLS)
-    return times[options.warmup :]
+        return start.elapsed_time(end)
+
+    sample(options.warmup)
+    each = sample(options.warmup) / options.warmup
+    sample(math.ceil(WARM_UP_MS / each))
+    count = math.ceil(LEAST_MS / each)
+    return [1e6 * sample(count) / (count * CALLS) for _ in range(options.repetitions)]
 
 
 def timed(name, options):
@@ -260,8 +274,21 @@ def timed(name, options):
         return samples(gradients(call, leaves) if leaves else call, options)
 
 
+def line(name, options):
+    """What came of a name: a failure must not take the others with it."""
+    # A graph can't be made of what runs on the default stream, as gradients do if their forward pass did.
+    stream = torch.cuda.Stream() if options.device == "cuda" else None
+    try:
+        with torch.cuda.stream(stream):
+            times = timed(name, options)
+    except Exception as why:
+        return {"name": name, "error": f"{type(why).__name__}: {why}"}
+    return {"name": name, "median_ns": percentile(times, 0.5), "samples_ns": times}
+
+
 def main():
-    parser = arguments(__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_environment(parser)
     parser.set_defaults(warmup=3, repetitions=10)
     parser.add_argument("--names", required=True, help="file with a name a line")
     options = parsed(parser)
@@ -273,19 +300,16 @@ def main():
     # The backward pass of what was compiled runs more than once.
     torch._functorch.config.donated_buffer = False
     torch.set_num_threads(options.threads)
-    stream = torch.cuda.Stream() if options.device == "cuda" else None
-    measured = {}
-    for name in names:
-        # A graph can't be made of what runs on the default stream, as gradients do if their forward pass did.
-        with torch.cuda.stream(stream):
-            times = timed(name, options)
-        measured[name] = {"median_ns": percentile(times, 0.5), "samples_ns": times}
-        if not options.json:
-            print(f"{name}: {measured[name]['median_ns'] / 1e3:.2f} us", flush=True)
     if options.json:
-        engine = f"PyTorch {torch.__version__} {options.mode}"
-        json.dump({"engine": engine, "precision": options.precision, "tf32": options.tf32, "kernels": measured}, sys.stdout)
-        print()
+        print(json.dumps({"engine": f"PyTorch {torch.__version__} {options.mode}", "precision": options.precision,
+                          "tf32": options.tf32}), flush=True)  # fmt: skip
+    for name in names:
+        result = line(name, options)
+        if options.json:
+            print(json.dumps(result), flush=True)
+        else:
+            told = result.get("error") or f"{result['median_ns'] / 1e3:.2f} us"
+            print(f"{name}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ pub(super) fn narrow_heads() {
     check_shapes(&[[2, 33, 33, 3, 8], [1, 40, 70, 2, 12], [1, 33, 77, 1, 40], [1, 67, 66, 1, 64]]);
 }
 
-/// More queries or keys than two tiles.
+/// More keys than a tile, and more queries than a block has rows.
 #[test]
 fn larger_narrow_heads() {
     check_shapes(&[[1, 5, 300, 1, 8], [1, 130, 77, 1, 4], [1, 77, 130, 2, 12]]);
@@ -82,6 +82,7 @@ pub(super) fn of_one_tensor() {
     check_packed(&[
         [2, 33, 3, 8],
         [1, 77, 2, 12],
+        [1, 33, 1, 32],
         [1, 33, 2, 64],
         [2, 35, 1, 72],
         [1, 34, 1, 128],

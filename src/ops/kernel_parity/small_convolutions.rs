@@ -224,6 +224,7 @@ fn small_tiles_that_leave_moments() {
         ([1, 3, 17], 3, 8, 2),
         // A warp has all of a slice.
         ([1, 3, 9], 3, 64, 1),
+        ([1, 3, 9], 3, 64, 4),
         ([2, 3, 5], 3, 64, 8),
         ([1, 3, 9], 3, 64, 16),
         ([1, 2, 5], 3, 12, 2),
@@ -239,7 +240,7 @@ fn small_tiles_that_leave_moments() {
     }
 }
 
-/// The last block merges a tile a lane, and more than a lane takes at once.
+/// More tiles, of which the last block merges one a lane, and more than a lane takes at once; slices of a whole tile.
 #[test]
 fn larger_images_that_leave_moments() {
     let cases = [
@@ -247,7 +248,6 @@ fn larger_images_that_leave_moments() {
         ([2, 9, 17], 3, 8, 4),
         ([1, 9, 13], 3, 64, 64),
         ([1, 9, 17], 3, 64, 64),
-        ([1, 3, 9], 3, 64, 4),
         // Large tiles, of which the lower ones have a second half outside of the image.
         ([1, 17, 9], 3, 72, 8),
         ([2, 9, 37], 1, 32, 16),
