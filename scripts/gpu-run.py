@@ -299,7 +299,7 @@ def bench_commands(runner):
         yield f"{name} cyanea", [
             runner.cyanea, "bench", what, *network, *about, "--device", options.device
         ]
-        if runner.emulated:
+        if runner.emulated or options.config:
             continue
         for mode, how in PEERS.items():
             yield f"{name} PyTorch {mode}", [
@@ -467,7 +467,7 @@ def main():
     parser.add_argument("--cases", default="*.safetensors", metavar="GLOB", help="only these cases")
     parser.add_argument("--only", action="append", metavar="GLOB",
                         help="of benches and profile only these items; may be repeated")  # fmt: skip
-    parser.add_argument("--config", help="benches of this configuration in place of the presets, without peers")
+    parser.add_argument("--config", help="steps and training of this configuration in place of the presets, without peers")
     parser.add_argument("--repetitions", type=int, default=50, help="measured steps (default 50)")
     parser.add_argument("--list", action="store_true", help="name the parts in their order and stop")
     options = parser.parse_args()
