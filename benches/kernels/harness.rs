@@ -149,7 +149,8 @@ fn share(time: Duration, some: u64, all: u64) -> Duration {
 /// A slot's place, type and contents.
 type Slot = (Region, String, TensorType, Fill);
 
-fn as_half(ty: &TensorType) -> TensorType {
+/// Of an activation that comes from a float16 operation.
+fn halved(ty: &TensorType) -> TensorType {
     ty.with_dtype(if ty.dtype == DType::F32 { DType::F16 } else { ty.dtype })
 }
 
@@ -169,7 +170,7 @@ fn graph(
         g.slot(region, &name, ty, rate)
     };
     // As if what comes before were in float16, too: some operations follow their inputs.
-    let halves: Vec<TensorType> = inputs.iter().map(|input| as_half(&input.ty)).collect();
+    let halves: Vec<TensorType> = inputs.iter().map(|input| halved(&input.ty)).collect();
     let wanted = if half { op.half(&halves.iter().collect::<Vec<_>>()) } else { Vec::new() };
     let mut read = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
