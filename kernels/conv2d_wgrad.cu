@@ -16,3 +16,10 @@ template <class E>
 __global__ void __launch_bounds__(256, 1) conv2d_wgrad_columns(Conv2dWeights<E> p) {
     conv2d_wgrad_tile<E, 1, GENERAL, 2, 4, 4, 2, sizeof(E) / 2, sizeof(E) / 2>(p);
 }
+
+// 1x1 kernels in float16 whose channels are read 16 bytes at a time: as many results. A warp makes 64 x 64 of them, so
+// that an operand that it loads serves four products, of every second 16 pixels.
+template <WgradWay WAY>
+__global__ void __launch_bounds__(256 + WgradLoaders<WAY>::THREADS, 1) conv2d_wgrad_pointwise(Conv2dWeights<__half> p) {
+    conv2d_wgrad_tile<__half, 1, WAY, 2, 2, 4, 4, 2, 2, 2>(p);
+}

@@ -37,6 +37,15 @@ __device__ __forceinline__ int column_of(const Conv2dWeights<E>& p, int k) {
     return k & ((1 << p.tile_width_log) - 1);
 }
 
+// The tile behind `tile`, which has this `index`. Of FLAT ones, of rows of pixels, without a division.
+template <bool FLAT, class E>
+__device__ __forceinline__ WgradTile wgrad_tile_behind(const Conv2dWeights<E>& p, WgradTile tile, int index) {
+    if (!FLAT) return wgrad_tile(p, index);
+    tile.ox += 1 << p.tile_width_log;
+    if (tile.ox >= p.width) tile.ox = 0, tile.sample += p.samples;
+    return tile;
+}
+
 // A piece on its way: its sample, -1 where nothing is left to be normalised.
 struct WgradPiece {
     uint4 value;
@@ -72,12 +81,17 @@ __device__ __forceinline__ void unpack(unsigned word, float (&value)[1]) { value
 template <class E, int TAPS, WgradWay WAY, int M, int N, int THREADS>
 struct WgradLoader {
     static const int SIZE = Piece<E>::SIZE, UM = M / SIZE, UN = N / SIZE, EACH_X = THREADS / UN, EACH_Y = THREADS / UM;
+    // A sample is a row of pixels, of x as of dy.
+    static const bool FLAT = TAPS == 1 && WAY != GENERAL;
+    typedef WgradAffine<E, TAPS == 1> Affine;
     // For the bias a thread sums one word of each PARTS-th pixel of dy, which is one channel or two.
     static const int WORDS = M * static_cast<int>(sizeof(E)) / 4, PARTS = THREADS / WORDS, CHANNELS = M / WORDS;
 
     const Conv2dWeights<E>& p;
     const E* dy;
     int thread, x_plane, dy_plane, x_rounds, y_rounds, columns, column, out;
+    const E* own_x;  // of the first pixel
+    int own_pitch;
     float bias[CHANNELS];
 
     __device__ __forceinline__ WgradLoader(const Conv2dWeights<E>& params, const E* of_dy, int own, int first_out,
@@ -87,6 +101,9 @@ struct WgradLoader {
         x_rounds = (p.region + EACH_X - 1) / EACH_X, y_rounds = (p.pixels + EACH_Y - 1) / EACH_Y;
         columns = (p.c1 + p.c2) * (TAPS == 1 ? p.kh * p.kw : 1);
         column = first_column + thread % UN * SIZE, out = first_out + thread % UM * SIZE;
+        // The thread's channels lie in one source.
+        bool second = (column >= p.c1) & (column < columns);
+        own_x = second ? p.x2 + (column - p.c1) : p.x + column, own_pitch = second ? p.c2 : p.c1;
     }
     __device__ __forceinline__ int x_pixel(int round) const { return thread / UN + round * EACH_X; }
     __device__ __forceinline__ int y_pixel(int round) const { return thread / UM + round * EACH_Y; }
@@ -99,6 +116,7 @@ struct WgradLoader {
 
     // Where pixel `pixel` of (b) comes from.
     __device__ __forceinline__ WgradTile source_of(const WgradTile& tile, int pixel) const {
+        if (FLAT) return {tile.sample + sample_of(p, pixel), 0, tile.ox + column_of(p, pixel)};
         WgradTile from = {tile.sample, tile.oy * p.stride_h - p.pad_top, tile.ox * p.stride_w - p.pad_left};
         if (TAPS == 1) {
             from.sample += sample_of(p, pixel);
@@ -119,11 +137,13 @@ struct WgradLoader {
     }
     // No tensor has more than 2^31 elements. Unsigned, what is negative is too large as well.
     __device__ __forceinline__ bool in_source(const WgradTile& from) const {
+        if (FLAT) return (from.sample < p.batch) & (from.ox < p.width);
         return (from.sample < p.batch) &
                (static_cast<unsigned>(from.oy) < static_cast<unsigned>(p.height << p.upsample)) &
                (static_cast<unsigned>(from.ox) < static_cast<unsigned>(p.width << p.upsample));
     }
     __device__ __forceinline__ int source_index(const WgradTile& from) const {
+        if (FLAT) return from.sample * p.width + from.ox;
         return (from.sample * p.height + (from.oy >> p.upsample)) * p.width + (from.ox >> p.upsample);
     }
 
@@ -137,10 +157,8 @@ struct WgradLoader {
         if (WAY != GENERAL) {
             WgradTile from = source_of(tile, pixel);
             bool inside = wanted & (column < columns) & in_source(from);
-            // The thread's channels lie in one source. What is outside reads what is there for certain.
-            bool second = (column >= p.c1) & (column < columns);
-            const E* at = second ? p.x2 : p.x;
-            if (inside) at += source_index(from) * (second ? p.c2 : p.c1) + (second ? column - p.c1 : column);
+            // What is outside reads what is there for certain.
+            const E* at = inside ? own_x + source_index(from) * own_pitch : p.x;
             piece.sample = inside ? from.sample : -1;
             if (WAY == PLAIN || CYANEA_CODE_PATH >= 80) fetch_plain(piece, x_place(buffer, round), at, inside, wanted);
             else piece.value = *reinterpret_cast<const uint4*>(at);
@@ -172,7 +190,7 @@ struct WgradLoader {
         bool whole = TAPS == 1 && p.flags & WIDE && column < columns;
         if (WAY == GENERAL && !(inside && (p.affine || p.silu))) return;
         if (WAY == NORMALISED || (WAY == GENERAL && whole)) {
-            WgradAffine<E> affine;
+            Affine affine;
             affine.load(p, part, inside ? piece.sample : 0, (inside ? column : 0) + part * 4);
             affine.normalise(part, p.silu, piece.value);
         } else if (WAY == GENERAL && part == 0) {
@@ -200,6 +218,11 @@ struct WgradLoader {
         bool wanted = (k < p.pixels) & any;
         bool inside = wanted & (sample < p.batch) & (oy < p.out_height) & (ox < p.out_width);
         int pixel = (sample * p.out_height + oy) * p.out_width + ox;
+        if (FLAT) {
+            // The same as of x.
+            WgradTile from = source_of(tile, k);
+            inside = wanted & in_source(from), pixel = source_index(from);
+        }
         if (WAY != GENERAL) {
             inside = inside & (out < p.c_out);
             fetch_plain(piece, y_place(buffer, round), inside ? dy + (pixel * p.c_out + out) : dy, inside, wanted);
@@ -260,7 +283,7 @@ struct WgradLoader {
                 copy_wait<0>();
             }
             if (WAY != NORMALISED) continue;
-            WgradAffine<E> affine = {};
+            Affine affine = {};
             if (p.samples == 1) {
                 load_affine(affine, tile.sample);
                 for (int round = first; round < end; round += 3)
@@ -275,7 +298,7 @@ struct WgradLoader {
         }
         copy_wait<0>();
     }
-    __device__ __forceinline__ void load_affine(WgradAffine<E>& affine, int sample) const {
+    __device__ __forceinline__ void load_affine(Affine& affine, int sample) const {
         int c = column < columns ? column : 0;
 #pragma unroll
         for (int part = 0; part < SIZE / 4; ++part) affine.load(p, part, sample, c + part * 4);
@@ -283,7 +306,7 @@ struct WgradLoader {
     // COUNT rounds together, so that each hides what the others wait for; `inside` has a bit for each.
     template <int COUNT>
     __device__ __forceinline__ void normalise_rounds(uint4* buffer, int round, unsigned inside,
-                                                     const WgradAffine<E>& affine) {
+                                                     const Affine& affine) {
         uint4 pieces[COUNT];
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {

@@ -60,8 +60,9 @@ __device__ __forceinline__ float normalised(const Conv2dWeights<E>& p, float val
     return p.silu ? silu(value) : value;
 }
 
-// Scale and shift of a piece's channels, in parts of four.
-template <class E>
+// Scale and shift of a piece's channels, in parts of four. Where it BRANCHES, SiLU costs nothing that isn't there;
+// without, the compiler can mix it with products.
+template <class E, bool BRANCHES>
 struct WgradAffine {
     float4 scale[Piece<E>::SIZE / 4], shift[Piece<E>::SIZE / 4];
 
@@ -79,7 +80,8 @@ struct WgradAffine {
         value[1] = fmaf(value[1], scale[part].y, shift[part].y);
         value[2] = fmaf(value[2], scale[part].z, shift[part].z);
         value[3] = fmaf(value[3], scale[part].w, shift[part].w);
-        stored_silu<E>(value, silu);
+        if (!BRANCHES) stored_silu<E>(value, silu);
+        else if (silu) stored_silu<E>(value);
     }
     __device__ __forceinline__ void normalise(int part, bool silu, uint4& piece) const {
         normalise_part(part, silu, piece, static_cast<const E*>(nullptr));

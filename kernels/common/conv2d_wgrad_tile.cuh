@@ -12,20 +12,25 @@
 //            sorted by their place modulo the stride, so that neighbouring outputs read neighbours.
 //            PLAIN: no stride in rows; x and dy are read 16 bytes at a time and stored as they are.
 //            NORMALISED: the same, but x is scaled, shifted and goes through SiLU on its way.
-//   TAPS 1   others: a column is an input channel and a tap, and (b) has a pixel for every output pixel.
+//   TAPS 1   others: a column is an input channel and a tap, and (b) has a pixel for every output pixel. PLAIN and
+//            NORMALISED: 1x1 kernels, as above.
 //
 // Slices are joined by tickets. The blocks of the first columns also sum dy for the bias.
 #pragma once
 #include "common/conv2d_wgrad_loader.cuh"
+#include "common/pair_sums.cuh"
 #include "common/slices.cuh"
 #include "common/wgrad_step.cuh"
 
 // MT x NT products of 16 x 16 and each tap a warp, WM x WN warps a block and those that load; a thread that does
-// both has HX pieces of x and HY of dy under way at a time.
-template <class E, int TAPS, WgradWay WAY, int WM, int WN, int MT, int NT, int HX, int HY>
+// both has HX pieces of x and HY of dy under way at a time. Of two GROUPS of so many warps each takes every second
+// 16 pixels, and half of the sums in the end.
+template <class E, int TAPS, WgradWay WAY, int WM, int WN, int MT, int NT, int HX, int HY, int GROUPS = 1>
 __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
-    const int M = WM * MT * 16, N = WN * NT * 16, THREADS = WM * WN * 32, APART = WgradLoaders<WAY>::THREADS;
-    const int SIZE = Piece<E>::SIZE, UN = N / SIZE, SUMS = TAPS * MT * NT * 8;
+    const int M = WM * MT * 16, N = WN * NT * 16, WARPS = WM * WN, THREADS = WARPS * GROUPS * 32;
+    const int APART = WgradLoaders<WAY>::THREADS, OWN_MT = MT / GROUPS;
+    const int SIZE = Piece<E>::SIZE, UN = N / SIZE, SUMS = TAPS * OWN_MT * NT * 8;
+    static_assert(GROUPS == 1 || (GROUPS == 2 && TAPS == 1), "halves of the sums are rows");
     typedef WgradLoader<E, TAPS, WAY, M, N, APART ? APART : THREADS> Loader;
     CYANEA_DYNAMIC_SHARED(uint4, shared);
     const E* type = nullptr;
@@ -58,44 +63,46 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
         return kx == 1 ? p.second_tap : p.third_tap;
     };
 
-    float sums[SUMS + 1];
+    typedef PairSums<TAPS * MT * NT, WARPS, false> Products;
+    Products products;
     if (!APART || thread < THREADS) {
 #pragma unroll
-        for (int i = 0; i <= SUMS; ++i) sums[i] = 0.0f;
+        for (int i = 0; i < SUMS * GROUPS; ++i) products.sums[i] = 0.0f;
         Loader loader(p, dy, thread, row_tile * M, blockIdx.x * N);
-        if (!APART) loader.bring(other(), wgrad_tile(p, tile), 0, 0);
+        WgradTile next = wgrad_tile(p, tile);
+        if (!APART) loader.bring(other(), next, 0, 0);
         swap();
         for (int count = last - tile; count > 0; --count) {
             bool more = count > 1;
-            WgradTile next = wgrad_tile(p, last - count + 1);
+            next = wgrad_tile_behind<Loader::FLAT>(p, next, last - count + 1);
             warp = threadIdx.x / 32;
+            int group = GROUPS > 1 ? warp / WARPS : 0;
             const uint4* right = buffer() + warp % WN * NT * 16 / SIZE * x_plane;
-            const uint4* left = buffer() + UN * x_plane + warp / WN * MT * 16 / SIZE * dy_plane;
+            const uint4* left = buffer() + UN * x_plane + warp / WN % WM * MT * 16 / SIZE * dy_plane;
+            int round = 0;  // of pieces of the next tile
 #pragma unroll 1
-            for (int step = 0; step * 16 < p.pixels; ++step) {
+            for (int step = group; step * 16 < p.pixels; step += GROUPS, ++round) {
                 WgradPiece x[HX], of_dy[HY];
                 auto during = [&](int tap) {
                     if (APART) return;
 #pragma unroll
                     for (int h = 0; h < HX; ++h) {
-                        int round = step * HX + h;
-                        if (tap == 0) loader.fetch_x(other(), next, round, more, x[h]);
+                        if (tap == 0) loader.fetch_x(other(), next, round * HX + h, more, x[h]);
                         if (tap == max(TAPS - 3, 1)) loader.normalise_x(x[h], 0);
                         if (tap == max(TAPS - 1, 1)) loader.normalise_x(x[h], 1);
-                        if (tap == TAPS) loader.store_x(other(), round, more, x[h]);
+                        if (tap == TAPS) loader.store_x(other(), round * HX + h, more, x[h]);
                     }
 #pragma unroll
                     for (int h = 0; h < HY; ++h) {
-                        int round = step * HY + h;
-                        if (tap == 0) loader.fetch_y(other(), next, round, more, of_dy[h]);
-                        if (tap == max(TAPS - 3, 1)) loader.store_y(other(), round, more, of_dy[h]);
+                        if (tap == 0) loader.fetch_y(other(), next, round * HY + h, more, of_dy[h]);
+                        if (tap == max(TAPS - 3, 1)) loader.store_y(other(), round * HY + h, more, of_dy[h]);
                     }
                 };
-                wgrad_step<TAPS, MT, NT>(sums, type, left, dy_plane, right, x_plane, step * 16, place,
+                wgrad_step<TAPS, MT, NT>(products.sums, type, left, dy_plane, right, x_plane, step * 16, place,
                                          p.region_width, shift, during);
             }
             if (!APART) {
-                if (more) loader.bring(other(), next, p.pixels / 16 * HX, p.pixels / 16 * HY);
+                if (more) loader.bring(other(), next, round * HX, round * HY);
                 if (has_bias) loader.add_bias(buffer());
             }
             swap();
@@ -104,13 +111,15 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     } else {
 #if CYANEA_CODE_PATH >= 80
         Loader loader(p, dy, thread - THREADS, row_tile * M, blockIdx.x * N);
-        loader.stream(other(), wgrad_tile(p, tile), [] {});
+        WgradTile next = wgrad_tile(p, tile);
+        loader.stream(other(), next, [] {});
         swap();
         while (tile < last) {
             auto bias = [&]() {
                 if (has_bias) loader.add_bias(buffer());
             };
-            if (++tile < last) loader.stream(other(), wgrad_tile(p, tile), bias);
+            next = wgrad_tile_behind<Loader::FLAT>(p, next, ++tile);
+            if (tile < last) loader.stream(other(), next, bias);
             else bias();
             swap();
         }
@@ -119,22 +128,35 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     }
 
     thread = thread_again(), warp = thread / 32;
+    float sums[SUMS + 1];
+    sums[SUMS] = 0.0f;
     if (has_bias) {
         __syncthreads();
         if (thread < M)
             for (int i = 0; i < Loader::PARTS; ++i) sums[SUMS] += bias_parts[i * M + thread];
+        if (GROUPS > 1) __syncthreads();
+    }
+    if (GROUPS > 1) {
+        float4* exchanged = reinterpret_cast<float4*>(shared);
+        if (thread < THREADS) products.give(exchanged);
+        __syncthreads();
+        if (thread < THREADS) products.template take<false>(sums, exchanged);
+    } else {
+#pragma unroll
+        for (int i = 0; i < SUMS; ++i) sums[i] = products.sums[i];
     }
     int block = blockIdx.z * gridDim.x + blockIdx.x, columns = (p.c1 + p.c2) * (TAPS == 1 ? p.kh * p.kw : 1);
     float* partials = p.partials + static_cast<long long>(block) * p.parts * (SUMS + 1) * THREADS;
     float* dw = sibling == 0 ? p.dw[0] : sibling == 1 ? p.dw[1] : p.dw[2];
     float* dbias = sibling == 0 ? p.dbias[0] : sibling == 1 ? p.dbias[1] : p.dbias[2];
-    int first_out = row_tile * M + warp / WN * MT * 16, first_column = blockIdx.x * N + warp % WN * NT * 16;
+    int first_out = row_tile * M + (warp / WN % WM * GROUPS + warp / WARPS) * OWN_MT * 16;
+    int first_column = blockIdx.x * N + warp % WN * NT * 16;
     auto store = [&](int i, float sum) {
         if (i == SUMS) {
             if (has_bias && thread < M && row_tile * M + thread < p.c_out) dbias[row_tile * M + thread] = sum;
             return;
         }
-        WgradPlace place = wgrad_place<MT, NT>(type, i);
+        WgradPlace place = wgrad_place<OWN_MT, NT>(type, i);
         int row = first_out + place.row, to = first_column + place.column;
         if (row < p.c_out && to < columns) dw[(row * columns + to) * TAPS + place.tap] = sum;
     };

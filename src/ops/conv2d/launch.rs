@@ -7,6 +7,7 @@ use super::grad::{Conv2dWgrad, MOST_SIBLINGS};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
     self, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_COLUMNS_WGRAD_NHWC_F32,
+    CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16, CONV2D_POINTWISE_WGRAD_NHWC_F16,
     CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32,
     CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
     CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
@@ -31,7 +32,8 @@ kernels::params! {
     struct Params for CONV2D_TAPS_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
         CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_NORM_WGRAD_NHWC_F16,
         CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16,
-        CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16
+        CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_POINTWISE_WGRAD_NHWC_F16,
+        CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16
     {
         x: [u64; 2], affine: u64, dy: [u64; 3], dw: [u64; 3], dbias: [u64; 3],
         partials: u64, tickets: u64,
@@ -49,6 +51,8 @@ struct Body {
     rows: usize,
     columns: usize,
     taps: usize,
+    /// In float16, for 1×1 kernels, where x and dy are read 16 bytes at a time.
+    pointwise: bool,
     /// Most pixels of a tile.
     pixels: usize,
     /// Of a tile.
@@ -59,16 +63,26 @@ impl Body {
     /// For 3×3 kernels.
     fn taps(dtype: DType) -> Body {
         let pixels = if dtype == DType::F16 { 128 } else { 64 };
-        Body { rows: 64, columns: 64, taps: 9, pixels, least_width: 8 }
+        Body { rows: 64, columns: 64, taps: 9, pointwise: false, pixels, least_width: 8 }
     }
 
     /// For all kernels: a column is an input channel and a tap.
     fn columns() -> Body {
-        Body { rows: 128, columns: 128, taps: 1, pixels: 64, least_width: 1 }
+        Body { rows: 128, columns: 128, taps: 1, pointwise: false, pixels: 64, least_width: 1 }
+    }
+
+    /// For 1×1 kernels in float16, of whole pieces of channels.
+    fn pointwise() -> Body {
+        Body { pointwise: true, pixels: 128, ..Body::columns() }
     }
 
     /// `wide`: no stride in rows; x and dy are read 16 bytes at a time. `normalised`: not used as they are.
     fn kernel(&self, x: &TensorType, wide: bool, normalised: bool) -> &'static Kernel {
+        match (self.pointwise && wide, normalised) {
+            (true, false) => return &CONV2D_POINTWISE_WGRAD_NHWC_F16,
+            (true, true) => return &CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16,
+            (false, _) => {}
+        }
         let [f32, f16] = match (self.taps, wide, normalised) {
             (1, ..) => [&CONV2D_COLUMNS_WGRAD_NHWC_F32, &CONV2D_COLUMNS_WGRAD_NHWC_F16],
             (_, true, false) => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
@@ -109,12 +123,18 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(conv: &Conv, siblings: usize, dtype: DType, target: &Target) -> Plan {
-        let (flat, sample_pixels) = match conv.in_a_row() {
-            Some(row) => (row, conv.input[0] * conv.input[1]),
+    /// `normalised`: what x goes through may differ from sample to sample.
+    fn of(conv: &Conv, normalised: bool, siblings: usize, dtype: DType, target: &Target) -> Plan {
+        let whole = [conv.channels[0], conv.channels[1], conv.c_out];
+        let whole = whole.iter().all(|channels| channels.is_multiple_of(piece(dtype)));
+        let pointwise = whole && dtype == DType::F16 && conv.in_rows(true).is_some();
+        let (flat, sample_pixels) = match conv.in_rows(!(pointwise && normalised)) {
+            Some(rows) if rows.batch == 1 => (rows, conv.input[0] * conv.input[1]),
+            Some(rows) => (rows, 0),
             None => (*conv, 0),
         };
-        let (body, columns) = (Body::columns(), flat.c_in() * flat.kernel[0] * flat.kernel[1]);
+        let body = if pointwise { Body::pointwise() } else { Body::columns() };
+        let columns = flat.c_in() * flat.kernel[0] * flat.kernel[1];
         // Few channels fill more of a block as columns.
         let with_taps = flat.kernel == [3, 3] && columns > body.columns;
         let taps = with_taps.then(|| Body::taps(dtype)).and_then(|body| {
@@ -212,16 +232,27 @@ impl Body {
         let units = |channels: usize| channels / piece(dtype);
         let x = units(self.columns) * (pixels | 1);
         let dy = units(self.rows) * ((samples * size[0] * size[1]) | 1);
-        // Sums of dy for the bias take the same place: a thread has those of a word, in float32.
+        // Sums of dy for the bias take the same place: a thread has those of a word, in float32. So do those that two
+        // groups of warps exchange.
         let bias = THREADS * piece(dtype);
-        tile.shared = (2 * (x + dy) * PIECE).max(bias);
+        let exchanged = if self.pointwise { self.rows * self.columns * 4 } else { 0 };
+        tile.shared = (2 * (x + dy) * PIECE).max(bias).max(exchanged);
         Some(tile)
     }
 }
 
 impl Conv2dWgrad {
     fn plan(&self, target: &Target, inputs: &[&TensorType]) -> Option<Plan> {
-        Some(Plan::of(&self.conv(inputs).ok()?, 1 + self.siblings, inputs[0].dtype, target))
+        Some(self.plan_of(&self.conv(inputs).ok()?, inputs[0].dtype, target))
+    }
+
+    fn plan_of(&self, conv: &Conv, dtype: DType, target: &Target) -> Plan {
+        Plan::of(conv, self.normalises(), 1 + self.siblings, dtype, target)
+    }
+
+    /// Whether x isn't used as it is.
+    fn normalises(&self) -> bool {
+        self.operands.affine || self.operands.silu
     }
 
     pub(super) fn gpu_scratch(&self, target: &Target, inputs: &[&TensorType]) -> usize {
@@ -235,7 +266,7 @@ impl Conv2dWgrad {
     pub(super) fn launches(&self, args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let types: Vec<&TensorType> = args.inputs.iter().map(|view| &view.ty).collect();
         let dtype = types[0].dtype;
-        let plan = Plan::of(&self.conv(&types)?, 1 + self.siblings, dtype, args.target);
+        let plan = self.plan_of(&self.conv(&types)?, dtype, args.target);
         let Plan { body, conv, tile, .. } = &plan;
         let name = "conv2d_wgrad";
         let int = |size| dimension(name, size);
@@ -294,7 +325,7 @@ impl Conv2dWgrad {
         }
         let grid = [plan.column_tiles as u32, plan.slices as u32, rows as u32];
         let wide = conv.stride[1] == 1 && x_wide && dy_wide;
-        let kernel = body.kernel(types[0], wide, affine.is_some() || self.operands.silu);
+        let kernel = body.kernel(types[0], wide, self.normalises());
         let block = [kernel.block_threads(args.target.code_path), 1, 1];
         // Of each convolution its weight's gradient, and its bias's.
         let each = |which: usize| {

@@ -73,6 +73,7 @@ pub(super) fn weight_gradients() {
         ([1, 12, 33], [17, 9], [3, 3], [2, 2], [0, 1, 0, 1]),
         ([2, 7, 10], [15, 8], [3, 3], [1, 3], [2, 1, 0, 1]),
         ([1, 20, 21], [130, 136], [1, 1], [1, 1], [0, 0, 0, 0]),
+        ([2, 13, 11], [136, 144], [1, 1], [1, 1], [0, 0, 0, 0]),
         ([2, 7, 9], [9, 6], [1, 1], [2, 2], [0, 1, 0, 0]),
     ] {
         let x = Host::random(&[b, h, w, c_in], 1);
@@ -115,11 +116,13 @@ pub(super) fn rich_weight_gradients() {
     {
         let [b, h, w] = size;
         let operands = Operands { second: true, affine: true, silu, ..Operands::default() };
-        let wgrad = Conv2dWgrad { operands, ..taps.clone() };
         let source = |channels, seed| Host::random(&[b, h, w, channels], seed);
         let affine = Host::random(&[b, 2, first + second], 3);
         let inputs = [&source(first, 1), &source(second, 2), &affine, &source(72, 4)];
-        check(&wgrad, &inputs, 1e-5);
+        let pointwise = Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true);
+        for plain in [&taps, &pointwise] {
+            check(&Conv2dWgrad { operands, ..plain.clone() }, &inputs, 1e-5);
+        }
     }
 }
 

@@ -366,7 +366,7 @@ fn weight_gradients_of_many_tiles() {
     super::convolution::weight_gradients_on_chips_of(1, [1, 8, 48]);
 }
 
-/// By taps, of whole pieces without stride and in general, and by columns.
+/// By taps, of whole pieces without stride and in general, by columns, and in float16 of 1×1 kernels.
 #[test]
 fn weight_gradients() {
     let x = Host::random(&[1, 4, 5, 16], 1);
@@ -381,6 +381,9 @@ fn weight_gradients() {
             check_on_chips_of(1, &wgrad, &[&x, &affine, &dy], 1e-5);
         }
     }
+    let (x, dy) = (Host::random(&[1, 4, 5, 9], 1), Host::random(&[1, 4, 5, 8], 2));
+    check_on_chips_of(1, &Conv2dWgrad::new([1; 2], [0; 4], [1; 2], true), &[&x, &dy], 1e-5);
+    assert_launched("f16", &["conv2d_pointwise_wgrad", "conv2d_pointwise_norm_wgrad"]);
     for precision in ["f32", "f16"] {
         let taps = ["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"];
         assert_launched(precision, &taps);

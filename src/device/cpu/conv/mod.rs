@@ -107,24 +107,19 @@ impl Conv {
 
     /// A 1×1 convolution of stride 1 as one row of pixels a sample, or, where nothing belongs to
     /// single samples, as one row of pixels.
-    fn flattened(mut self, Args { source, epilogue, .. }: &Args) -> Conv {
-        if self.is_pointwise() {
-            let shared = |part: &[f32], length| part.len() <= length;
-            let alike =
-                shared(source.affine, 2 * self.c_in()) && shared(epilogue.shift, self.c_out);
-            self = self.in_rows(if alike { 1 } else { self.batch });
-        }
-        self
+    fn flattened(self, Args { source, epilogue, .. }: &Args) -> Conv {
+        let shared = |part: &[f32], length| part.len() <= length;
+        let alike = shared(source.affine, 2 * self.c_in()) && shared(epilogue.shift, self.c_out);
+        self.in_rows(alike).unwrap_or(self)
     }
 
-    fn in_rows(self, rows: usize) -> Conv {
+    /// A 1×1 convolution of stride 1 as one row of all pixels where samples are `alike`, else as one a sample; `None`
+    /// for others.
+    pub fn in_rows(self, alike: bool) -> Option<Conv> {
+        let rows = if alike { 1 } else { self.batch };
         let pixels = self.batch * self.input[0] * self.input[1] / rows;
-        Conv { batch: rows, input: [1, pixels], output: [1, pixels], ..self }
-    }
-
-    /// A 1×1 convolution of stride 1 as one row of all pixels; `None` for others.
-    pub fn in_a_row(self) -> Option<Conv> {
-        self.is_pointwise().then(|| self.in_rows(1))
+        let row = Conv { batch: rows, input: [1, pixels], output: [1, pixels], ..self };
+        self.is_pointwise().then_some(row)
     }
 
     /// A transposed convolution of stride 1 as the convolution with the turned kernel. Its padding
