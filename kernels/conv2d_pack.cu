@@ -8,8 +8,12 @@ struct Conv2dPack {
     const float* weight[2];
     E* packed;            // [c_out / 64][tap][piece of c_in, an even number][64, of 16 each in the order of
                           // ResultLayout][16 bytes], zeros beyond
-    int c_out, c_in, taps, transposed;
+    int c_out, c_in, taps, flags;
 };
+
+// Of an input gradient; for patches (patches.cu), in whose channels all taps of c_in are.
+#define TRANSPOSED 1
+#define PATCHED 2
 
 // Weights that one launch packs: a network has hundreds, and all change together.
 #define MOST_PACKS 92
@@ -42,7 +46,9 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
         if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
     const Conv2dPack<E>& p = packs.each[which];
     const int SIZE = Piece<E>::SIZE;
-    int pieces = (p.c_in + 2 * SIZE - 1) / (2 * SIZE) * 2, taps = p.taps;
+    // Taps that are columns of the product, and those that are not.
+    int columns = p.flags & PATCHED ? p.taps : 1, taps = p.taps / columns, all = p.c_in * columns;
+    int pieces = (all + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int i = (block - packs.first_block[which]) * blockDim.x + threadIdx.x;
     // Eight neighbouring outputs of two pieces: lanes write whole lines, and read what lies together.
     int out = i % 8 + i / 16 % 8 * 8, piece = i / 8 % 2 + i / 128 % (pieces / 2) * 2, of = i / 128 / (pieces / 2);
@@ -53,14 +59,15 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
     const float* from[SIZE];
 #pragma unroll
     for (int k = 0; k < SIZE; ++k) {
-        int c = piece * SIZE + k;
+        int at = piece * SIZE + k, c = columns > 1 ? at / columns : at;
         from[k] = nullptr;
-        if (c >= p.c_in || out >= p.c_out) continue;
+        if (at >= all || out >= p.c_out) continue;
+        int column = at - c * columns;
         const float* weight = c < each ? p.weight[0] : p.weight[1];
         if (c >= each) c -= each;
-        long long row = p.transposed ? static_cast<long long>(c) * p.c_out + out
+        long long row = p.flags & TRANSPOSED ? static_cast<long long>(c) * p.c_out + out
                                      : static_cast<long long>(out) * each + c;
-        from[k] = weight + row * taps;
+        from[k] = weight + (row * p.taps + column);
     }
     // All taps of an element lie together. A V100's L1 doesn't keep the lines of so many warps from a tap to the next.
     if (CYANEA_CODE_PATH < 80 && taps == 9) {

@@ -85,8 +85,9 @@ fn weights_are_packed_in_prepare() {
     // One launch for all; those of linear layers of rows are read as they are.
     assert_eq!(launches("prepare", "conv2d_pack"), 1);
     assert_eq!(launches("denoise", "conv2d_pack"), 0);
-    // The image on its way in; the sampler reads the prediction as it is.
-    assert_eq!(launches("denoise", "cast"), 1);
+    // The image is rounded on its way into patches; the sampler reads the prediction as it is.
+    assert_eq!(launches("denoise", "patches"), 1);
+    assert_eq!(launches("denoise", "cast"), 0);
 }
 
 fn trainer(device: &dyn Device) -> Trainer {

@@ -72,16 +72,17 @@ fn check_against_the_emulator(network: &[&str]) {
 /// The goal of 80 launches a sampling step, with the sampler's update.
 #[test]
 fn a_sampling_step_of_ddpm_64_takes_few_launches() {
-    for (target, precision, most) in
-        [("v100", "fp16", 73), ("a100", "fp16", 73), ("h100", "fp32", 72)]
+    // The last convolution writes three channels; the first one reads them, in float16 as patches.
+    for (target, precision, most, by_element) in
+        [("v100", "fp16", 73, 1), ("a100", "fp16", 73, 1), ("h100", "fp32", 72, 2)]
     {
         for batch in ["1", "64"] {
             let preset = ["--preset", "ddpm-64", "--batch", batch];
             let plan = json(&[&["plan", "--target", target, "--precision", precision], &preset]);
             let launches = plan["launches_per_sampling_step"].as_u64().unwrap();
             assert!(launches <= most, "{launches} on {target} in {precision}, batch {batch}");
-            // The first convolution reads three channels, the last one writes them.
-            assert_eq!(plan["launches_element_by_element_per_sampling_step"], 2, "{plan}");
+            let slow = &plan["launches_element_by_element_per_sampling_step"];
+            assert_eq!(*slow, by_element, "{plan}");
             assert_eq!(plan["launches_without_tensor_cores_per_training_step"], 0, "{plan}");
         }
     }

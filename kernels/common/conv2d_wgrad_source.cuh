@@ -9,7 +9,7 @@ struct Conv2dWeights {
     const float* affine;  // scale [C], shift [C], a sample each `affine_stride`; or null
     const E* dy[3];       // [B, out_height, out_width, c_out]; by columns of up to three convolutions of the
                           // same sources
-    float* dw[3];         // [c_out, C, kh, kw]
+    float* dw[3];         // [rows, columns] for each tap of what is no column; of patches of dy see row_taps
     float* dbias[3];      // [c_out], or null
     float* partials;      // [tile][part][sum][thread]
     unsigned* tickets;    // [tile][group of slices]
@@ -29,7 +29,10 @@ struct Conv2dWeights {
     int slices, fan;      // of pixels, and how many are joined at once
     int parts, groups;    // of a tile of results: room for sums, and tickets
     int flags;            // WIDE, WIDE_DY
-    int padding;          // none: it fills the last 8 bytes
+    int rows, columns;    // of dw: patches (see patches.cu) end with zeros, which have none
+    Divisor row_taps;     // of patches of dy, whose rows are an output channel and a tap: taps; else 1
+    int bias_tap;         // of these the one that reads all of dy
+    int unused;           // it fills the last 8 bytes
 };
 
 // dy can be read 16 bytes at a time.

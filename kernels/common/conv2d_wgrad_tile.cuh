@@ -145,20 +145,28 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
 #pragma unroll
         for (int i = 0; i < SUMS; ++i) sums[i] = products.sums[i];
     }
-    int block = blockIdx.z * gridDim.x + blockIdx.x, columns = (p.c1 + p.c2) * (TAPS == 1 ? p.kh * p.kw : 1);
+    int block = blockIdx.z * gridDim.x + blockIdx.x;
     float* partials = p.partials + static_cast<long long>(block) * p.parts * (SUMS + 1) * THREADS;
     float* dw = sibling == 0 ? p.dw[0] : sibling == 1 ? p.dw[1] : p.dw[2];
     float* dbias = sibling == 0 ? p.dbias[0] : sibling == 1 ? p.dbias[1] : p.dbias[2];
     int first_out = row_tile * M + (warp / WN % WM * GROUPS + warp / WARPS) * OWN_MT * 16;
     int first_column = blockIdx.x * N + warp % WN * NT * 16;
+    // Which output channel a row is, and which tap of its patch.
+    auto channel_of = [&](int row) { return TAPS == 1 ? p.row_taps.quotient(row) : row; };
+    auto tap_of = [&](int row, int channel) { return row - channel * p.row_taps.divisor; };
     auto store = [&](int i, float sum) {
         if (i == SUMS) {
-            if (has_bias && thread < M && row_tile * M + thread < p.c_out) dbias[row_tile * M + thread] = sum;
+            int row = row_tile * M + thread, channel = channel_of(row);
+            bool all = has_bias && thread < M && row < p.rows && (TAPS > 1 || tap_of(row, channel) == p.bias_tap);
+            if (all) dbias[channel] = sum;
             return;
         }
         WgradPlace place = wgrad_place<OWN_MT, NT>(type, i);
         int row = first_out + place.row, to = first_column + place.column;
-        if (row < p.c_out && to < columns) dw[(row * columns + to) * TAPS + place.tap] = sum;
+        if (row >= p.rows || to >= p.columns) return;
+        int channel = channel_of(row), at = channel * p.columns + to;
+        if (TAPS == 1) dw[at * p.row_taps.divisor + tap_of(row, channel)] = sum;
+        else dw[at * TAPS + place.tap] = sum;
     };
     join_groups<THREADS>(sums, partials, p.tickets + block * p.groups, slice, p.slices, p.fan, store);
 }

@@ -9,6 +9,7 @@ mod convolution;
 mod gradient;
 mod magnitude;
 mod normalisation;
+mod patches;
 mod preconditioned;
 mod row_linear;
 mod scales;

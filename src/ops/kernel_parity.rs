@@ -18,6 +18,7 @@ mod diffusion;
 mod elementwise;
 mod fused;
 mod normalisation;
+mod patches;
 mod small_convolutions;
 mod training;
 
@@ -301,6 +302,7 @@ fn every_kernel_is_compared() {
     small_convolutions::tiles_of_80_pixels();
     small_convolutions::tiles_of_blocks_alone();
     normalisation::activations();
+    patches::patches();
     normalisation::group_norm();
     normalisation::group_norm_gradient();
     normalisation::group_norm_of_moments();

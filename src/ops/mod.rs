@@ -25,6 +25,7 @@ pub mod linear;
 pub mod mp_layer;
 pub mod mse_loss;
 pub mod noise;
+pub mod patches;
 pub mod pixel_norm;
 pub mod place_columns;
 pub mod preconditioned;

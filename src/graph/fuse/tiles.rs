@@ -3,7 +3,7 @@
 //! ([`super::tiles_norm`]). Each saves a launch.
 
 use super::convolution::run_at_sum;
-use super::{Uses, maker, op, tiles_norm};
+use super::{Uses, maker, op, patches, tiles_norm};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, TensorId};
 use crate::ops::activation::Activation;
@@ -20,6 +20,7 @@ pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
         || shortcut(graph)?
         || limit(graph)
         || tiles_norm::rules(graph)?
+        || patches::rules(graph)?
         || packs(graph))
 }
 

@@ -72,6 +72,26 @@ pub struct Conv2dWgrad {
     pub bias: bool,
     /// Convolutions beside the first.
     pub siblings: usize,
+    /// Which input is made of patches; the fields above are of the 1×1 convolution that reads them.
+    pub patched: Patched,
+}
+
+/// Which input of [`Conv2dWgrad`] [`Patches`](crate::ops::patches::Patches) take the place of, for targets with
+/// kernels, with the kernel of the weight whose gradient is asked for, and its channels there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Patched {
+    Neither,
+    /// x: an element of a patch is an input channel and a tap.
+    Source {
+        kernel: [usize; 2],
+        channels: usize,
+    },
+    /// dy: an element of a patch is an output channel and a tap, of which `bias_tap` reads all of dy.
+    Gradient {
+        kernel: [usize; 2],
+        channels: usize,
+        bias_tap: usize,
+    },
 }
 
 impl Conv2dWgrad {
@@ -82,7 +102,15 @@ impl Conv2dWgrad {
         kernel: [usize; 2],
         bias: bool,
     ) -> Conv2dWgrad {
-        Conv2dWgrad { stride, padding, kernel, operands: Operands::default(), bias, siblings: 0 }
+        Conv2dWgrad {
+            stride,
+            padding,
+            kernel,
+            operands: Operands::default(),
+            bias,
+            siblings: 0,
+            patched: Patched::Neither,
+        }
     }
 
     /// With the gradient of another convolution of the same sources; `None` where they differ.
@@ -100,6 +128,16 @@ impl Conv2dWgrad {
             padding: self.padding,
             operands: self.operands,
             direction: Direction::Forward,
+        }
+    }
+
+    /// The weight whose gradient it is.
+    pub(super) fn weight(&self, conv: &Conv) -> [usize; 4] {
+        let [out, inner] = [conv.c_out, conv.c_in()];
+        match self.patched {
+            Patched::Neither => [out, inner, conv.kernel[0], conv.kernel[1]],
+            Patched::Source { kernel: [kh, kw], channels } => [out, channels, kh, kw],
+            Patched::Gradient { kernel: [kh, kw], channels, .. } => [channels, inner, kh, kw],
         }
     }
 
@@ -165,18 +203,22 @@ impl Op for Conv2dWgrad {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>> {
-        let conv = self.conv(inputs)?;
-        let mut outputs =
-            vec![TensorType::f32([conv.c_out, conv.c_in(), conv.kernel[0], conv.kernel[1]])];
+        let weight = self.weight(&self.conv(inputs)?);
+        let mut outputs = vec![TensorType::f32(weight)];
         if self.bias {
-            outputs.push(TensorType::f32([conv.c_out]));
+            outputs.push(TensorType::f32([weight[0]]));
         }
         Ok(vec![outputs; 1 + self.siblings].concat())
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         let each = 1 + self.siblings as u64;
-        self.conv(inputs).map_or(0, |conv| super::form::flops(&conv) * each)
+        self.conv(inputs).map_or(0, |conv| {
+            // Not of the zeros that patches end with.
+            let weight: usize = self.weight(&conv).iter().product();
+            let pixels = conv.batch * conv.output[0] * conv.output[1];
+            2 * (pixels * weight) as u64 * each
+        })
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {

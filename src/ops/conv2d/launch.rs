@@ -2,8 +2,8 @@
 //! work is split.
 
 use super::form::Operand;
-use super::geometry::{Geometry, PIECE, in_pieces, piece, row_stride};
-use super::grad::{Conv2dWgrad, MOST_SIBLINGS};
+use super::geometry::{Divisor, Geometry, PIECE, in_pieces, piece, row_stride};
+use super::grad::{Conv2dWgrad, MOST_SIBLINGS, Patched};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
     self, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_COLUMNS_WGRAD_NHWC_F32,
@@ -42,7 +42,8 @@ kernels::params! {
         tiles: i32, tiles_y: i32, tiles_x: i32,
         region: i32, region_height: i32, region_width: i32, sub_width: i32, second_tap: i32, third_tap: i32,
         row_factor: i32, sample_factor: i32,
-        row_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32, padding: i32,
+        row_tiles: i32, slices: i32, fan: i32, parts: i32, groups: i32, flags: i32,
+        rows: i32, columns: i32, row_taps: Divisor, bias_tap: i32, unused: i32,
     }
 }
 
@@ -270,6 +271,13 @@ impl Conv2dWgrad {
         let Plan { body, conv, tile, .. } = &plan;
         let name = "conv2d_wgrad";
         let int = |size| dimension(name, size);
+        let [weight_rows, c_in, kh, kw] = self.weight(conv);
+        let (row_taps, bias_tap) = match self.patched {
+            Patched::Gradient { bias_tap, .. } => (kh * kw, bias_tap),
+            _ => (1, 0),
+        };
+        // Those of patches have taps in their rows, and bodies with taps in neither.
+        let columns = if row_taps > 1 || body.taps > 1 { c_in } else { c_in * kh * kw };
         // The kernel counts columns, tiles and pixels in 32 bits.
         int(conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
         int(tile.count * (plan.slices + 1))?;
@@ -317,7 +325,11 @@ impl Conv2dWgrad {
             parts: int(parts)?,
             groups: int(groups)?,
             flags: i32::from(x_wide) | (2 * i32::from(dy_wide)),
-            padding: 0,
+            rows: int(weight_rows * row_taps)?,
+            columns: int(columns)?,
+            row_taps: Divisor::of(name, row_taps)?,
+            bias_tap: int(bias_tap)?,
+            unused: 0,
         };
         let rows = plan.siblings * plan.row_tiles;
         if rows > 65_535 {

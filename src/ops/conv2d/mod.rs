@@ -11,6 +11,7 @@ mod geometry;
 mod grad;
 mod launch;
 mod packed;
+mod patched;
 #[cfg(test)]
 mod tests;
 mod tiles;

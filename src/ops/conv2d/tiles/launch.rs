@@ -8,7 +8,7 @@ use crate::device::{KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
 use crate::ops::conv2d::Operand;
-use crate::ops::conv2d::geometry::{Geometry, in_pieces, row_stride};
+use crate::ops::conv2d::geometry::{Divisor, Geometry, in_pieces, row_stride};
 use crate::ops::shape::moments_logs;
 
 kernels::params! {
@@ -63,29 +63,6 @@ impl Shared {
 /// By which the kernels divide numbers x with x `divisor` below 2^32; 0 for a divisor of 1.
 fn reciprocal(divisor: usize) -> u32 {
     u32::try_from((1u64 << 32).div_ceil(divisor as u64)).unwrap_or(0)
-}
-
-/// A number that a kernel divides others below 2^31 by, as a product and a shift (Granlund & Montgomery 1994,
-/// theorem 4.2).
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Divisor {
-    divisor: i32,
-    /// 2^(31 + b) / `divisor`, rounded up, where `divisor` is at most 2^b.
-    multiplier: u32,
-    /// b - 1; a divisor of 1 has none, and is treated apart.
-    shift: i32,
-}
-
-impl Divisor {
-    /// # Errors
-    /// A divisor that a kernel can't count.
-    fn of(name: &str, divisor: usize) -> Result<Divisor> {
-        let counted = dimension(name, divisor)?;
-        let bits = divisor.next_power_of_two().ilog2();
-        let multiplier = (1u64 << (31 + bits)).div_ceil(divisor as u64) as u32;
-        Ok(Divisor { divisor: counted, multiplier, shift: bits.saturating_sub(1) as i32 })
-    }
 }
 
 impl TiledConv2d {
@@ -231,37 +208,5 @@ impl TiledConv2d {
         let block = [cut.kernel.threads, 1, 1];
         let work = cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written);
         Ok(vec![work.with_general(!(wide && wide_shortcut && stored))])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What kernels make of it.
-    fn quotient(Divisor { divisor, multiplier, shift }: Divisor, x: u32) -> u32 {
-        let high = ((u64::from(x) * u64::from(multiplier)) >> 32) as u32;
-        if divisor == 1 { x } else { high >> shift }
-    }
-
-    #[test]
-    fn divisors_divide_all_that_kernels_count() {
-        let mut sizes: Vec<u32> = (1..70).collect();
-        for bit in 7..31 {
-            sizes.extend([(1 << bit) - 1, 1 << bit, (1 << bit) + 1]);
-        }
-        sizes.push(i32::MAX as u32);
-        for &size in &sizes {
-            let divisor = Divisor::of("a test", size as usize).unwrap();
-            let most = i32::MAX as u32;
-            let multiples =
-                sizes.iter().map(|&factor| (u64::from(size) * u64::from(factor)) as u32 & most);
-            for x in multiples.chain(sizes.iter().copied()).chain([0, most / size * size, most]) {
-                for x in [x.saturating_sub(1), x, (x + 1).min(most)] {
-                    assert_eq!(quotient(divisor, x), x / size, "{x} / {size}");
-                }
-            }
-        }
-        assert!(Divisor::of("a test", 1 << 31).is_err());
     }
 }

@@ -90,8 +90,8 @@ pub enum ExtraOutput {
 /// those of its [`Extras`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TiledConv2d {
-    form: Form,
-    pack: TilePack,
+    pub(super) form: Form,
+    pub(super) pack: TilePack,
     pub extras: Extras,
 }
 
@@ -100,7 +100,8 @@ impl Form {
         let dims = self.dims(inputs).ok()?;
         let conv = self.conv(inputs).ok()?;
         let dtype = inputs[0].dtype;
-        let pack = TilePack { dims, transposed: conv.transposed, pair: false, dtype };
+        let pack =
+            TilePack { dims, transposed: conv.transposed, pair: false, patched: false, dtype };
         let mut form = *self;
         let pointwise = conv.kernel == [1, 1] && conv.stride == [1, 1];
         if pointwise && self.padding == [0; 4] && conv.output == conv.input {
@@ -165,13 +166,13 @@ impl TiledConv2d {
     }
 
     /// Checks everything but moments and coefficients of a normalisation.
-    fn conv(&self, inputs: &[&TensorType]) -> Result<Conv> {
+    pub(super) fn conv(&self, inputs: &[&TensorType]) -> Result<Conv> {
         let places = self.places();
         if inputs.len() != places.count {
             return self.refuse(format!("takes {} inputs, not {}", places.count, inputs.len()));
         }
         let [c_in, c_out] = self.pack.channels();
-        let [_, _, kh, kw] = self.pack.dims;
+        let [kh, kw] = self.pack.kernel();
         let dims = match self.form.direction {
             super::Direction::Forward => [c_out, c_in, kh, kw],
             _ => [c_in, c_out, kh, kw],
@@ -426,8 +427,11 @@ impl Op for TiledConv2d {
         let Ok(conv) = self.conv(inputs) else { return 0 };
         let shortcut: usize = self.shortcut_channels(inputs).iter().sum();
         let pixels = conv.batch * conv.output[0] * conv.output[1];
-        flops(&conv) * (1 + self.extras.siblings as u64)
-            + 2 * (pixels * shortcut * conv.c_out) as u64
+        // Not of the zeros that patches end with.
+        let [c_in, _] = self.pack.channels();
+        let taps = conv.kernel[0] * conv.kernel[1];
+        let own = flops(&conv) / (c_in * taps) as u64 * self.pack.terms() as u64;
+        own * (1 + self.extras.siblings as u64) + 2 * (pixels * shortcut * conv.c_out) as u64
     }
 
     fn scratch(&self, target: &Target, inputs: &[&TensorType], _: &[&TensorType]) -> usize {

@@ -23,8 +23,12 @@ struct Pack {
     c_out: i32,
     c_in: i32,
     taps: i32,
-    transposed: i32,
+    flags: i32,
 }
+
+/// Bits of `flags`.
+const TRANSPOSED: i32 = 1;
+const PATCHED: i32 = 2;
 
 kernels::params! {
     /// `Conv2dPacks`.
@@ -43,16 +47,38 @@ pub struct TilePack {
     pub(super) dims: [usize; 4],
     /// The weight's first dimension is what is read.
     pub(super) transposed: bool,
-    pub(super) pair: bool,
+    pub(in crate::ops::conv2d) pair: bool,
+    /// For patches: what is read of a pixel has all taps.
+    pub(in crate::ops::conv2d) patched: bool,
     pub(super) dtype: DType,
 }
 
 impl TilePack {
-    /// Channels that are read, and those that come out.
+    /// Channels that are read, of patches with their zeros, and those that come out.
     pub(super) fn channels(&self) -> [usize; 2] {
+        let [c_in, c_out] = self.own_channels();
+        let [kh, kw] = [self.dims[2], self.dims[3]];
+        match self.patched {
+            true => [(c_in * kh * kw).next_multiple_of(piece(self.dtype)), c_out],
+            false => [c_in, c_out],
+        }
+    }
+
+    /// The same, without taps.
+    fn own_channels(&self) -> [usize; 2] {
         let [first, second, ..] = self.dims;
         let [c_in, c_out] = if self.transposed { [first, second] } else { [second, first] };
         [c_in * self.weights(), c_out]
+    }
+
+    /// The kernel of the convolution that reads it.
+    pub(super) fn kernel(&self) -> [usize; 2] {
+        if self.patched { [1, 1] } else { [self.dims[2], self.dims[3]] }
+    }
+
+    /// Terms of a sum.
+    pub(super) fn terms(&self) -> usize {
+        self.own_channels()[0] * self.dims[2] * self.dims[3]
     }
 
     /// Whether what it packs is read in float16.
@@ -67,9 +93,10 @@ impl TilePack {
 
     pub(super) fn packed(&self) -> TensorType {
         let [c_in, c_out] = self.channels();
-        let taps = self.dims[2] * self.dims[3];
+        let [kh, kw] = self.kernel();
         let elements = c_out.next_multiple_of(WEIGHT_BLOCK)
-            * taps
+            * kh
+            * kw
             * pieces(c_in, self.dtype)
             * piece(self.dtype);
         TensorType { shape: vec![elements], dtype: self.dtype }
@@ -145,19 +172,20 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
             kernels::of_type(&packed[0].ty, &CONV2D_PACK_FWD_NHWC_F32, &CONV2D_PACK_FWD_NHWC_F16);
         let mut blocks = 0;
         for (index, pack) in packs.iter().enumerate() {
-            let [c_in, c_out] = pack.channels();
+            let [c_in, c_out] = pack.own_channels();
+            let flag = |bit: i32, set: bool| if set { bit } else { 0 };
             params.each[index] = Pack {
                 weight: [UNSET; 2],
                 packed: UNSET,
                 c_out: int(c_out)?,
                 c_in: int(c_in)?,
                 taps: int(pack.dims[2] * pack.dims[3])?,
-                transposed: i32::from(pack.transposed),
+                flags: flag(TRANSPOSED, pack.transposed) | flag(PATCHED, pack.patched),
             };
             params.first_block[index] = int(blocks)?;
             // A thread has a piece of all taps.
-            let taps = pack.dims[2] * pack.dims[3];
-            let items = packed[index].ty.elements() / (taps * piece(pack.dtype));
+            let [kh, kw] = pack.kernel();
+            let items = packed[index].ty.elements() / (kh * kw * piece(pack.dtype));
             // The kernel counts them in 32 bits.
             int(items)?;
             blocks += items.div_ceil(kernel.threads as usize);
