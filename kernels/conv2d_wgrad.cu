@@ -8,7 +8,8 @@
 // 3x3 kernels: 64 output channels x 64 input channels x 9 taps.
 template <WgradWay WAY, class E>
 __global__ void __launch_bounds__(256 + WgradLoaders<WAY>::THREADS, 1) conv2d_wgrad_taps(Conv2dWeights<E> p) {
-    conv2d_wgrad_tile<E, 9, WAY, 2, 4, 2, 1, sizeof(E) / 2, 1>(p);
+    // With a stride there is more of x.
+    conv2d_wgrad_tile<E, 9, WAY, 2, 4, 2, 1, WAY == STRIDED ? 2 : sizeof(E) / 2, 1>(p);
 }
 
 // Other kernels: 128 output channels x 128 pairs of an input channel and a tap.

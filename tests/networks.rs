@@ -4,7 +4,8 @@
 use cyanea::Result;
 use cyanea::data::counter::Stream;
 use cyanea::device::cpu::CpuDevice;
-use cyanea::device::{Device, TensorType, open_by_name};
+use cyanea::device::emulated::Emulated;
+use cyanea::device::{Device, Precision, Target, TensorType, open_by_name};
 use cyanea::graph::{Build, Engine, Graph, Rate, Region, autodiff, fuse};
 use cyanea::models::unet_config::{DownBlock, TimeScaleShift, UpBlock};
 use cyanea::models::{DdpmUnet, Given, Network, UnetConfig, Weights, parameters};
@@ -42,7 +43,7 @@ fn configs() -> impl Strategy<Value = (UnetConfig, [usize; 2])> {
     )
 }
 
-/// The output and all gradients of a network, fused or not, and how many launches it took. Each element of the image is
+/// The output and all gradients of a network, fused or not, and the operations of its launches. Each element of the image is
 /// off by a random share of it, about `shake`.
 fn run(
     config: &UnetConfig,
@@ -50,7 +51,7 @@ fn run(
     fused: bool,
     shake: f32,
     device: &dyn Device,
-) -> Result<(usize, Vec<Vec<f32>>)> {
+) -> Result<(Vec<&'static str>, Vec<Vec<f32>>)> {
     let network = DdpmUnet::new(config.clone())?;
     let image = TensorType::f32([BATCH, size[0], size[1], 3]);
     let mut g = Graph::new();
@@ -79,7 +80,8 @@ fn run(
         }
         false => Engine::unfused(g, device)?,
     };
-    let launches: usize = engine.plan().programs.iter().map(|program| program.launches.len()).sum();
+    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
+    let operations = launches.map(|launch| launch.operation).collect();
     let shapes = parameters(&network, size)?;
     let values = initial_weights(&shapes, 3);
     let tensors = shapes.into_iter().zip(values).map(|((n, s), v)| (n, s, v)).collect();
@@ -97,7 +99,11 @@ fn run(
     let values = (0..results.len())
         .map(|index| engine.read(Region::State, &format!("result {index}")))
         .collect::<Result<_>>()?;
-    Ok((launches, values))
+    Ok((operations, values))
+}
+
+fn rms(values: &[f32]) -> f32 {
+    (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt()
 }
 
 /// `tolerance` is a share of the mean of what is compared.
@@ -107,8 +113,8 @@ fn check(config: &UnetConfig, size: [usize; 2], device: &dyn Device, tolerance: 
     // Groups of as few as two elements multiply rounding; what the plain network makes of some dozen units in the last
     // place of the image says by how much.
     let (_, shaken) = run(config, size, false, 4e-6, device).unwrap();
+    let (fused, plain) = (fused.len(), plain.len());
     assert!(fused < plain, "{fused} launches of {plain}");
-    let rms = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
     let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
     for (index, ((got, want), shaken)) in got.iter().zip(&want).zip(&shaken).enumerate() {
         // Gradients that are zero but for rounding are measured by the largest one.
@@ -136,6 +142,37 @@ proptest! {
         // Moments that convolutions leave are rounded otherwise than those of a normalisation.
         for device in ["emulated:v100", "emulated:h100"] {
             check(&config, size, open_by_name(device).unwrap().as_ref(), 1e-3);
+        }
+    }
+}
+
+/// In float16, where the first and the last convolution read patches: on an image whose moments are of four tiles where they
+/// are squares, but of three where they are rows.
+#[test]
+fn a_fused_network_agrees_in_half_precision() {
+    let config = UnetConfig {
+        block_out_channels: vec![16, 24],
+        down_block_types: vec![DownBlock::Plain; 2],
+        up_block_types: vec![UpBlock::Plain; 2],
+        layers_per_block: 1,
+        add_attention: false,
+        norm_num_groups: 4,
+        ..UnetConfig::default()
+    };
+    for target in [Target::V100, Target::H100] {
+        let device = Emulated::new(target.with_precision(Precision::Fp16).unwrap()).unwrap();
+        let (plain, want) = run(&config, [12, 12], false, 0.0, &device).unwrap();
+        let (fused, got) = run(&config, [12, 12], true, 0.0, &device).unwrap();
+        let patches =
+            |all: &[&str]| all.iter().filter(|&&operation| operation == "patches").count();
+        // Of the image, forward and for its weight, and of what flows back into the last convolution, for both gradients.
+        assert_eq!([patches(&plain), patches(&fused)], [0, 2]);
+        let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            let apart: Vec<f32> = got.iter().zip(want).map(|(got, want)| got - want).collect();
+            let scale = rms(want).max(if index > 0 { 0.01 * largest } else { 1e-3 });
+            let apart = rms(&apart) / scale;
+            assert!(apart <= 1e-2, "result {index} is off by {apart} of its mean");
         }
     }
 }

@@ -8,7 +8,7 @@ use cyanea::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
 type Case = (usize, usize, usize, usize, usize, usize);
 
 /// Of `ddpm-64` at batch 1 and 64, of `ddpm-32` at batch 1 and 16, and one for the emulator.
-const CASES: [Case; 25] = [
+const CASES: [Case; 30] = [
     (1, 64, 128, 128, 3, 1),
     (1, 64, 384, 128, 3, 1),
     (1, 32, 256, 256, 3, 1),
@@ -34,6 +34,11 @@ const CASES: [Case; 25] = [
     (64, 32, 256, 256, 3, 1),
     (64, 16, 256, 256, 3, 1),
     (64, 8, 256, 256, 3, 1),
+    (64, 64, 128, 128, 3, 2),
+    (64, 64, 3, 128, 3, 1),
+    (64, 64, 128, 3, 3, 1),
+    (64, 32, 512, 256, 1, 1),
+    (64, 16, 256, 256, 1, 1),
 ];
 
 pub fn benches(bench: &mut Bench) {
@@ -75,7 +80,8 @@ fn forward(bench: &mut Bench, (batch, size, c_in, c_out, kernel, stride): Case) 
 
 fn gradients(bench: &mut Bench, (batch, size, c_in, c_out, kernel, stride): Case) {
     let padding = [kernel / 2; 4];
-    let name = format!("{batch}x{size}x{size} {c_in}-{c_out} k{kernel}");
+    let strided = if stride > 1 { format!(" s{stride}") } else { String::new() };
+    let name = format!("{batch}x{size}x{size} {c_in}-{c_out} k{kernel}{strided}");
     let x = activation([batch, size, size, c_in]);
     let dy = || activation([batch, size / stride, size / stride, c_out]);
     let strides = [stride; 2];

@@ -6,7 +6,7 @@
 // On sm_80 warps of their own do that, while the others multiply: copies go past the registers, and x is
 // normalised in shared memory. With so many threads each has 168 registers. That is too few on sm_70, where
 // operands of products take more of them: there, and in general, the whole block does it between its products.
-enum WgradWay { GENERAL, PLAIN, NORMALISED };
+enum WgradWay { GENERAL, PLAIN, NORMALISED, STRIDED };
 template <WgradWay WAY>
 struct WgradLoaders {
     static const int THREADS = WAY == GENERAL || CYANEA_CODE_PATH < 80 ? 0 : 128;
@@ -83,6 +83,8 @@ struct WgradLoader {
     static const int SIZE = Piece<E>::SIZE, UM = M / SIZE, UN = N / SIZE, EACH_X = THREADS / UN, EACH_Y = THREADS / UM;
     // A sample is a row of pixels, of x as of dy.
     static const bool FLAT = TAPS == 1 && WAY != GENERAL;
+    // x is stored as it is loaded.
+    static const bool COPIES = WAY == PLAIN || WAY == STRIDED;
     typedef WgradAffine<E, TAPS == 1> Affine;
     // For the bias a thread sums one word of each PARTS-th pixel of dy, which is one channel or two.
     static const int WORDS = M * static_cast<int>(sizeof(E)) / 4, PARTS = THREADS / WORDS, CHANNELS = M / WORDS;
@@ -126,7 +128,10 @@ struct WgradLoader {
         }
         int row = pixel * p.row_factor >> 20, place = pixel - row * p.region_width;
         int sample = row * p.sample_factor >> 20;
-        if (WAY == GENERAL && p.stride_w > 1) {
+        if (WAY == STRIDED) {
+            int phase = place >= p.sub_width;
+            place = (place - phase * p.sub_width) * 2 + phase;
+        } else if (WAY == GENERAL && p.stride_w > 1) {
             int phase = place / p.sub_width;
             place = (place - phase * p.sub_width) * p.stride_w + phase;
         }
@@ -160,7 +165,7 @@ struct WgradLoader {
             // What is outside reads what is there for certain.
             const E* at = inside ? own_x + source_index(from) * own_pitch : p.x;
             piece.sample = inside ? from.sample : -1;
-            if (WAY == PLAIN || CYANEA_CODE_PATH >= 80) fetch_plain(piece, x_place(buffer, round), at, inside, wanted);
+            if (COPIES || CYANEA_CODE_PATH >= 80) fetch_plain(piece, x_place(buffer, round), at, inside, wanted);
             else piece.value = *reinterpret_cast<const uint4*>(at);
             return;
         }
@@ -204,7 +209,7 @@ struct WgradLoader {
     }
     __device__ __forceinline__ void store_x(uint4* buffer, int round, bool any, WgradPiece& piece) const {
         bool wanted = (x_pixel(round) < p.region) & any;
-        if (WAY == PLAIN) {
+        if (COPIES) {
             store_plain(piece, x_place(buffer, round), wanted);
             return;
         }

@@ -29,9 +29,9 @@ struct Conv2dWeights {
     int slices, fan;      // of pixels, and how many are joined at once
     int parts, groups;    // of a tile of results: room for sums, and tickets
     int flags;            // WIDE, WIDE_DY
-    int rows, columns;    // of dw: patches (see patches.cu) end with zeros, which have none
+    int rows, columns;    // of the product that belong to dw: those of a patch's last zeros are beyond
     Divisor row_taps;     // of patches of dy, whose rows are an output channel and a tap: taps; else 1
-    int bias_tap;         // of these the one that reads all of dy
+    int bias_tap;         // of these the one that reads all of dy; else 0
     int unused;           // it fills the last 8 bytes
 };
 

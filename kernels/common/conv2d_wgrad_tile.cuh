@@ -12,6 +12,7 @@
 //            sorted by their place modulo the stride, so that neighbouring outputs read neighbours.
 //            PLAIN: no stride in rows; x and dy are read 16 bytes at a time and stored as they are.
 //            NORMALISED: the same, but x is scaled, shifted and goes through SiLU on its way.
+//            STRIDED: as PLAIN, with a stride of two in rows.
 //   TAPS 1   others: a column is an input channel and a tap, and (b) has a pixel for every output pixel. PLAIN and
 //            NORMALISED: 1x1 kernels, as above.
 //
@@ -59,7 +60,7 @@ __device__ __forceinline__ void conv2d_wgrad_tile(const Conv2dWeights<E>& p) {
     // How much further in a row a tap reads.
     auto shift = [&](int kx) {
         if (kx == 0) return 0;
-        if (WAY != GENERAL) return kx;
+        if (WAY == PLAIN || WAY == NORMALISED) return kx;
         return kx == 1 ? p.second_tap : p.third_tap;
     };
 

@@ -1,7 +1,7 @@
 //! Convolutions of few channels, and gradients of their weights, read patches: the first and the last convolution of a
 //! network.
 
-use super::tiles::rewrite;
+use super::tiles::{remove_unread, rewrite};
 use super::{maker, op};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
@@ -25,14 +25,17 @@ fn convolution(graph: &mut Graph) -> Result<bool> {
         let weight = conv.operands().weight_index();
         let Some((pack, 0)) = maker(graph, node.inputs[weight]) else { continue };
         let Some(_) = op::<TilePack>(&graph.nodes[pack]) else { continue };
-        let (from, label) = (graph.nodes[pack].inputs.clone(), node.label.clone());
+        let (before, label) = (node.inputs[weight], node.label.clone());
+        let from = graph.nodes[pack].inputs.clone();
         let packed = graph.push_labelled(Arc::new(pointwise.pack()), &from, &label)?[0];
-        let at = stand_before(graph, at);
-        let (at, read) = read_patches(graph, at, 0..weight, patches)?;
+        stand_before(graph, at);
+        let (at, read) = read_patches(graph, at + 1, 0..weight, patches)?;
         let rest = &graph.nodes[at].inputs[weight + 1..];
         let inputs = [&[read, packed], rest].concat();
         rewrite(graph, at, pointwise, inputs)?;
-        drop_unread(graph);
+        // It has moved with what was put in front of it.
+        let (pack, _) = maker(graph, before).expect("a node made it");
+        remove_unread(graph, pack);
         return Ok(true);
     }
     Ok(false)
@@ -47,23 +50,21 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
         let (at, read) = read_patches(graph, at, input..input + 1, patches)?;
         graph.nodes[at].op = Arc::new(pointwise);
         graph.nodes[at].inputs[input] = read;
-        drop_unread(graph);
         return Ok(true);
     }
     Ok(false)
 }
 
-/// Moves the last node in front of the one at `at`, whose new place is returned.
-fn stand_before(graph: &mut Graph, at: usize) -> usize {
+/// Moves the last node in front of the one at `at`.
+fn stand_before(graph: &mut Graph, at: usize) {
     let mut nodes = std::mem::take(&mut graph.nodes);
     let last = nodes.pop().expect("it was pushed");
     nodes.insert(at, last);
     graph.set_nodes(nodes);
-    at + 1
 }
 
-/// The patches of some inputs of the node at `at`, and the node's place then: those that are there already, or new ones,
-/// which read float32 without the casts between.
+/// The patches of some inputs of the node at `at`, and the node's place then: those that are there already, or new ones.
+/// Where all inputs are casts, these read float32 instead, where the casts stand, since it may be overwritten later.
 fn read_patches(
     graph: &mut Graph,
     at: usize,
@@ -71,15 +72,18 @@ fn read_patches(
     patches: Patches,
 ) -> Result<(usize, TensorId)> {
     let mut sources = graph.nodes[at].inputs[inputs].to_vec();
-    let before_cast = |&source: &TensorId| {
-        let (cast, _) = maker(graph, source)?;
-        op::<Cast>(&graph.nodes[cast])?;
-        Some((graph.nodes[cast].inputs[0], graph.ty(source).shape.clone()))
+    let mut place = at;
+    let cast = |source: &TensorId| {
+        let (cast, _) = maker(graph, *source)?;
+        op::<Cast>(&graph.nodes[cast]).map(|_| cast)
     };
-    let casts: Option<Vec<_>> = sources.iter().map(before_cast).collect();
+    let casts: Option<Vec<usize>> = sources.iter().map(cast).collect();
     if let Some(casts) = casts {
-        let each = casts.into_iter().map(|(source, shape)| graph.reshape(source, &shape));
-        sources = each.collect::<Result<_>>()?;
+        for (source, &cast) in sources.iter_mut().zip(&casts) {
+            let shape = graph.ty(*source).shape.clone();
+            *source = graph.reshape(graph.nodes[cast].inputs[0], &shape)?;
+        }
+        place = casts.into_iter().max().unwrap_or(at);
     }
     let alike = |first: &TensorId, second: &TensorId| {
         graph.root(*first) == graph.root(*second) && graph.ty(*first) == graph.ty(*second)
@@ -93,21 +97,6 @@ fn read_patches(
     }
     let label = graph.nodes[at].label.clone();
     let made = graph.push_labelled(Arc::new(patches), &sources, &label)?[0];
-    Ok((stand_before(graph, at), made))
-}
-
-/// Takes out casts and packed weights that nothing reads any more.
-fn drop_unread(graph: &mut Graph) {
-    for at in (0..graph.nodes.len()).rev() {
-        let node = &graph.nodes[at];
-        let is_read = |&made: &TensorId| {
-            let read = |&input: &TensorId| graph.root(input).0 == made;
-            graph.tensors[made.0].bound.is_some()
-                || graph.nodes.iter().any(|node| node.inputs.iter().any(read))
-        };
-        let ours = op::<Cast>(node).is_some() || op::<TilePack>(node).is_some();
-        if ours && !node.outputs.iter().any(is_read) {
-            graph.remove_node(at);
-        }
-    }
+    stand_before(graph, place);
+    Ok((at + 1, made))
 }

@@ -112,6 +112,14 @@ fn packs(graph: &mut Graph) -> bool {
     true
 }
 
+/// Takes a weight's packing out unless someone still reads it.
+pub(super) fn remove_unread(graph: &mut Graph, pack: usize) {
+    let unread = |&t: &TensorId| !graph.nodes.iter().any(|node| node.inputs.contains(&t));
+    if graph.nodes[pack].outputs.iter().all(unread) {
+        graph.remove_node(pack);
+    }
+}
+
 /// Replaces a convolution and its inputs, and adds the outputs that it has more than before.
 pub(super) fn rewrite(
     graph: &mut Graph,
@@ -234,12 +242,8 @@ fn pair(graph: &mut Graph) -> Result<bool> {
         nodes[at].op = Arc::new(conv);
         nodes[at].inputs = vec![sources[0], sources[1], packed];
         graph.set_nodes(nodes);
-        // Unless someone else reads them.
         for pack in [first.max(second), first.min(second)] {
-            let unread = |&t: &TensorId| !graph.nodes.iter().any(|node| node.inputs.contains(&t));
-            if graph.nodes[pack].outputs.iter().all(unread) {
-                graph.remove_node(pack);
-            }
+            remove_unread(graph, pack);
         }
         return Ok(true);
     }

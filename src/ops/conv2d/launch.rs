@@ -9,8 +9,9 @@ use crate::device::kernels::{
     self, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_COLUMNS_WGRAD_NHWC_F32,
     CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16, CONV2D_POINTWISE_WGRAD_NHWC_F16,
     CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32,
-    CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
-    CONV2D_TAPS_WGRAD_NHWC_F32, Kernel, UNSET, dimension, of_type,
+    CONV2D_TAPS_NORM_WGRAD_NHWC_F16, CONV2D_TAPS_NORM_WGRAD_NHWC_F32,
+    CONV2D_TAPS_STRIDED_WGRAD_NHWC_F16, CONV2D_TAPS_WGRAD_NHWC_F16, CONV2D_TAPS_WGRAD_NHWC_F32,
+    Kernel, UNSET, dimension, of_type,
 };
 use crate::device::{DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
@@ -31,6 +32,7 @@ kernels::params! {
     /// `Conv2dWeights`.
     struct Params for CONV2D_TAPS_WGRAD_NHWC_F32, CONV2D_TAPS_WGRAD_NHWC_F16,
         CONV2D_TAPS_NORM_WGRAD_NHWC_F32, CONV2D_TAPS_NORM_WGRAD_NHWC_F16,
+        CONV2D_TAPS_STRIDED_WGRAD_NHWC_F16,
         CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16,
         CONV2D_COLUMNS_WGRAD_NHWC_F32, CONV2D_COLUMNS_WGRAD_NHWC_F16, CONV2D_POINTWISE_WGRAD_NHWC_F16,
         CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16
@@ -77,22 +79,36 @@ impl Body {
         Body { pointwise: true, pixels: 128, ..Body::columns() }
     }
 
-    /// `wide`: no stride in rows; x and dy are read 16 bytes at a time. `normalised`: not used as they are.
-    fn kernel(&self, x: &TensorType, wide: bool, normalised: bool) -> &'static Kernel {
-        match (self.pointwise && wide, normalised) {
-            (true, false) => return &CONV2D_POINTWISE_WGRAD_NHWC_F16,
-            (true, true) => return &CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16,
-            (false, _) => {}
-        }
-        let [f32, f16] = match (self.taps, wide, normalised) {
+    /// `wide`: x and dy are read 16 bytes at a time. `stride`: in rows. `normalised`: x is not used as it is. Also
+    /// whether it is one that takes any of these, with taps slower than others.
+    fn kernel(
+        &self,
+        x: &TensorType,
+        wide: bool,
+        stride: usize,
+        normalised: bool,
+    ) -> (&'static Kernel, bool) {
+        let half = x.dtype == DType::F16;
+        let [f32, f16] = match (self.taps, wide, stride, normalised) {
+            (1, true, 1, false) if self.pointwise => {
+                return (&CONV2D_POINTWISE_WGRAD_NHWC_F16, false);
+            }
+            (1, true, 1, true) if self.pointwise => {
+                return (&CONV2D_POINTWISE_NORM_WGRAD_NHWC_F16, false);
+            }
             (1, ..) => [&CONV2D_COLUMNS_WGRAD_NHWC_F32, &CONV2D_COLUMNS_WGRAD_NHWC_F16],
-            (_, true, false) => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
-            (_, true, true) => [&CONV2D_TAPS_NORM_WGRAD_NHWC_F32, &CONV2D_TAPS_NORM_WGRAD_NHWC_F16],
-            (_, false, _) => {
-                [&CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, &CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16]
+            (_, true, 1, false) => [&CONV2D_TAPS_WGRAD_NHWC_F32, &CONV2D_TAPS_WGRAD_NHWC_F16],
+            (_, true, 1, true) => {
+                [&CONV2D_TAPS_NORM_WGRAD_NHWC_F32, &CONV2D_TAPS_NORM_WGRAD_NHWC_F16]
+            }
+            (_, true, 2, false) if half => return (&CONV2D_TAPS_STRIDED_WGRAD_NHWC_F16, false),
+            _ => {
+                let [f32, f16] =
+                    [&CONV2D_TAPS_GENERAL_WGRAD_NHWC_F32, &CONV2D_TAPS_GENERAL_WGRAD_NHWC_F16];
+                return (of_type(x, f32, f16), true);
             }
         };
-        of_type(x, f32, f16)
+        (of_type(x, f32, f16), !wide)
     }
 }
 
@@ -126,27 +142,37 @@ struct Plan {
 impl Plan {
     /// `normalised`: what x goes through may differ from sample to sample.
     fn of(conv: &Conv, normalised: bool, siblings: usize, dtype: DType, target: &Target) -> Plan {
-        let whole = [conv.channels[0], conv.channels[1], conv.c_out];
-        let whole = whole.iter().all(|channels| channels.is_multiple_of(piece(dtype)));
-        let pointwise = whole && dtype == DType::F16 && conv.in_rows(true).is_some();
-        let (flat, sample_pixels) = match conv.in_rows(!(pointwise && normalised)) {
+        let rows = |alike| match conv.in_rows(alike) {
             Some(rows) if rows.batch == 1 => (rows, conv.input[0] * conv.input[1]),
             Some(rows) => (rows, 0),
             None => (*conv, 0),
         };
-        let body = if pointwise { Body::pointwise() } else { Body::columns() };
+        let pointwise = || {
+            let whole = |channels: usize| channels.is_multiple_of(piece(dtype));
+            let whole = conv.channels.into_iter().all(whole) && whole(conv.c_out);
+            if !whole || dtype != DType::F16 || conv.in_rows(true).is_none() {
+                return None;
+            }
+            let (body, (flat, sample_pixels)) = (Body::pointwise(), rows(!normalised));
+            Some((body.tile(&flat, dtype, target)?, body, flat.c_in(), flat, sample_pixels))
+        };
+        let (flat, sample_pixels) = rows(true);
         let columns = flat.c_in() * flat.kernel[0] * flat.kernel[1];
-        // Few channels fill more of a block as columns.
-        let with_taps = flat.kernel == [3, 3] && columns > body.columns;
-        let taps = with_taps.then(|| Body::taps(dtype)).and_then(|body| {
-            let tile = body.tile(&flat, dtype, target)?;
-            Some((body, flat.c_in(), tile))
-        });
-        let (body, columns, tile) = taps.unwrap_or_else(|| {
-            let tile = body.tile(&flat, dtype, target);
-            let Some(tile) = tile else { unreachable!("without taps the least tile has one size") };
-            (body, columns, tile)
-        });
+        let taps = || {
+            // Few channels fill more of a block as columns.
+            let wanted = flat.kernel == [3, 3] && columns > Body::columns().columns;
+            let body = wanted.then(|| Body::taps(dtype))?;
+            Some((body.tile(&flat, dtype, target)?, body, flat.c_in(), flat, sample_pixels))
+        };
+        let general = || {
+            let body = Body::columns();
+            let Some(tile) = body.tile(&flat, dtype, target) else {
+                unreachable!("without taps the least tile has one size")
+            };
+            (tile, body, columns, flat, sample_pixels)
+        };
+        let cut = pointwise().or_else(taps).unwrap_or_else(general);
+        let (tile, body, columns, flat, sample_pixels) = cut;
         let row_tiles = flat.c_out.div_ceil(body.rows);
         let column_tiles = columns.div_ceil(body.columns);
         let slices = target.multiprocessors as usize / (siblings * row_tiles * column_tiles);
@@ -276,7 +302,7 @@ impl Conv2dWgrad {
             Patched::Gradient { bias_tap, .. } => (kh * kw, bias_tap),
             _ => (1, 0),
         };
-        // Those of patches have taps in their rows, and bodies with taps in neither.
+        // Patches of dy have taps in their rows, and bodies with taps in neither.
         let columns = if row_taps > 1 || body.taps > 1 { c_in } else { c_in * kh * kw };
         // The kernel counts columns, tiles and pixels in 32 bits.
         int(conv.c_in() * conv.kernel[0] * conv.kernel[1])?;
@@ -336,8 +362,8 @@ impl Conv2dWgrad {
             return Err(Error::operation(name, format!("{} channels are too many", conv.c_out)));
         }
         let grid = [plan.column_tiles as u32, plan.slices as u32, rows as u32];
-        let wide = conv.stride[1] == 1 && x_wide && dy_wide;
-        let kernel = body.kernel(types[0], wide, self.normalises());
+        let (kernel, general) =
+            body.kernel(types[0], x_wide && dy_wide, conv.stride[1], self.normalises());
         let block = [kernel.block_threads(args.target.code_path), 1, 1];
         // Of each convolution its weight's gradient, and its bias's.
         let each = |which: usize| {
@@ -350,7 +376,6 @@ impl Conv2dWgrad {
         let read = [x, x2, affine, dy(0), dy(1), dy(2)];
         let shared = int(tile.shared)? as u32;
         let work = kernel.launch(grid, block, shared, &params, &read, &written);
-        let general = !(x_wide && dy_wide) || (plan.body.taps > 1 && !wide);
         Ok(vec![work.with_general(general)])
     }
 }

@@ -7,6 +7,13 @@ use super::tiles::{Extras, TiledConv2d};
 use crate::device::{DType, TensorType};
 use crate::ops::patches::{Patches, are_worth_it};
 
+/// The patches, unless they would have more elements than a tensor may.
+fn countable(patches: Patches, batch: usize, channels: usize) -> Option<Patches> {
+    let sizes = [batch, patches.output[0], patches.output[1], patches.elements(channels)];
+    let elements = sizes.into_iter().try_fold(1usize, usize::checked_mul)?;
+    i32::try_from(elements).is_ok().then_some(patches)
+}
+
 /// What only reads one source as it is.
 fn is_plain(operands: Operands) -> bool {
     let Operands { bias, shift, residual, .. } = operands;
@@ -15,7 +22,7 @@ fn is_plain(operands: Operands) -> bool {
 
 impl TiledConv2d {
     /// What is to be read of its source or both instead of them, and the 1×1 convolution that reads that; `None` where it
-    /// isn't worth it, or they aren't read as they are.
+    /// isn't worth it, they aren't read as they are, or others are in the same launch.
     pub fn of_patches(&self, inputs: &[&TensorType]) -> Option<(Patches, TiledConv2d)> {
         let conv = self.conv(inputs).ok()?;
         let Extras { norm: None, siblings: 0, shortcut: None, .. } = self.extras else {
@@ -47,6 +54,7 @@ impl TiledConv2d {
             operands,
             ..self.form
         };
+        let patches = countable(patches, conv.batch, conv.c_in())?;
         let mut pointwise = self.clone();
         pointwise.form = form;
         pointwise.pack.patched = true;
@@ -76,6 +84,7 @@ impl Conv2dWgrad {
                 output: conv.output,
                 turned: false,
             };
+            let patches = countable(patches, conv.batch, conv.c_in())?;
             let patched = Patched::Source { kernel: self.kernel, channels: conv.c_in() };
             return Some((0, patches, Conv2dWgrad { patched, ..pointwise }));
         }
@@ -90,6 +99,7 @@ impl Conv2dWgrad {
                 output: conv.input,
                 turned: true,
             };
+            let patches = countable(patches, conv.batch, conv.c_out)?;
             let patched = Patched::Gradient {
                 kernel: self.kernel,
                 channels: conv.c_out,

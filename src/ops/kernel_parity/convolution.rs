@@ -73,7 +73,9 @@ pub(super) fn weight_gradients() {
         ([1, 12, 33], [17, 9], [3, 3], [2, 2], [0, 1, 0, 1]),
         ([2, 7, 10], [15, 8], [3, 3], [1, 3], [2, 1, 0, 1]),
         ([1, 20, 21], [130, 136], [1, 1], [1, 1], [0, 0, 0, 0]),
+        ([2, 21, 19], [24, 16], [3, 3], [2, 2], [1, 1, 1, 1]),
         ([2, 13, 11], [136, 144], [1, 1], [1, 1], [0, 0, 0, 0]),
+        ([1, 3, 5], [16, 8], [1, 1], [1, 1], [0, 0, 0, 0]),
         ([2, 7, 9], [9, 6], [1, 1], [2, 2], [0, 1, 0, 0]),
     ] {
         let x = Host::random(&[b, h, w, c_in], 1);
@@ -110,6 +112,10 @@ pub(super) fn rich_weight_gradients() {
     let wgrad = Conv2dWgrad { operands, ..Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true) };
     let (x, affine) = (Host::random(&[3, 4, 2, 16], 1), Host::random(&[3, 2, 16], 2));
     check(&wgrad, &[&x, &affine, &Host::random(&[3, 4, 2, 5], 3)], 1e-5);
+    let shared = Host::random(&[1, 2, 16], 2);
+    for affine in [&affine, &shared] {
+        check(&wgrad, &[&x, affine, &Host::random(&[3, 4, 2, 8], 3)], 1e-5);
+    }
     // Several samples a tile, one that is no multiple of it, several blocks, a normalisation without SiLU.
     for (size, [first, second], silu) in
         [([5, 4, 4], [24, 16], true), ([2, 19, 13], [24, 8], true), ([1, 9, 6], [40, 8], false)]

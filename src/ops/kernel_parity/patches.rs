@@ -4,6 +4,7 @@ use super::{BOTH, compare, compare_on, emulate, rounded};
 use crate::device::cpu::Cpu;
 use crate::device::{DType, Target, TensorType};
 use crate::ops::Op;
+use crate::ops::conv_transpose2d::ConvTranspose2d;
 use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operand, Operands, TiledConv2d};
 use crate::ops::patches::Patches;
 use crate::ops::testing::{Host, run, run_on};
@@ -117,6 +118,9 @@ fn convolutions_of_patches() {
         let weight = Host::random(&[c_out, c_in, kh, kw], 2);
         check_convolution(&dgrad, &[&Host::random(&dy, 1), &weight]);
     }
+    let (x, weight) = (Host::random(&[2, 5, 7, 3], 1), Host::random(&[3, 34, 4, 3], 2));
+    let bias = Host::random(&[34], 3);
+    check_convolution(&ConvTranspose2d::new([1, 1], [1, 1], true), &[&x, &weight, &bias]);
 }
 
 /// A weight's gradient that reads patches of one of its inputs, which is `of`.
@@ -185,6 +189,9 @@ fn what_is_not_patched() {
     assert!(!patched(&wide, &[1, 8, 8, 16], &[1, 10, 10, 3]), "no tap reads all of dy");
     let without_bias = Conv2dWgrad { bias: false, ..wide };
     assert!(patched(&without_bias, &[1, 8, 8, 16], &[1, 10, 10, 3]));
+    // More elements than a tensor may have, though neither x nor y has.
+    let (x, dy) = (half(&[64, 1024, 1024, 4]), half(&[64, 1024, 1024, 8]));
+    assert!(plain.of_patches(&[&x, &dy]).is_none());
     let single = |op: &Conv2dWgrad| {
         op.of_patches(&[&TensorType::f32([1, 8, 8, 3]), &TensorType::f32([1, 8, 8, 16])])
     };

@@ -366,7 +366,8 @@ fn weight_gradients_of_many_tiles() {
     super::convolution::weight_gradients_on_chips_of(1, [1, 8, 48]);
 }
 
-/// By taps, of whole pieces without stride and in general, by columns, and in float16 of 1×1 kernels.
+/// By taps, of whole pieces without stride and in general, by columns, and in float16 of 1×1 kernels and with a stride of
+/// two.
 #[test]
 fn weight_gradients() {
     let x = Host::random(&[1, 4, 5, 16], 1);
@@ -383,12 +384,33 @@ fn weight_gradients() {
     }
     let (x, dy) = (Host::random(&[1, 4, 5, 9], 1), Host::random(&[1, 4, 5, 8], 2));
     check_on_chips_of(1, &Conv2dWgrad::new([1; 2], [0; 4], [1; 2], true), &[&x, &dy], 1e-5);
-    assert_launched("f16", &["conv2d_pointwise_wgrad", "conv2d_pointwise_norm_wgrad"]);
+    let strided = Conv2dWgrad::new([2; 2], [1; 4], [3; 2], true);
+    let (x, dy) = (Host::random(&[1, 4, 5, 24], 1), Host::random(&[1, 2, 3, 7], 2));
+    check_on_chips_of(1, &strided, &[&x, &dy], 1e-5);
+    let pointwise = ["conv2d_pointwise_wgrad", "conv2d_pointwise_norm_wgrad"];
+    assert_launched("f16", &pointwise);
+    assert_launched("f16", &["conv2d_taps_strided_wgrad"]);
     for precision in ["f32", "f16"] {
         let taps = ["conv2d_taps_wgrad", "conv2d_taps_norm_wgrad", "conv2d_taps_general_wgrad"];
         assert_launched(precision, &taps);
         assert_launched(precision, &["conv2d_columns_wgrad"]);
     }
+}
+
+/// Gradients of 1×1 weights where groups of warps have no room to exchange their sums.
+#[test]
+fn weight_gradients_of_little_memory() {
+    let (x, dy) = (Host::random(&[2, 5, 7, 24], 1), Host::random(&[2, 5, 7, 16], 2));
+    let wgrad = Conv2dWgrad::new([1; 2], [0; 4], [1; 2], true);
+    let inputs = [&x, &dy];
+    let want = run(&wgrad, &inputs);
+    let halves = inputs.map(rounded);
+    for kib in [48, 64] {
+        for target in BOTH.map(|full| Target { shared_bytes: kib << 10, ..full }) {
+            compare_on(&target, &wgrad, &[&halves[0], &halves[1]], &[], &want, 2e-3);
+        }
+    }
+    assert_launched("f16", &["conv2d_columns_wgrad"]);
 }
 
 /// Rows of x so far apart that a thread brings more pieces of a tile than it remembers at once.

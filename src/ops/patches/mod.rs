@@ -17,10 +17,11 @@ pub fn are_worth_it(channels: usize, [kh, kw]: [usize; 2]) -> bool {
 /// Most elements of a patch.
 const MOST: usize = 128;
 
-/// x \[B, H, W, C\], or two whose channels follow each other → patches \[B, oh, ow, K\] in float16: element (c·kh + ky)·kw + kx at (oy, ox) is
-/// x\[oy·s + ky − top, ox·s + kx − left, c\], 0 outside of the image. K is C·kh·kw, rounded up to whole pieces of
-/// 16 bytes, with zeros. Of `turned` ones (ky, kx) counts from the kernel's end, as gradients of inputs read
-/// neighbours. `graph::fuse` inserts it after differentiation, so it has no gradient.
+/// x \[B, H, W, C\], or two whose channels follow each other, of float32 or float16 → patches \[B, oh, ow, K\] in
+/// float16: element (c·kh + ky)·kw + kx at (oy, ox) is x\[oy·s + ky − top, ox·s + kx − left, c\], 0 outside of the
+/// image. K is C·kh·kw, rounded up to whole pieces of 16 bytes, with zeros. Of `turned` ones (ky, kx) counts from the
+/// kernel's end, as gradients of inputs read neighbours. `graph::fuse` inserts it after differentiation, so it has no
+/// gradient; in training an image's patches live until its weight's gradient has read them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patches {
     pub kernel: [usize; 2],
@@ -33,9 +34,9 @@ pub struct Patches {
 }
 
 impl Patches {
-    /// Elements of a patch of so many channels that are none of the zeros.
-    fn filled(&self, channels: usize) -> usize {
-        channels * self.kernel[0] * self.kernel[1]
+    /// Elements of a patch of so many channels.
+    pub fn elements(&self, channels: usize) -> usize {
+        (channels * self.kernel[0] * self.kernel[1]).next_multiple_of(piece(DType::F16))
     }
 
     /// The source's row (column, axis 1) that tap `k` reads at place `at` of the result.
@@ -62,8 +63,7 @@ impl Op for Patches {
             ));
         };
         let channels = channels + inputs.get(1).map_or(0, |second| second.shape[3]);
-        let elements = self.filled(channels).next_multiple_of(piece(DType::F16));
-        let shape = vec![batch, self.output[0], self.output[1], elements];
+        let shape = vec![batch, self.output[0], self.output[1], self.elements(channels)];
         Ok(vec![TensorType { shape, dtype: DType::F16 }])
     }
 
