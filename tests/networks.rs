@@ -43,8 +43,8 @@ fn configs() -> impl Strategy<Value = (UnetConfig, [usize; 2])> {
     )
 }
 
-/// The output and all gradients of a network, fused or not, and the operations of its launches. Each element of the image is
-/// off by a random share of it, about `shake`.
+/// The output and all gradients of a network, fused or not, and the operations of its launches. Each element of the
+/// image is off by a random share of it, about `shake`.
 fn run(
     config: &UnetConfig,
     size: [usize; 2],
@@ -146,8 +146,8 @@ proptest! {
     }
 }
 
-/// In float16, where the first and the last convolution read patches: on an image whose moments are of four tiles where they
-/// are squares, but of three where they are rows.
+/// In float16, where the first and the last convolution read patches: on an image whose moments are of four tiles
+/// where they are squares, but of three where they are rows.
 #[test]
 fn a_fused_network_agrees_in_half_precision() {
     let config = UnetConfig {
@@ -165,7 +165,8 @@ fn a_fused_network_agrees_in_half_precision() {
         let (fused, got) = run(&config, [12, 12], true, 0.0, &device).unwrap();
         let patches =
             |all: &[&str]| all.iter().filter(|&&operation| operation == "patches").count();
-        // Of the image, forward and for its weight, and of what flows back into the last convolution, for both gradients.
+        // Of the image, forward and for its weight, and of what flows back into the last convolution, for both
+        // gradients.
         assert_eq!([patches(&plain), patches(&fused)], [0, 2]);
         let largest = want[1..].iter().map(|v| rms(v)).fold(0.0, f32::max);
         for (index, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -63,8 +63,9 @@ fn stand_before(graph: &mut Graph, at: usize) {
     graph.set_nodes(nodes);
 }
 
-/// The patches of some inputs of the node at `at`, and the node's place then: those that are there already, or new ones.
-/// Where all inputs are casts, these read float32 instead, where the casts stand, since it may be overwritten later.
+/// The patches of some inputs of the node at `at`, and the node's place then: those that are there already, or new
+/// ones. Where all inputs are casts, these read float32 instead, where the casts stand, one behind the other, since
+/// it may be overwritten later; `prune` takes out casts that nothing else reads.
 fn read_patches(
     graph: &mut Graph,
     at: usize,
@@ -78,7 +79,8 @@ fn read_patches(
         op::<Cast>(&graph.nodes[cast]).map(|_| cast)
     };
     let casts: Option<Vec<usize>> = sources.iter().map(cast).collect();
-    if let Some(casts) = casts {
+    let together = |casts: &Vec<usize>| casts.windows(2).all(|pair| pair[0].abs_diff(pair[1]) == 1);
+    if let Some(casts) = casts.filter(together) {
         for (source, &cast) in sources.iter_mut().zip(&casts) {
             let shape = graph.ty(*source).shape.clone();
             *source = graph.reshape(graph.nodes[cast].inputs[0], &shape)?;

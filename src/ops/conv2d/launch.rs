@@ -80,7 +80,7 @@ impl Body {
     }
 
     /// `wide`: x and dy are read 16 bytes at a time. `stride`: in rows. `normalised`: x is not used as it is. Also
-    /// whether it is one that takes any of these, with taps slower than others.
+    /// whether that is the general path, which is slower.
     fn kernel(
         &self,
         x: &TensorType,

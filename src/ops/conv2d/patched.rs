@@ -21,8 +21,8 @@ fn is_plain(operands: Operands) -> bool {
 }
 
 impl TiledConv2d {
-    /// What is to be read of its source or both instead of them, and the 1×1 convolution that reads that; `None` where it
-    /// isn't worth it, they aren't read as they are, or others are in the same launch.
+    /// What is to be read of its source or both instead of them, and the 1×1 convolution that reads that; `None`
+    /// where it isn't worth it, they aren't read as they are, or others are in the same launch.
     pub fn of_patches(&self, inputs: &[&TensorType]) -> Option<(Patches, TiledConv2d)> {
         let conv = self.conv(inputs).ok()?;
         let Extras { norm: None, siblings: 0, shortcut: None, .. } = self.extras else {

@@ -74,6 +74,7 @@ pub(super) fn weight_gradients() {
         ([2, 7, 10], [15, 8], [3, 3], [1, 3], [2, 1, 0, 1]),
         ([1, 20, 21], [130, 136], [1, 1], [1, 1], [0, 0, 0, 0]),
         ([2, 21, 19], [24, 16], [3, 3], [2, 2], [1, 1, 1, 1]),
+        ([2, 9, 20], [24, 16], [3, 3], [1, 2], [0, 1, 0, 1]),
         ([2, 13, 11], [136, 144], [1, 1], [1, 1], [0, 0, 0, 0]),
         ([1, 3, 5], [16, 8], [1, 1], [1, 1], [0, 0, 0, 0]),
         ([2, 7, 9], [9, 6], [1, 1], [2, 2], [0, 1, 0, 0]),
@@ -108,6 +109,8 @@ pub(super) fn rich_weight_gradients() {
     let wgrad = Conv2dWgrad { operands, ..taps.clone() };
     let (x, x2) = (Host::random(&[2, 5, 3, 16], 1), Host::random(&[2, 5, 3, 8], 2));
     check(&wgrad, &[&x, &x2, &Host::random(&[2, 10, 6, 8], 3)], 1e-5);
+    let strided = Conv2dWgrad { operands, ..Conv2dWgrad::new([3, 2], [1; 4], [3, 3], true) };
+    check(&strided, &[&x, &x2, &Host::random(&[2, 4, 3, 8], 3)], 1e-5);
     let operands = Operands { affine: true, silu: true, ..Operands::default() };
     let wgrad = Conv2dWgrad { operands, ..Conv2dWgrad::new([1, 1], [0; 4], [1, 1], true) };
     let (x, affine) = (Host::random(&[3, 4, 2, 16], 1), Host::random(&[3, 2, 16], 2));

@@ -10,8 +10,8 @@ use crate::ops::patches::Patches;
 use crate::ops::testing::{Host, run, run_on};
 use std::any::Any;
 
-/// Strides, asymmetric padding, more than a block's pixels, patches of one piece and of several that fill no block evenly;
-/// gradients whose padding is negative.
+/// Strides, asymmetric padding, more than a block's pixels, patches of one piece and of several that fill no block
+/// evenly; gradients whose padding is negative.
 #[test]
 pub(super) fn patches() {
     for (size, kernel, stride, padding, output, turned) in [
@@ -136,39 +136,47 @@ fn check_gradient(wgrad: &Conv2dWgrad, inputs: &[&Host], of: usize) {
     }
 }
 
+/// Of a convolution whose source is patched.
+fn check_source([b, h, w]: [usize; 3], [c_in, c_out]: [usize; 2], wgrad: &Conv2dWgrad) {
+    let Conv2dWgrad { stride, padding, kernel, .. } = wgrad;
+    let out = |axis: usize, size: usize| {
+        (size + padding[2 * axis] + padding[2 * axis + 1] - kernel[axis]) / stride[axis] + 1
+    };
+    let dy = Host::random(&[b, out(0, h), out(1, w), c_out], 2);
+    check_gradient(wgrad, &[&Host::random(&[b, h, w, c_in], 1), &dy], 0);
+}
+
+/// Of one whose result's gradient is, with a source that goes through a normalisation or doesn't.
+fn check_result(normalised: bool, [c_in, c_out]: [usize; 2], wgrad: &Conv2dWgrad) {
+    let operands = Operands { affine: normalised, silu: normalised, ..Operands::default() };
+    let wgrad = Conv2dWgrad { operands, ..wgrad.clone() };
+    let ([top, bottom, left, right], [kh, kw]) = (wgrad.padding, wgrad.kernel);
+    let dy = [2, 8 + top + bottom + 1 - kh, 11 + left + right + 1 - kw, c_out];
+    let mut inputs = vec![Host::random(&[2, 8, 11, c_in], 1)];
+    inputs.extend(normalised.then(|| Host::random(&[2, 2, c_in], 2)));
+    inputs.push(Host::random(&dy, 3));
+    check_gradient(&wgrad, &inputs.iter().collect::<Vec<_>>(), inputs.len() - 1);
+}
+
 #[test]
 fn weight_gradients_of_patches() {
+    let wgrad = |bias| Conv2dWgrad::new([1, 1], [1; 4], [3, 3], bias);
+    check_source([1, 9, 7], [3, 24], &wgrad(true));
+    check_result(true, [24, 3], &wgrad(true));
+    check_result(false, [8, 2], &wgrad(false));
+}
+
+/// Strides, asymmetric padding, other kernels, several blocks.
+#[test]
+fn larger_weight_gradients_of_patches() {
     for bias in [false, true] {
-        for (size, [c_in, c_out], kernel, stride, padding) in [
-            ([2, 9, 7], [3, 24], [3, 3], [1, 1], [1, 1, 1, 1]),
-            ([1, 10, 21], [4, 136], [3, 3], [2, 1], [0, 1, 1, 1]),
-            ([3, 6, 5], [1, 16], [5, 2], [1, 2], [2, 2, 0, 1]),
-        ] {
-            let [b, h, w] = size;
-            let wgrad = Conv2dWgrad::new(stride, padding, kernel, bias);
-            let out = |axis: usize, size: usize| {
-                (size + padding[2 * axis] + padding[2 * axis + 1] - kernel[axis]) / stride[axis] + 1
-            };
-            let dy = Host::random(&[b, out(0, h), out(1, w), c_out], 2);
-            check_gradient(&wgrad, &[&Host::random(&[b, h, w, c_in], 1), &dy], 0);
-        }
-        for (affine, [c_in, c_out], kernel, padding) in [
-            (false, [24, 3], [3, 3], [1, 1, 1, 1]),
-            (true, [136, 3], [3, 3], [1, 1, 1, 1]),
-            (true, [16, 2], [3, 4], [0, 1, 2, 0]),
-        ] {
-            let operands = Operands { affine, silu: affine, ..Operands::default() };
-            let wgrad = Conv2dWgrad::new([1, 1], padding, kernel, bias);
-            let wgrad = Conv2dWgrad { operands, ..wgrad };
-            let [top, bottom, left, right] = padding;
-            let size =
-                [2, 8 + top + bottom + 1 - kernel[0], 11 + left + right + 1 - kernel[1], c_out];
-            let mut inputs = vec![Host::random(&[2, 8, 11, c_in], 1)];
-            inputs.extend(affine.then(|| Host::random(&[2, 2, c_in], 2)));
-            inputs.push(Host::random(&size, 3));
-            let last = inputs.len() - 1;
-            check_gradient(&wgrad, &inputs.iter().collect::<Vec<_>>(), last);
-        }
+        let wgrad = |stride, padding, kernel| Conv2dWgrad::new(stride, padding, kernel, bias);
+        check_source([2, 9, 7], [3, 24], &wgrad([1, 1], [1; 4], [3, 3]));
+        check_source([1, 10, 21], [4, 136], &wgrad([2, 1], [0, 1, 1, 1], [3, 3]));
+        check_source([3, 6, 5], [1, 16], &wgrad([1, 2], [2, 2, 0, 1], [5, 2]));
+        check_result(false, [24, 3], &wgrad([1, 1], [1; 4], [3, 3]));
+        check_result(true, [136, 3], &wgrad([1, 1], [1; 4], [3, 3]));
+        check_result(true, [16, 2], &wgrad([1, 1], [0, 1, 2, 0], [3, 4]));
     }
 }
 

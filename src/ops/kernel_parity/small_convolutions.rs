@@ -366,8 +366,8 @@ fn weight_gradients_of_many_tiles() {
     super::convolution::weight_gradients_on_chips_of(1, [1, 8, 48]);
 }
 
-/// By taps, of whole pieces without stride and in general, by columns, and in float16 of 1×1 kernels and with a stride of
-/// two.
+/// By taps, of whole pieces without stride and in general, by columns, and in float16 of 1×1 kernels and with a
+/// stride of two.
 #[test]
 fn weight_gradients() {
     let x = Host::random(&[1, 4, 5, 16], 1);
@@ -402,12 +402,15 @@ fn weight_gradients() {
 fn weight_gradients_of_little_memory() {
     let (x, dy) = (Host::random(&[2, 5, 7, 24], 1), Host::random(&[2, 5, 7, 16], 2));
     let wgrad = Conv2dWgrad::new([1; 2], [0; 4], [1; 2], true);
-    let inputs = [&x, &dy];
-    let want = run(&wgrad, &inputs);
-    let halves = inputs.map(rounded);
+    let (affine, [half_x, half_dy]) = (Host::random(&[2, 2, 24], 3), [&x, &dy].map(rounded));
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    let normalising = Conv2dWgrad { operands, ..wgrad.clone() };
+    let (plain, normalised) = (run(&wgrad, &[&x, &dy]), run(&normalising, &[&x, &affine, &dy]));
     for kib in [48, 64] {
         for target in BOTH.map(|full| Target { shared_bytes: kib << 10, ..full }) {
-            compare_on(&target, &wgrad, &[&halves[0], &halves[1]], &[], &want, 2e-3);
+            compare_on(&target, &wgrad, &[&half_x, &half_dy], &[], &plain, 2e-3);
+            let inputs = [&half_x, &affine, &half_dy];
+            compare_on(&target, &normalising, &inputs, &[], &normalised, 2e-3);
         }
     }
     assert_launched("f16", &["conv2d_columns_wgrad"]);

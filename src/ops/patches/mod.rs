@@ -8,8 +8,8 @@ use super::{LaunchArgs, Op, shape};
 use crate::device::{DType, KernelWork, TensorType};
 use crate::error::{Error, Result};
 
-/// Whether a convolution of so many channels reads less that way: its kernel's taps take the place of the channels that a
-/// piece of 16 bytes, of which tensor cores take two, would leave empty.
+/// Whether a convolution of so many channels reads less that way: its kernel's taps take the place of the channels
+/// that a piece of 16 bytes, of which tensor cores take two, would leave empty.
 pub fn are_worth_it(channels: usize, [kh, kw]: [usize; 2]) -> bool {
     channels < piece(DType::F16) && kh * kw > 1 && channels * kh * kw <= MOST
 }
