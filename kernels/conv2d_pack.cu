@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
         const float* weight = c < each ? p.weight[0] : p.weight[1];
         if (c >= each) c -= each;
         long long row = p.flags & TRANSPOSED ? static_cast<long long>(c) * p.c_out + out
-                                     : static_cast<long long>(out) * each + c;
+                                               : static_cast<long long>(out) * each + c;
         from[k] = weight + (row * p.taps + column);
     }
     // All taps of an element lie together. A V100's L1 doesn't keep the lines of so many warps from a tap to the next.

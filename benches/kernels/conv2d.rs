@@ -7,8 +7,8 @@ use cyanea::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
 /// One convolution: batch, height and width, channels in and out, kernel, stride.
 type Case = (usize, usize, usize, usize, usize, usize);
 
-/// Of `ddpm-64` at batch 1 and 64, of `ddpm-32` at batch 1 and 16, and one for the emulator. What is timed forward is
-/// normalised, so that of few channels only gradients read patches, as in `ddpm-64` the first convolution does, too.
+/// Of `ddpm-64` at batch 1 and 64, of `ddpm-32` at batch 1 and 16, and one for the emulator. Forward all are
+/// normalised, so that of few channels none reads patches, as the first one of `ddpm-64` does; their gradients do.
 const CASES: [Case; 30] = [
     (1, 64, 128, 128, 3, 1),
     (1, 64, 384, 128, 3, 1),

@@ -1,6 +1,7 @@
 //! Convolutions of few channels, and gradients of their weights, read patches: the first and the last convolution of a
 //! network.
 
+use super::magnitude::splice;
 use super::tiles::{remove_unread, rewrite};
 use super::{maker, op};
 use crate::error::Result;
@@ -26,9 +27,9 @@ fn convolution(graph: &mut Graph) -> Result<bool> {
         let Some((pack, 0)) = maker(graph, node.inputs[weight]) else { continue };
         let Some(_) = op::<TilePack>(&graph.nodes[pack]) else { continue };
         let (before, label) = (node.inputs[weight], node.label.clone());
-        let from = graph.nodes[pack].inputs.clone();
+        let (from, end) = (graph.nodes[pack].inputs.clone(), graph.nodes.len());
         let packed = graph.push_labelled(Arc::new(pointwise.pack()), &from, &label)?[0];
-        stand_before(graph, at);
+        splice(graph, at, end, &[]);
         let (at, read) = read_patches(graph, at + 1, 0..weight, patches)?;
         let rest = &graph.nodes[at].inputs[weight + 1..];
         let inputs = [&[read, packed], rest].concat();
@@ -53,14 +54,6 @@ fn gradient(graph: &mut Graph) -> Result<bool> {
         return Ok(true);
     }
     Ok(false)
-}
-
-/// Moves the last node in front of the one at `at`.
-fn stand_before(graph: &mut Graph, at: usize) {
-    let mut nodes = std::mem::take(&mut graph.nodes);
-    let last = nodes.pop().expect("it was pushed");
-    nodes.insert(at, last);
-    graph.set_nodes(nodes);
 }
 
 /// The patches of some inputs of the node at `at`, and the node's place then: those that are there already, or new
@@ -97,8 +90,8 @@ fn read_patches(
     if let Some(node) = known {
         return Ok((at, node.outputs[0]));
     }
-    let label = graph.nodes[at].label.clone();
+    let (label, end) = (graph.nodes[at].label.clone(), graph.nodes.len());
     let made = graph.push_labelled(Arc::new(patches), &sources, &label)?[0];
-    stand_before(graph, place);
+    splice(graph, place, end, &[]);
     Ok((at + 1, made))
 }

@@ -173,14 +173,14 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
         let mut blocks = 0;
         for (index, pack) in packs.iter().enumerate() {
             let [c_in, c_out] = pack.own_channels();
-            let flag = |bit: i32, set: bool| if set { bit } else { 0 };
             params.each[index] = Pack {
                 weight: [UNSET; 2],
                 packed: UNSET,
                 c_out: int(c_out)?,
                 c_in: int(c_in)?,
                 taps: int(pack.dims[2] * pack.dims[3])?,
-                flags: flag(TRANSPOSED, pack.transposed) | flag(PATCHED, pack.patched),
+                flags: (TRANSPOSED * i32::from(pack.transposed))
+                    | (PATCHED * i32::from(pack.patched)),
             };
             params.first_block[index] = int(blocks)?;
             // A thread has a piece of all taps.
