@@ -11,9 +11,11 @@ struct Conv2dPack {
     int c_out, c_in, taps, flags;
 };
 
-// Of an input gradient; for patches (patches.cu), in whose channels all taps of c_in are.
+// Of an input gradient; for patches (patches.cu), in whose channels all taps of c_in are; for few outputs
+// (conv2d_narrow.cu), where all taps of c_out are outputs.
 #define TRANSPOSED 1
 #define PATCHED 2
+#define NARROW 4
 
 // Weights that one launch packs: a network has hundreds, and all change together.
 #define MOST_PACKS 92
@@ -46,23 +48,26 @@ __global__ void __launch_bounds__(256) conv2d_pack(Conv2dPacks<E> packs) {
         if (which + step < packs.count && packs.first_block[which + step] <= block) which += step;
     const Conv2dPack<E>& p = packs.each[which];
     const int SIZE = Piece<E>::SIZE;
-    // Taps that are columns of the product, and those that are not.
-    int columns = p.flags & PATCHED ? p.taps : 1, taps = p.taps / columns, all = p.c_in * columns;
+    // Taps that are terms of the product, its results, or neither.
+    int columns = p.flags & PATCHED ? p.taps : 1, rows = p.flags & NARROW ? p.taps : 1;
+    int taps = p.taps / (columns * rows), all = p.c_in * columns, outs = p.c_out * rows;
     int pieces = (all + 2 * SIZE - 1) / (2 * SIZE) * 2;
     int i = (block - packs.first_block[which]) * blockDim.x + threadIdx.x;
     // Eight neighbouring outputs of two pieces: lanes write whole lines, and read what lies together.
     int out = i % 8 + i / 16 % 8 * 8, piece = i / 8 % 2 + i / 128 % (pieces / 2) * 2, of = i / 128 / (pieces / 2);
-    if (of >= (p.c_out + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK) return;
+    if (of >= (outs + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK) return;
     E* to = p.packed + (static_cast<long long>(of) * taps * pieces + piece) * WEIGHT_BLOCK * SIZE + out * SIZE;
     out = (out & ~15) + ResultLayout<E>::channel_of(out & 15) + of * WEIGHT_BLOCK;
-    int each = p.weight[1] ? p.c_in / 2 : p.c_in;
+    bool beyond = out >= outs;
+    int tap_of = rows > 1 ? out / p.c_out : 0, each = p.weight[1] ? p.c_in / 2 : p.c_in;
+    out -= tap_of * p.c_out;
     const float* from[SIZE];
 #pragma unroll
     for (int k = 0; k < SIZE; ++k) {
         int at = piece * SIZE + k, c = columns > 1 ? at / columns : at;
         from[k] = nullptr;
-        if (at >= all || out >= p.c_out) continue;
-        int column = at - c * columns;
+        if (at >= all || beyond) continue;
+        int column = at - c * columns + tap_of;
         const float* weight = c < each ? p.weight[0] : p.weight[1];
         if (c >= each) c -= each;
         long long row = p.flags & TRANSPOSED ? static_cast<long long>(c) * p.c_out + out

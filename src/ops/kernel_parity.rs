@@ -17,6 +17,7 @@ mod convolution;
 mod diffusion;
 mod elementwise;
 mod fused;
+mod narrow;
 mod normalisation;
 mod patches;
 mod small_convolutions;
@@ -302,6 +303,7 @@ fn every_kernel_is_compared() {
     small_convolutions::tiles_of_80_pixels();
     small_convolutions::tiles_of_blocks_alone();
     normalisation::activations();
+    narrow::narrow_convolutions();
     patches::patches();
     normalisation::group_norm();
     normalisation::group_norm_gradient();

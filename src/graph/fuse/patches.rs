@@ -1,8 +1,8 @@
-//! Convolutions of few channels, and gradients of their weights, read patches: the first and the last convolution of a
-//! network.
+//! Convolutions of few channels, and gradients of their weights, read patches, and those to few channels have their
+//! taps as columns: the first and the last convolution of a network.
 
 use super::magnitude::splice;
-use super::tiles::{remove_unread, rewrite};
+use super::tiles::{self, rewrite};
 use super::{maker, op};
 use crate::error::Result;
 use crate::graph::{Graph, TensorId};
@@ -13,7 +13,7 @@ use crate::ops::patches::Patches;
 use std::sync::Arc;
 
 pub(super) fn rules(graph: &mut Graph) -> Result<bool> {
-    Ok(convolution(graph)? || gradient(graph)?)
+    Ok(convolution(graph)? || gradient(graph)? || narrow(graph)?)
 }
 
 fn convolution(graph: &mut Graph) -> Result<bool> {
@@ -24,22 +24,58 @@ fn convolution(graph: &mut Graph) -> Result<bool> {
         let Some((patches, pointwise)) = conv.of_patches(&types) else { continue };
         // In front of the weight are its sources.
         let weight = conv.operands().weight_index();
-        let Some((pack, 0)) = maker(graph, node.inputs[weight]) else { continue };
-        let Some(_) = op::<TilePack>(&graph.nodes[pack]) else { continue };
-        let (before, label) = (node.inputs[weight], node.label.clone());
-        let (from, end) = (graph.nodes[pack].inputs.clone(), graph.nodes.len());
-        let packed = graph.push_labelled(Arc::new(pointwise.pack()), &from, &label)?[0];
-        splice(graph, at, end, &[]);
-        let (at, read) = read_patches(graph, at + 1, 0..weight, patches)?;
+        let before = node.inputs[weight];
+        let Some((at, packed)) = repacked(graph, at, weight, pointwise.pack())? else { continue };
+        let (at, read) = read_patches(graph, at, 0..weight, patches)?;
         let rest = &graph.nodes[at].inputs[weight + 1..];
         let inputs = [&[read, packed], rest].concat();
         rewrite(graph, at, pointwise, inputs)?;
-        // It has moved with what was put in front of it.
-        let (pack, _) = maker(graph, before).expect("a node made it");
-        remove_unread(graph, pack);
+        remove_unread(graph, before);
         return Ok(true);
     }
     Ok(false)
+}
+
+/// Convolutions to few channels, whose taps are columns.
+fn narrow(graph: &mut Graph) -> Result<bool> {
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let Some(conv) = op::<TiledConv2d>(node) else { continue };
+        let types: Vec<_> = node.inputs.iter().map(|&t| graph.ty(t)).collect();
+        let Some(narrow) = conv.narrow(&types) else { continue };
+        let weight = conv.operands().weight_index();
+        let (before, mut inputs) = (node.inputs[weight], node.inputs.clone());
+        let Some((at, packed)) = repacked(graph, at, weight, narrow.pack())? else { continue };
+        inputs[weight] = packed;
+        rewrite(graph, at, narrow, inputs)?;
+        remove_unread(graph, before);
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// The weight of the convolution at `at`, its input number `weight`, packed in another way in front of it, and where
+/// the convolution stands then; `None` where it isn't packed for itself.
+fn repacked(
+    graph: &mut Graph,
+    at: usize,
+    weight: usize,
+    pack: TilePack,
+) -> Result<Option<(usize, TensorId)>> {
+    let node = &graph.nodes[at];
+    let Some((maker, 0)) = maker(graph, node.inputs[weight]) else { return Ok(None) };
+    let Some(_) = op::<TilePack>(&graph.nodes[maker]) else { return Ok(None) };
+    let (from, label) = (graph.nodes[maker].inputs.clone(), node.label.clone());
+    let end = graph.nodes.len();
+    let packed = graph.push_labelled(Arc::new(pack), &from, &label)?[0];
+    splice(graph, at, end, &[]);
+    Ok(Some((at + 1, packed)))
+}
+
+/// Removes what packed a weight as nothing reads it any more.
+fn remove_unread(graph: &mut Graph, packed: TensorId) {
+    let (pack, _) = maker(graph, packed).expect("a node made it");
+    tiles::remove_unread(graph, pack);
 }
 
 fn gradient(graph: &mut Graph) -> Result<bool> {

@@ -40,7 +40,7 @@ pub(super) fn patches() {
 }
 
 /// Inputs as `op` takes them in half precision, and what the CPU makes of the same values.
-fn in_half(op: &dyn Op, inputs: &[&Host]) -> (Vec<Host>, Vec<Host>) {
+pub(super) fn in_half(op: &dyn Op, inputs: &[&Host]) -> (Vec<Host>, Vec<Host>) {
     let types: Vec<&TensorType> = inputs.iter().map(|host| &host.ty).collect();
     let half = op.half(&types);
     let half = inputs.iter().enumerate().map(|(index, &host)| match half.get(index) {

@@ -4,10 +4,10 @@ use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{
     CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16, CONV2D_ALONE80_FWD_NHWC_F16,
     CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_LARGE_DGRAD_NHWC_F32, CONV2D_LARGE_FWD_NHWC_F16,
-    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32,
-    CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
-    CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16,
-    Kernel,
+    CONV2D_LARGE_FWD_NHWC_F32, CONV2D_NARROW32_FWD_NHWC_F16, CONV2D_NARROW48_FWD_NHWC_F16,
+    CONV2D_SMALL_DGRAD_NHWC_F32, CONV2D_SMALL_FWD_NHWC_F32, CONV2D_SMALL16_DGRAD_NHWC_F16,
+    CONV2D_SMALL16_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16,
+    CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_SMALL64_FWD_NHWC_F16, Kernel,
 };
 use crate::device::{CodePath, DType, Target};
 use crate::ops::conv2d::geometry::{PIECE, piece};
@@ -22,6 +22,8 @@ fn most_pieces(target: &Target, dtype: DType) -> usize {
 /// The same of small tiles in float16, and of those for a block alone.
 const MOST_SMALL_PIECES: usize = 4;
 const MOST_ALONE_PIECES: usize = 8;
+/// The same of blocks of few outputs.
+const MOST_NARROW_PIECES: usize = 16;
 /// Columns of a block of packed weights.
 pub(super) const WEIGHT_BLOCK: usize = 64;
 /// Pixels and (most) channels of a small tile, and the fewest channels of one in float16.
@@ -57,6 +59,8 @@ pub(super) struct Shape {
     shortcut: usize,
     /// Convolutions of the same sources.
     siblings: usize,
+    /// Columns of a product, of few outputs that have all taps there.
+    narrow: Option<usize>,
     /// The block normalises its sources, and keeps the coefficients.
     affine: bool,
     /// Channels of a slice whose moments are taken together; 0 for none.
@@ -72,6 +76,8 @@ pub(super) struct Traits {
     pub shortcut: usize,
     /// 1 for a convolution alone.
     pub siblings: usize,
+    /// Columns of a product, of few outputs that have all taps there.
+    pub narrow: Option<usize>,
     pub dtype: DType,
 }
 
@@ -176,6 +182,7 @@ impl Shape {
             row,
             shortcut: traits.shortcut,
             siblings: traits.siblings,
+            narrow: traits.narrow,
             affine: traits.affine,
             moments: traits.moments,
             dtype: traits.dtype,
@@ -365,9 +372,44 @@ impl Shape {
         self.cut(kernel, SMALL, SMALL, target)
     }
 
+    /// Blocks of kernels/conv2d_narrow.cu: what they hold of sources and weights gives way to the product.
+    fn narrow(&self, columns: usize, target: &Target) -> Cut {
+        let pixels = self.pixels(SMALL, 8);
+        let (kernel, columns) = match columns {
+            ..=32 => (&CONV2D_NARROW32_FWD_NHWC_F16, 32),
+            _ => (&CONV2D_NARROW48_FWD_NHWC_F16, 48),
+        };
+        let [needed, _] = self.pieces();
+        let reached = pixels.reached();
+        let shared = |chunk: usize| {
+            let channels = self.chunks(chunk)[0] * chunk * piece(self.dtype);
+            let affine = if self.affine { 8 * channels } else { 0 };
+            let product = 4 * reached * (columns + 4);
+            affine + (chunk * (columns + (reached | 1)) * PIECE).max(product)
+        };
+        let mut chunk = needed.min(MOST_NARROW_PIECES);
+        while chunk > 2 && shared(chunk) + OWN > target.shared_bytes as usize {
+            chunk -= 2;
+        }
+        Cut {
+            kernel,
+            pixels,
+            channels: columns,
+            grid: [pixels.all, 1],
+            chunk,
+            chunks: self.chunks(chunk),
+            slices: 1,
+            buffers: 1,
+            shared: shared(chunk),
+        }
+    }
+
     /// Large tiles read less, where there are enough of them for the target, batch-invariant those of one
     /// sample, since orders of sums differ.
     pub fn best(&self, target: &Target) -> Cut {
+        if let Some(columns) = self.narrow {
+            return self.narrow(columns, target);
+        }
         let kernel = match (self.conv.transposed, self.dtype) {
             (false, DType::F16) => &CONV2D_LARGE_FWD_NHWC_F16,
             (true, DType::F16) => &CONV2D_LARGE_DGRAD_NHWC_F16,

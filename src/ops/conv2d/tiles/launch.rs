@@ -18,7 +18,7 @@ kernels::params! {
         CONV2D_SMALL16_DGRAD_NHWC_F16, CONV2D_SMALL32_FWD_NHWC_F16, CONV2D_SMALL32_DGRAD_NHWC_F16,
         CONV2D_SMALL64_FWD_NHWC_F16, CONV2D_SMALL64_DGRAD_NHWC_F16, CONV2D_ALONE_FWD_NHWC_F16,
         CONV2D_ALONE80_FWD_NHWC_F16, CONV2D_ALONE_DGRAD_NHWC_F16, CONV2D_LARGE_FWD_NHWC_F16,
-        CONV2D_LARGE_DGRAD_NHWC_F16
+        CONV2D_LARGE_DGRAD_NHWC_F16, CONV2D_NARROW32_FWD_NHWC_F16, CONV2D_NARROW48_FWD_NHWC_F16
     {
         x: [u64; 2], affine: u64, moments: [u64; 2], gamma: u64, beta: u64,
         weight: [u64; 3], bias: [u64; 3],
@@ -207,6 +207,8 @@ impl TiledConv2d {
         let grid = [int(cut.grid[0])? as u32, cut.grid[1] as u32, cut.slices as u32];
         let block = [cut.kernel.threads, 1, 1];
         let work = cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written);
+        // Of narrow ones elements are all that there is to store.
+        let stored = stored || self.pack.narrow;
         Ok(vec![work.with_general(!(wide && wide_shortcut && stored))])
     }
 }

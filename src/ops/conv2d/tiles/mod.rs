@@ -6,6 +6,7 @@
 
 mod cut;
 mod launch;
+mod narrow;
 mod pack;
 
 pub use pack::{TilePack, TilePacks};
@@ -100,8 +101,8 @@ impl Form {
         let dims = self.dims(inputs).ok()?;
         let conv = self.conv(inputs).ok()?;
         let dtype = inputs[0].dtype;
-        let pack =
-            TilePack { dims, transposed: conv.transposed, pair: false, patched: false, dtype };
+        let transposed = conv.transposed;
+        let pack = TilePack { dims, transposed, pair: false, patched: false, narrow: false, dtype };
         let mut form = *self;
         let pointwise = conv.kernel == [1, 1] && conv.stride == [1, 1];
         if pointwise && self.padding == [0; 4] && conv.output == conv.input {
@@ -227,6 +228,7 @@ impl TiledConv2d {
             moments,
             shortcut: self.shortcut_channels(inputs).iter().sum(),
             siblings: 1 + siblings,
+            narrow: self.pack.narrow.then(|| self.pack.columns()),
             dtype: self.pack.dtype,
         };
         Shape::of(conv, &traits)

@@ -29,6 +29,7 @@ struct Pack {
 /// Bits of `flags`.
 const TRANSPOSED: i32 = 1;
 const PATCHED: i32 = 2;
+const NARROW: i32 = 4;
 
 kernels::params! {
     /// `Conv2dPacks`.
@@ -50,6 +51,8 @@ pub struct TilePack {
     pub(in crate::ops::conv2d) pair: bool,
     /// For patches: what is read of a pixel has all taps.
     pub(in crate::ops::conv2d) patched: bool,
+    /// For few outputs: all taps of them are columns, a tap's together.
+    pub(super) narrow: bool,
     pub(super) dtype: DType,
 }
 
@@ -76,6 +79,18 @@ impl TilePack {
         if self.patched { [1, 1] } else { [self.dims[2], self.dims[3]] }
     }
 
+    /// Taps that have a part of the image each.
+    fn taps(&self) -> usize {
+        let [kh, kw] = self.kernel();
+        if self.narrow { 1 } else { kh * kw }
+    }
+
+    /// Columns of the product with such a part.
+    pub(super) fn columns(&self) -> usize {
+        let [kh, kw] = self.kernel();
+        self.channels()[1] * if self.narrow { kh * kw } else { 1 }
+    }
+
     /// Terms of a sum.
     pub(super) fn terms(&self) -> usize {
         self.own_channels()[0] * self.dims[2] * self.dims[3]
@@ -92,11 +107,9 @@ impl TilePack {
     }
 
     pub(super) fn packed(&self) -> TensorType {
-        let [c_in, c_out] = self.channels();
-        let [kh, kw] = self.kernel();
-        let elements = c_out.next_multiple_of(WEIGHT_BLOCK)
-            * kh
-            * kw
+        let [c_in, _] = self.channels();
+        let elements = self.columns().next_multiple_of(WEIGHT_BLOCK)
+            * self.taps()
             * pieces(c_in, self.dtype)
             * piece(self.dtype);
         TensorType { shape: vec![elements], dtype: self.dtype }
@@ -180,12 +193,12 @@ fn launches(packs: &[TilePack], args: &LaunchArgs) -> Result<Vec<KernelWork>> {
                 c_in: int(c_in)?,
                 taps: int(pack.dims[2] * pack.dims[3])?,
                 flags: (TRANSPOSED * i32::from(pack.transposed))
-                    | (PATCHED * i32::from(pack.patched)),
+                    | (PATCHED * i32::from(pack.patched))
+                    | (NARROW * i32::from(pack.narrow)),
             };
             params.first_block[index] = int(blocks)?;
             // A thread has a piece of all taps.
-            let [kh, kw] = pack.kernel();
-            let items = packed[index].ty.elements() / (kh * kw * piece(pack.dtype));
+            let items = packed[index].ty.elements() / (pack.taps() * piece(pack.dtype));
             // The kernel counts them in 32 bits.
             int(items)?;
             blocks += items.div_ceil(kernel.threads as usize);
