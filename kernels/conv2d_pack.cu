@@ -12,7 +12,7 @@ struct Conv2dPack {
 };
 
 // Of an input gradient; for patches (patches.cu), in whose channels all taps of c_in are; for few outputs
-// (conv2d_narrow.cu), where all taps of c_out are outputs.
+// (conv2d_narrow.cu), where all taps of c_out are outputs, as if of one tap.
 #define TRANSPOSED 1
 #define PATCHED 2
 #define NARROW 4

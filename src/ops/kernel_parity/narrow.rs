@@ -84,6 +84,7 @@ fn what_is_not_narrow() {
     assert!(!is(&same(5), [1, 9, 9, 32], [1, 32, 5, 5]), "a region of 144 pixels");
     let strided = Conv2d::new([2, 1], [1, 1], false);
     assert!(!is(&strided, [1, 9, 9, 32], [3, 32, 3, 3]), "a stride");
+    assert!(!is(&same(3), [1, 9, 9, 4104], [3, 4104, 3, 3]), "more channels than fit");
     let two = Conv2d::new([1, 1], [0, 0], false);
     assert!(!is(&two, [1, 9, 9, 32], [3, 32, 2, 2]), "most of 32 columns empty");
 }

@@ -416,6 +416,10 @@ impl Op for TiledConv2d {
         if self.extras.keeps && groups.is_none() {
             return self.refuse("has no normalisation to leave anything of".into());
         }
+        let Extras { siblings, shortcut, .. } = self.extras;
+        if self.pack.narrow && (siblings > 0 || shortcut.is_some() || slice > 0) {
+            return self.refuse("taps are columns of a result alone".into());
+        }
         let extra = self.extra_outputs().into_iter().map(|extra| match extra {
             ExtraOutput::Sibling(_) => result.clone(),
             ExtraOutput::Moments => self.moments(&conv),

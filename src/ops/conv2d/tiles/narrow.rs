@@ -11,6 +11,8 @@ const TENSOR_COLUMNS: usize = 16;
 /// Most source pixels of a block, which makes 8 × 8 results: its warps have 16 each.
 const MOST_REACHED: usize = 128;
 const TILE: usize = 8;
+/// Most input channels: coefficients of all lie in shared memory beside a product of 20 KiB, on any target.
+const MOST_CHANNELS: usize = 4096;
 
 impl TiledConv2d {
     /// The same with all taps as columns; `None` where these are too many or not worth it, it doesn't read
@@ -29,7 +31,9 @@ impl TiledConv2d {
         let worth = columns <= MOST_COLUMNS
             && 3 * columns.next_multiple_of(TENSOR_COLUMNS).max(LEAST_COLUMNS)
                 <= taps * TENSOR_COLUMNS;
-        if !(free && each && worth) || (TILE + kh - 1) * (TILE + kw - 1) > MOST_REACHED {
+        let fits =
+            conv.c_in() <= MOST_CHANNELS && (TILE + kh - 1) * (TILE + kw - 1) <= MOST_REACHED;
+        if !(free && each && worth && fits) {
             return None;
         }
         let mut conv = self.clone();
