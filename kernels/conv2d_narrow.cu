@@ -51,19 +51,9 @@ __global__ void __launch_bounds__(256, 2) conv2d_narrow(Conv2d<__half> p) {
         }
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
+        const float2* own = normalises ? affine + source.c : nullptr;
         E* to = region + (piece * plane + pixel * SIZE);
-        int rest = source.wide ? pixel + BATCH * STEP : pixel;
-        E* rest_to = to + (rest - pixel) * SIZE;
-        if (normalises || p.silu) {
-            Normalisation<E> normalisation(normalises ? affine + source.c : nullptr, p.silu);
-            auto convert = [&](const uint4& value) { return normalisation.of(value); };
-            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
-            fill_pieces<E, STEP, 1>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
-        } else {
-            auto convert = [](const uint4& value) { return value; };
-            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
-            fill_pieces<E, STEP, 1>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
-        }
+        store_arrived<1>(p, source, arriving, of.base_y, of.base_x, pixel, own, to);
     };
 
     ChannelAffine<E> own_affine = {};

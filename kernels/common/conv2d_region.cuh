@@ -124,6 +124,27 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
     }
 }
 
+// All of a thread's pixels from `pixel` on: of a source that is read a piece at a time what has arrived first, then the
+// rest, REST of them under way at a time. `affine` has the coefficients of the thread's first channel, or is null;
+// sources of a shortcut are stored as they are.
+template <int REST, class E, int STEP, int BATCH>
+__device__ __forceinline__ void store_arrived(const Conv2d<E>& p, const ChunkSource<E>& source,
+                                              const RegionPieces<E, STEP, BATCH>& arrived, int y, int x, int pixel,
+                                              const float2* affine, E* to) {
+    int rest = source.wide ? pixel + BATCH * STEP : pixel;
+    E* rest_to = to + (rest - pixel) * Piece<E>::SIZE;
+    if (source.own && (affine || p.silu)) {
+        Normalisation<E> normalisation(affine, p.silu);
+        auto convert = [&](const uint4& value) { return normalisation.of(value); };
+        if (source.wide) arrived.template store<true>(p, pixel, to, convert);
+        fill_pieces<E, STEP, REST>(p, source, y, x, rest, rest_to, convert);
+    } else {
+        auto convert = [](const uint4& value) { return value; };
+        if (source.wide) arrived.template store<true>(p, pixel, to, convert);
+        fill_pieces<E, STEP, REST>(p, source, y, x, rest, rest_to, convert);
+    }
+}
+
 // Fills `region` with `count` pieces of channels of `source`, of the source pixels from (y, x) on. BATCH: pixels
 // that a thread has under way.
 template <class E, int THREADS, int BATCH>

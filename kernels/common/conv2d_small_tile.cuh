@@ -228,19 +228,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     auto store_pieces = [&](int chunk, E* to) {
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
-        to += piece * plane + pixel * SIZE;
-        int rest = source.wide ? pixel + BATCH * STEP : pixel;
-        E* rest_to = to + (rest - pixel) * SIZE;
-        if (source.own && (normalises || p.silu)) {
-            Normalisation<E> normalisation(normalises ? affine + (source.c - first_channel) : nullptr, p.silu);
-            auto convert = [&](const uint4& value) { return normalisation.of(value); };
-            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
-            fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
-        } else {
-            auto convert = [](const uint4& value) { return value; };
-            if (source.wide) arriving.template store<true>(p, pixel, to, convert);
-            fill_pieces<E, STEP, BATCH>(p, source, of.base_y, of.base_x, rest, rest_to, convert);
-        }
+        const float2* own = normalises ? affine + (source.c - first_channel) : nullptr;
+        store_arrived<BATCH>(p, source, arriving, of.base_y, of.base_x, pixel, own, to + (piece * plane + pixel * SIZE));
     };
 
     // What takes longest to come is asked for first.

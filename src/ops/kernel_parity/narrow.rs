@@ -1,27 +1,16 @@
 //! Convolutions to few channels, whose taps are columns of one product, beside the CPU's convolutions.
 
-use super::patches::in_half;
+use super::patches::{in_half, tiled};
 use super::{BOTH, compare_on, emulate};
 use crate::device::{DType, Target, TensorType};
 use crate::ops::Op;
 use crate::ops::conv2d::{Conv2d, Operand, Operands, TiledConv2d};
 use crate::ops::testing::Host;
-use std::any::Any;
 
-/// What kernels make of it on `target`, given the types of its inputs in half precision.
-fn lowered(target: &Target, op: &dyn Op, types: &[&TensorType]) -> TiledConv2d {
-    let lowered = op.lower(target, types).expect("a form for kernels");
-    let conv: &TiledConv2d = (&*lowered.op as &dyn Any).downcast_ref().expect("of tiles");
-    conv.clone()
-}
-
-/// The same with taps as columns, if that is possible.
-fn narrow(conv: &TiledConv2d, types: &[&TensorType]) -> Option<TiledConv2d> {
-    let weight = conv.operands().weight_index();
-    let packed = conv.pack().infer(&[types[weight]]).unwrap().remove(0);
-    let mut types = types.to_vec();
-    types[weight] = &packed;
-    conv.narrow(&types)
+/// What kernels make on `target` of a convolution with inputs of these types, with taps as columns, if that is possible.
+fn narrow(target: &Target, op: &dyn Op, types: &[&TensorType]) -> Option<TiledConv2d> {
+    let (conv, taken) = tiled(target, op, types);
+    conv.narrow(&taken.iter().collect::<Vec<_>>())
 }
 
 /// Images that are no multiple of tiles, channels no multiple of pieces, chunks of which the last is not full, all that
@@ -58,7 +47,7 @@ pub(super) fn narrow_convolutions() {
             let little = Target { shared_bytes: 32 << 10, ..target };
             for target in [target, little] {
                 let types: Vec<&TensorType> = half.iter().map(|host| &host.ty).collect();
-                let narrow = narrow(&lowered(&target, &conv, &types), &types).expect("few outputs");
+                let narrow = narrow(&target, &conv, &types).expect("few outputs");
                 let weight = narrow.operands().weight_index();
                 let packed = emulate(&target, 1, &narrow.pack(), &[&half[weight]], &[]).remove(0);
                 let plain = std::mem::replace(&mut half[weight], packed);
@@ -75,7 +64,7 @@ fn what_is_not_narrow() {
     let is = |conv: &Conv2d, x: [usize; 4], weight: [usize; 4]| {
         let x = TensorType { shape: x.to_vec(), dtype: DType::F16 };
         let types = [&x, &TensorType::f32(weight)];
-        narrow(&lowered(&Target::V100, conv, &types), &types).is_some()
+        narrow(&Target::V100, conv, &types).is_some()
     };
     let same = |k| Conv2d::same([k, k], false);
     assert!(is(&same(3), [1, 9, 9, 32], [5, 32, 3, 3]));

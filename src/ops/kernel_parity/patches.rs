@@ -55,18 +55,29 @@ pub(super) fn in_half(op: &dyn Op, inputs: &[&Host]) -> (Vec<Host>, Vec<Host>) {
     (half, want)
 }
 
+/// What kernels make on `target` of a convolution with inputs of these types, and what it takes.
+pub(super) fn tiled(
+    target: &Target,
+    op: &dyn Op,
+    types: &[&TensorType],
+) -> (TiledConv2d, Vec<TensorType>) {
+    let lowered = op.lower(target, types).expect("a form for kernels");
+    let conv: &TiledConv2d = (&*lowered.op as &dyn Any).downcast_ref().expect("of tiles");
+    let weight = conv.operands().weight_index();
+    let mut taken: Vec<TensorType> = types.iter().map(|&ty| ty.clone()).collect();
+    taken[weight] = conv.pack().infer(&[types[weight]]).unwrap().remove(0);
+    (conv.clone(), taken)
+}
+
 /// A convolution, or an input's gradient, that reads patches of its source or of both.
 fn check_convolution(op: &dyn Op, inputs: &[&Host]) {
     let (half, want) = in_half(op, inputs);
     for target in &BOTH {
         let types: Vec<&TensorType> = half.iter().map(|host| &host.ty).collect();
-        let lowered = op.lower(target, &types).expect("a form for kernels");
-        let conv: &TiledConv2d = (&*lowered.op as &dyn Any).downcast_ref().expect("of tiles");
+        let (conv, taken) = tiled(target, op, &types);
         let weight = conv.operands().weight_index();
-        let packed = conv.pack().infer(&[types[weight]]).unwrap().remove(0);
-        let mut types = types.clone();
-        types[weight] = &packed;
-        let (patches, pointwise) = conv.of_patches(&types).expect("few channels");
+        let taken: Vec<&TensorType> = taken.iter().collect();
+        let (patches, pointwise) = conv.of_patches(&taken).expect("few channels");
         let sources: Vec<&Host> = half[..weight].iter().collect();
         let mut given = emulate(target, 1, &patches, &sources, &[]);
         given.extend(emulate(target, 1, &pointwise.pack(), &[&half[weight]], &[]));

@@ -1,4 +1,4 @@
-//! How a convolution is cut into blocks of the kernels in kernels/conv2d_tiles.cu.
+//! How a convolution is cut into blocks of the kernels in kernels/conv2d_tiles.cu and conv2d_narrow.cu.
 
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{

@@ -1,4 +1,4 @@
-//! Launches of the kernels in kernels/conv2d_tiles.cu.
+//! Launches of the kernels in kernels/conv2d_tiles.cu and conv2d_narrow.cu.
 
 use super::cut::{Shape, moment_parts};
 use super::{Extras, Norm, TiledConv2d};
@@ -208,7 +208,7 @@ impl TiledConv2d {
         let block = [cut.kernel.threads, 1, 1];
         let work = cut.kernel.launch(grid, block, cut.shared as u32, &params, &read, &written);
         // Of narrow ones elements are all that there is to store.
-        let stored = stored || self.pack.narrow;
-        Ok(vec![work.with_general(!(wide && wide_shortcut && stored))])
+        let fast = wide && wide_shortcut && (stored || self.pack.narrow);
+        Ok(vec![work.with_general(!fast)])
     }
 }

@@ -1,5 +1,5 @@
 //! Convolutions as kernels run them: tiles of a matrix product, in float16 on tensor cores or in
-//! float32; kernels/common/conv2d_tile.cuh and conv2d_small_tile.cuh say how work is split.
+//! float32; kernels/common/conv2d_tile.cuh, conv2d_small_tile.cuh and conv2d_narrow.cu say how work is split.
 //!
 //! [`TiledConv2d`] is what every convolution becomes on a target with kernels. Beyond the operands of
 //! the plain operation it takes what only kernels take in ([`Extras`]); `graph::fuse` adds them.

@@ -41,8 +41,8 @@ kernels::params! {
 /// Weight \[out, in, kh, kw\] → \[c_out / 64, kh·kw, pieces of c_in, 64, 16 bytes\] of the type in
 /// which the convolution computes, an even number of pieces, with zeros beyond the ends. Each 16 of the 64 lie
 /// in the order of `ResultLayout` in `kernels/common/conv2d_result.cuh`. Depends on
-/// weights only, so it runs in `prepare`. A `narrow` one is that of a 1×1 kernel with c_out·kh·kw outputs. Of a pair of weights what the second reads lies behind what the
-/// first does, as if they were one.
+/// weights only, so it runs in `prepare`. A `narrow` one is that of a 1×1 kernel with c_out·kh·kw outputs.
+/// Of a pair of weights what the second reads lies behind what the first does, as if they were one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TilePack {
     pub(super) dims: [usize; 4],
