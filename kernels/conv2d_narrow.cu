@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(256, 2) conv2d_narrow(Conv2d<__half> p) {
         }
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
-        const float2* own = normalises ? affine + source.c : nullptr;
+        const float2* own = normalises ? affine + AffinePlace<E>::of_piece(source.c / SIZE) : nullptr;
         E* to = region + (piece * plane + pixel * SIZE);
-        store_arrived<1>(p, source, arriving, of.base_y, of.base_x, pixel, own, to);
+        store_arrived<1>(p, source, arriving, of.base_y, of.base_x, pixel, own, AffinePlace<E>::pitch(channels), to);
     };
 
-    ChannelAffine<E> own_affine = {};
-    bool has_channel = static_cast<int>(threadIdx.x) < channels;
+    ChannelAffine<E, true> own_affine = {};
+    bool has_channel = warp_has_channels(0, channels);
     if (has_channel) own_affine.load(p, of.sample, threadIdx.x);
     request(0);
     int c = threadIdx.x;

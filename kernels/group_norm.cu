@@ -313,7 +313,12 @@ __global__ void __launch_bounds__(256, 3) group_norm_moments_fwd(GroupNormForwar
         }
         int begin = first_channel + group * width, end = begin + width;
         GroupMoments moments(p, blockIdx.z, begin, end);
-        float2 of = moments.merged(moments.load(0));
+        // Both halves of the warp do the same.
+        const int LOG = 4;
+        static_assert(1 << LOG == GroupMoments::Share::LANES, "as many as may share a group");
+        int part = lane % GroupMoments::Share::LANES;
+        auto rest = [&](Moments& own, int first) { moments.add_rest(own, first, LOG); };
+        float2 of = merged<true>(moments.load<true>(part, LOG), part, LOG, rest);
         float rstd = 1.0f / sqrtf(of.y + p.eps);
         table.finish(group, width, of.x, rstd, lane, 32);
         if (blockIdx.y == 0 && lane == 0) stats[2 * group] = of.x, stats[2 * group + 1] = rstd;

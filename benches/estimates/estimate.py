@@ -6,7 +6,8 @@
 SASS is the folder of sass-cycles after its `setup.sh`. Each different launch is simulated for one wave of blocks on
 one multiprocessor; the whole grid is waves added up. The tool's fake memory decides who draws the last ticket where
 blocks join their sums: with `--tickets joined`, the default, every block does (an upper bound, but for gradients of
-convolutions' weights, which join in groups: there none does); with `free` none.
+convolutions' weights, which join in groups: there none does); with `free` none. In a forward convolution one block of
+as many as there are slices reads the parts of others, which then come as many times faster than L2 serves all.
 """
 
 import argparse
@@ -35,9 +36,25 @@ def arguments():
 def loaded(folder):
     """sass-cycles, and its kernels read so far."""
     sys.path.insert(0, folder)
-    from sass_cycles import disassembly, estimate, launch, machine, toolchain
+    from sass_cycles import disassembly, estimate, issue, launch, machine, toolchain
 
-    return disassembly, estimate, launch, machine, toolchain
+    return disassembly, estimate, issue, launch, machine, toolchain
+
+
+def one_block_reads_parts(issue, slices):
+    """What passes by the first cache is what other blocks stored; of `slices` blocks one reads it."""
+    memory = getattr(issue.Sm, "memory_of_all", issue.Sm.memory)
+
+    def of_one(sm, instruction, touched, now):
+        rate = sm.l2_rate
+        if touched and touched[0] == "load_l2":
+            sm.l2_rate = min(sm.m.l2_port, slices * rate)
+        try:
+            return memory(sm, instruction, touched, now)
+        finally:
+            sm.l2_rate = rate
+
+    issue.Sm.memory_of_all, issue.Sm.memory = memory, of_one
 
 
 def add_pieces(buffers, pieces):
@@ -51,12 +68,16 @@ def add_pieces(buffers, pieces):
     return start
 
 
+def is_forward(row):
+    return row["kernel"].startswith("conv2d_") and "wgrad" not in row["kernel"]
+
+
 def tickets(row, size, batch, joined):
     """(bytes, fill) of a buffer of tickets: what is drawn is the number of blocks that came before."""
     if not joined:
         return [(size, NEVER)]
     x, y, z = row["grid"]
-    if row["kernel"].startswith("conv2d_") and "wgrad" not in row["kernel"]:
+    if is_forward(row):
         # Of split input channels a ticket a tile, then one for each sample's moments and tile of channels.
         slices = z if z > 1 else 1
         of_slices = 4 * x * y if slices > 1 else 0
@@ -80,7 +101,8 @@ def tickets(row, size, batch, joined):
 
 def estimated(job):
     options, batch, row = job
-    disassembly, estimate, launch, machine, toolchain = loaded(options.sass_cycles)
+    disassembly, estimate, issue, launch, machine, toolchain = loaded(options.sass_cycles)
+    one_block_reads_parts(issue, row["grid"][2] if is_forward(row) else 1)
     path = os.path.join(options.folder, row["cubin"])
     kernel = disassembly.from_cubin(path, toolchain.nvdisasm(), row["symbol"])
     buffers = launch.Buffers()

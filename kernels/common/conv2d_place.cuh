@@ -41,10 +41,10 @@ struct TileOrigin {
     int base_y, base_x;  // of the region in the source
 };
 
-// The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of 64, or of all of 80.
+// The pixels of a tile: WIDTH wide, or, of 64 or 128, one row. Moments are of 64 or halves of these, or of all of 80.
 template <int OF>
 struct TilePixels {
-    static_assert(OF == 64 || OF == 80 || OF == 128, "moments are of 64 pixels or of 16 x 5");
+    static_assert(OF == 64 || OF == 80 || OF == 128, "moments are of 64 pixels, or their halves, or of 16 x 5");
     static const int PIXELS = OF, WIDTH_LOG = OF == 80 ? 4 : 3, WIDTH = 1 << WIDTH_LOG;
     static const int MOMENT_HEIGHT = (PIXELS == 80 ? 80 : 64) / WIDTH;
 

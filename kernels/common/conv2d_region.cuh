@@ -125,16 +125,16 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
 }
 
 // All of a thread's pixels from `pixel` on: of a source that is read a piece at a time what has arrived first, then the
-// rest, REST of them under way at a time. `affine` has the coefficients of the thread's first channel, or is null;
-// sources of a shortcut are stored as they are.
+// rest, REST of them under way at a time. `affine` has the coefficients of the thread's piece, as AffinePlace says, or is
+// null; sources of a shortcut are stored as they are.
 template <int REST, class E, int STEP, int BATCH>
 __device__ __forceinline__ void store_arrived(const Conv2d<E>& p, const ChunkSource<E>& source,
                                               const RegionPieces<E, STEP, BATCH>& arrived, int y, int x, int pixel,
-                                              const float2* affine, E* to) {
+                                              const float2* affine, int affine_pitch, E* to) {
     int rest = source.wide ? pixel + BATCH * STEP : pixel;
     E* rest_to = to + (rest - pixel) * Piece<E>::SIZE;
     if (source.own && (affine || p.silu)) {
-        Normalisation<E> normalisation(affine, p.silu);
+        Normalisation<E> normalisation(affine, affine_pitch, p.silu);
         auto convert = [&](const uint4& value) { return normalisation.of(value); };
         if (source.wide) arrived.template store<true>(p, pixel, to, convert);
         fill_pieces<E, STEP, REST>(p, source, y, x, rest, rest_to, convert);
@@ -149,14 +149,15 @@ __device__ __forceinline__ void store_arrived(const Conv2d<E>& p, const ChunkSou
 // that a thread has under way.
 template <class E, int THREADS, int BATCH>
 __device__ __forceinline__ void fill_region(const Conv2d<E>& p, ChunkSource<E> source, int y, int x, int count,
-                                            const float2* affine, E* region, int plane) {
+                                            const float2* affine, int affine_pitch, E* region, int plane) {
     const int SIZE = Piece<E>::SIZE, STEP = THREADS / Chunk<E>::MOST;
     int piece = threadIdx.x % Chunk<E>::MOST, pixel = threadIdx.x / Chunk<E>::MOST;
     if (piece >= count) return;
     source.c += piece * SIZE;
     E* to = region + (piece * plane + pixel * SIZE);
     if (source.own && (affine || p.silu)) {
-        Normalisation<E> normalisation(affine ? affine + source.c : nullptr, p.silu);
+        const float2* own = affine ? affine + AffinePlace<E>::of_piece(source.c / SIZE) : nullptr;
+        Normalisation<E> normalisation(own, affine_pitch, p.silu);
         auto convert = [&](const uint4& value) { return normalisation.of(value); };
         fill_pieces<E, STEP, BATCH>(p, source, y, x, pixel, to, convert);
     } else {

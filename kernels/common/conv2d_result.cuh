@@ -273,7 +273,8 @@ __device__ __forceinline__ void warp_moments(const float* values, unsigned valid
 }
 
 // Moments of the tiles, of slices of channels: the number of elements, their mean and the sum of their squared
-// deviations from it, of the values as they were stored. They go to `moments`, [tile][3][slice] a sample.
+// deviations from it, of the values as they were stored. They go to `moments`, [tile][3][slice] a sample; or, with the
+// flag HALVES, [half of a tile][3][slice]: two warps that share the pixels leave theirs, else the second half is empty.
 //
 // `values` are the results of the calling lane in ResultLayout, `valid` has a bit for each of its rows. `shared` is FREE
 // already, or when all warps are here.
@@ -288,16 +289,21 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     Layout::over_lanes(count, 0);
     typedef MomentTiles<Pixels> Tiles;
     Tiles tiles(p);
-    auto store = [&](int tile, int channel, float elements, float mean, float squares) {
+    int halves = p.flags & HALVES ? 2 : 1;  // parts of a tile
+    auto store = [&](int tile, int half, int channel, float elements, float mean, float squares) {
         int x = tiles.in_row ? place.first_x / 64 + tile : place.first_x / Tiles::WIDTH;
         int y = tiles.in_row ? 0 : place.first_y / Tiles::HEIGHT + tile, slice = (column_tile * N + channel) >> log;
         if (x >= tiles.across || y >= tiles.down || slice >= slices) return;
-        int at = (place.sample * tiles.down + y) * tiles.across + x;
+        int at = ((place.sample * tiles.down + y) * tiles.across + x) * halves + half;
         float* to = moments + (at * 3 * slices + slice);
         to[0] = elements, to[slices] = mean, to[2 * slices] = squares;
     };
-    // In a small tile of 64 channels one of four warps most often has all of a slice; else parts are merged.
-    bool whole = NT == 1 && PARTS == 1 && log == together;
+    auto store_tile = [&](int tile, int channel, float elements, float mean, float squares) {
+        store(tile, 0, channel, elements, mean, squares);
+        if (halves > 1) store(tile, 1, channel, 0.0f, mean, 0.0f);
+    };
+    // In a small tile one warp most often has all of a slice, or two have halves of the pixels; else parts are merged.
+    bool whole = NT == 1 && PARTS <= halves && log == together;
     int width_log = (__ffs(N) - 1) - together;
     float2* parts = reinterpret_cast<float2*>(shared);  // [WM][N / channels that a warp takes together]
     float* counts = shared + WM * N * 2;                // [WM]: pixels
@@ -307,7 +313,9 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
     }
     warp_moments<E, MT, NT>(values, valid, count[0], together, [&](int channel, float mean, float squares) {
         channel += warp_n;
-        if (whole) store(warp_row, channel, count[0] * static_cast<float>(1 << log), mean, squares);
+        float elements = count[0] * static_cast<float>(1 << log);
+        if (whole && PARTS == 2) store(0, warp_row, channel, elements, mean, squares);
+        else if (whole) store_tile(warp_row, channel, elements, mean, squares);
         else parts[(warp_row << width_log) + (channel >> together)] = make_float2(mean, squares);
     });
     if (whole) return;
@@ -328,7 +336,7 @@ __device__ __forceinline__ void store_moments(const Conv2d<E>& p, const float* v
             }
             merged.add(batch, all - begin);
         }
-        store(tile, channel, merged.elements, merged.mean, merged.squares);
+        store_tile(tile, channel, merged.elements, merged.mean, merged.squares);
     }
 }
 
@@ -348,6 +356,7 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
     const int BATCH = Moments::Batch::SIZE;
     Moments moments;
     const float* from = p.partials + p.tile_moments + 3ll * sample * tiles * slices + slice;
+    float centre = has ? __ldcg(from + slices) : 0.0f;
 #pragma unroll 1
     for (int first = has ? lane : tiles; first < tiles; first += BATCH * lanes) {
         Moments::Batch batch;
@@ -362,14 +371,13 @@ __device__ __forceinline__ void merge_moments(const Conv2d<E>& p, int sample, in
         }
         moments.add(batch, BATCH);
     }
-    float all = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(1 << p.own_slice_log);
-    float whole = lanes_sum(moments.elements * moments.mean, lanes) / all, distance = moments.mean - whole;
-    float squares = lanes_sum(fmaf(moments.elements * distance, distance, moments.squares), lanes);
+    float2 whole = merged_lanes<32>(moments, centre, lanes_log);
     if (lane > 0 || !has) return;
     float* to = p.own_moments + 3ll * sample * slices + slice;
+    float all = static_cast<float>(p.out_height * p.out_width) * static_cast<float>(1 << p.own_slice_log);
     to[0] = all;
-    to[slices] = whole;
-    to[2 * slices] = squares;
+    to[slices] = whole.x;
+    to[2 * slices] = whole.y * all;
 }
 
 // What a tile leaves of its results for normalisations that read them.

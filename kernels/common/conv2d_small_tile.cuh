@@ -222,19 +222,21 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         // A shortcut has the tap in the middle alone.
         taps.aim(image, own ? 0 : p.pad_top, own ? 0 : p.pad_left, count, own ? tap_columns : 1, down, across);
     };
-    bool normalises = p.affine || p.gamma;
+    bool normalises = !TRANSPOSED && (p.affine || p.gamma);
     int first_channel = chunk * p.chunk * SIZE, end = chunks.own_end * p.chunk * SIZE;
+    typedef AffinePlace<E> Place;
     // What has arrived, and what of the chunk was not requested.
     auto store_pieces = [&](int chunk, E* to) {
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
-        const float2* own = normalises ? affine + (source.c - first_channel) : nullptr;
-        store_arrived<BATCH>(p, source, arriving, of.base_y, of.base_x, pixel, own, to + (piece * plane + pixel * SIZE));
+        const float2* own = normalises ? affine + Place::of_piece((source.c - first_channel) / SIZE) : nullptr;
+        store_arrived<BATCH>(p, source, arriving, of.base_y, of.base_x, pixel, own, Place::pitch(end - first_channel),
+                             to + (piece * plane + pixel * SIZE));
     };
 
     // What takes longest to come is asked for first.
-    ChannelAffine<E> own_affine = {};
-    bool has_channel = normalises && first_channel + static_cast<int>(threadIdx.x) < end;
+    ChannelAffine<E, SIXTEENS == 4> own_affine = {};
+    bool has_channel = normalises && warp_has_channels(first_channel, end);
     if (has_channel) own_affine.load(p, of.sample, first_channel + threadIdx.x);
     if (chunk < last_chunk) request_pieces(chunk);
     const float* bias = of_sibling<const float*>(p.bias, sibling);

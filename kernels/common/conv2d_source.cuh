@@ -22,7 +22,7 @@ template <class E>
 struct Conv2d {
     const E* x;
     const E* x2;            // null where there is one source
-    const float* affine;    // scale [C], shift [C], a sample each `affine_stride`; or null
+    const float* affine;    // scale [C], shift [C], a sample each `affine_stride`; or null, transposed always, as gamma
     const float* moments[2];  // of both sources, [part][3][slice] a sample (see store_moments); or null
     const float* gamma;     // with moments: [C], a sample each `affine_stride`
     const float* beta;
@@ -58,13 +58,13 @@ struct Conv2d {
     unsigned slices_reciprocal;       // see divided; 0 where they are not split
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
     int main_chunks, chunks;          // of the sources, and with those of the shortcut
-    int flags;                        // WIDE, WIDE_SHORTCUT, QUADS
+    int flags;                        // WIDE, WIDE_SHORTCUT, QUADS, HALVES
     int buffers;                      // for regions, of tiles whose weights stay in registers: 1 or 2
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
     Divisor tiles_x, tiles_y;         // of an image, transposed of a phase of it
-    int unused;                       // it fills the last 8 bytes
+    int group_lanes_log;              // log2 of lanes that share a group's parts: a factor of its width, Share::LANES at most
 };
 
 // x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.
@@ -91,10 +91,12 @@ __device__ __forceinline__ T of_sibling(T const (&each)[3], int sibling) {
     return sibling == 0 ? each[0] : last;
 }
 
-// The sources (those of the shortcut) can be read 16 bytes at a time, the results stored four channels at a time.
+// The sources (those of the shortcut) can be read 16 bytes at a time, the results stored four channels at a time; moments
+// are left of halves of tiles.
 #define WIDE 1
 #define WIDE_SHORTCUT 2
 #define QUADS 4
+#define HALVES 8
 
 // The piece at channel `c` of source pixel `pixel`; zeros beyond the channels.
 template <class E>
@@ -115,6 +117,18 @@ __device__ __forceinline__ uint4 source_piece(const E* x, const E* x2, int c1, i
     return pack(value);
 }
 
+// Where scale and shift of a channel lie among those of `channels`, a multiple of two pieces: the same two of each piece side by side, so that
+// lanes with neighbouring pieces read without bank conflicts, and the next two `pitch` further.
+template <class E>
+struct AffinePlace {
+    static const int SIZE = Piece<E>::SIZE;
+    __device__ static __forceinline__ int pitch(int channels) { return channels / SIZE * 2; }
+    __device__ static __forceinline__ int of_piece(int piece) { return piece * 2; }
+    __device__ static __forceinline__ int of_channel(int c, int channels) {
+        return of_piece(c / SIZE) + c % SIZE / 2 * pitch(channels) + c % 2;
+    }
+};
+
 // What is done to a piece of source channels: scaled and shifted, if there is anything to do it with, then SiLU
 // if wanted.
 template <class E>
@@ -122,15 +136,15 @@ struct Normalisation {
     float scale[Piece<E>::SIZE], shift[Piece<E>::SIZE];
     bool silu;
 
-    // `coefficients`, of the first channel, lie in shared memory; or null.
-    __device__ __forceinline__ Normalisation(const float2* coefficients, bool with_silu) {
+    // `coefficients` lie in shared memory as AffinePlace says, from the first channel on; or null.
+    __device__ __forceinline__ Normalisation(const float2* coefficients, int pitch, bool with_silu) {
         silu = with_silu;
 #pragma unroll
         for (int i = 0; i < Piece<E>::SIZE; ++i) scale[i] = 1.0f, shift[i] = 0.0f;
         if (!coefficients) return;
 #pragma unroll
         for (int i = 0; i < Piece<E>::SIZE; i += 2) {
-            float4 pair = *reinterpret_cast<const float4*>(coefficients + i);
+            float4 pair = *reinterpret_cast<const float4*>(coefficients + i / 2 * pitch);
             scale[i] = pair.x, shift[i] = pair.y, scale[i + 1] = pair.z, shift[i + 1] = pair.w;
         }
     }
@@ -154,7 +168,7 @@ struct Moments {
     };
     float elements = 0.0f, mean = 0.0f, squares = 0.0f;
 
-    // The first `count` of a batch, at least one, or all: a reciprocal for all.
+    // The first `count` of a batch, or all: a reciprocal for all. Parts may be empty.
     __device__ __forceinline__ void add(Batch batch, int count) {
         float all = elements, total = elements * mean;
 #pragma unroll
@@ -162,7 +176,7 @@ struct Moments {
             if (i >= count) batch.elements[i] = batch.squares[i] = 0.0f;
             all += batch.elements[i], total = fmaf(batch.elements[i], batch.mean[i], total);
         }
-        float next = total * reciprocal_approx(all), moved = mean - next;
+        float next = total * reciprocal_approx(fmaxf(all, 1.0f)), moved = mean - next;
         squares = fmaf(elements * moved, moved, squares);
 #pragma unroll
         for (int i = 0; i < Batch::SIZE; ++i) {
@@ -172,6 +186,9 @@ struct Moments {
         elements = all, mean = next;
     }
 };
+
+// Steps of 2^log from `first` to `end`, which is beyond it.
+__device__ __forceinline__ int steps_to(int first, int end, int log) { return (end - first + (1 << log) - 1) >> log; }
 
 // What the producers of its sources left of a group of channels of a sample: parts of the pixels of slices of one
 // source, or on both sides of the seam.
@@ -189,94 +206,159 @@ struct GroupMoments {
                 int slices = (max(min(end, channels[source]), 0) >> log) - first;
                 count[source] = slices << parts_log[source];
                 pitch[source] = channels[source] >> log;
-                at[source] = p.moments[source] + ((3ll * sample * pitch[source] << parts_log[source]) + first);
+                at[source] = p.moments[source] + ((3 * sample * pitch[source] << parts_log[source]) + first);
             }
             begin -= channels[source], end -= channels[source];
         }
     }
-    // Those from `first` on: all, most often. One again beyond the last: without branches all are under way at once.
-    typedef Moments::Batch Batch;
-    __device__ __forceinline__ Batch load(int first) const {
-        Batch batch;
-#pragma unroll
-        for (int i = 0; i < Batch::SIZE; ++i) {
-            int which = min(first + i, count[0] + count[1] - 1);
-            bool second = which >= count[0];
-            int own = second ? which - count[0] : which, log = second ? parts_log[1] : parts_log[0];
-            int next = second ? pitch[1] : pitch[0], part = own & ((1 << log) - 1);
-            const float* from = (second ? at[1] : at[0]) + (3 * part * next + (own >> log));
-            batch.elements[i] = from[0], batch.mean[i] = from[next], batch.squares[i] = from[2 * next];
-        }
-        return batch;
+    // A lane's share of the parts, where 2^lanes_log neighbours have a group, LANES at most: part number `lane`, and where
+    // these are not all, the next few that are as many lanes further on. Beside it the mean of part 0. All are under way at
+    // once.
+    struct Share {
+        static const int LANES = 16;
+        int all;  // parts
+        float centre;
+        Moments own;
+        Moments::Batch more;
+    };
+    // AHEAD: whether there are registers for the next few.
+    template <bool AHEAD>
+    __device__ __forceinline__ Share load(int lane, int lanes_log) const {
+        Share share = {};
+        const int lanes = 1 << lanes_log;
+        const float* from = part(lane);
+        share.all = count[0] + count[1];
+        share.centre = part(0)[next(0)];
+        share.own.elements = from[0], share.own.mean = from[next(lane)], share.own.squares = from[2 * next(lane)];
+        if (AHEAD && share.all > lanes) share.more = load_more(lane + lanes, lanes);
+        return share;
     }
-    // Mean and variance. The first ones are loaded.
-    __device__ __forceinline__ float2 merged(Batch batch) const {
-        int all = count[0] + count[1];
-        Moments moments;
+    // Adds those of the lane's parts from `first` on.
+    __device__ __forceinline__ void add_rest(Moments& own, int first, int lanes_log) const {
 #pragma unroll 1
-        for (int first = 0;;) {
-            moments.add(batch, all - first);
-            first += Batch::SIZE;
-            if (first >= all) break;
-            batch = load(first);
-        }
-        return make_float2(moments.mean, moments.squares * reciprocal_approx(moments.elements));
+        for (; first < count[0] + count[1]; first += Moments::Batch::SIZE << lanes_log)
+            own.add(load_more(first, 1 << lanes_log), steps_to(first, count[0] + count[1], lanes_log));
     }
 
 private:
     const float* at[2];
     int pitch[2], count[2], parts_log[2];
+
+    // Of number `which`; the last again beyond it, so that nothing waits for a branch.
+    __device__ __forceinline__ bool second(int which) const { return which >= count[0] && count[1] > 0; }
+    __device__ __forceinline__ int next(int which) const { return second(which) ? pitch[1] : pitch[0]; }
+    __device__ __forceinline__ const float* part(int which) const {
+        which = min(which, count[0] + count[1] - 1);
+        int own = second(which) ? which - count[0] : which, log = second(which) ? parts_log[1] : parts_log[0];
+        return (second(which) ? at[1] : at[0]) + (3 * (own & ((1 << log) - 1)) * next(which) + (own >> log));
+    }
+    // Those from `first` on, `step` apart.
+    __device__ __forceinline__ Moments::Batch load_more(int first, int step) const {
+        Moments::Batch batch;
+#pragma unroll
+        for (int i = 0; i < Moments::Batch::SIZE; ++i) {
+            int which = first + i * step;
+            const float* from = part(which);
+            batch.elements[i] = from[0], batch.mean[i] = from[next(which)], batch.squares[i] = from[2 * next(which)];
+        }
+        return batch;
+    }
 };
 
-// Scale and shift of a channel of a sample, copied or from moments: on their way, and known.
-template <class E>
+// Mean and variance of what 2^lanes_log neighbours have, LANES at most, in each of them: from deviations from `centre`, the
+// mean of one part, so that all sums are made at once. Where that part has an nth of all elements, what is subtracted in the
+// end is less than n times what is left. All lanes of the warp come here.
+template <int LANES>
+__device__ __forceinline__ float2 merged_lanes(const Moments& own, float centre, int lanes_log) {
+    float distance = own.mean - centre;
+    float elements = own.elements, total = elements * distance, squares = fmaf(total, distance, own.squares);
+    // Where there are fewer lanes all sums are doubled instead.
+#pragma unroll
+    for (int bit = 1; bit < LANES; bit *= 2) {
+        int other = bit & ((1 << lanes_log) - 1);
+        elements += __shfl_xor_sync(0xffffffffu, elements, other);
+        total += __shfl_xor_sync(0xffffffffu, total, other);
+        squares += __shfl_xor_sync(0xffffffffu, squares, other);
+    }
+    float inverse = reciprocal_approx(elements), moved = total * inverse;
+    return make_float2(centre + moved, fmaxf(fmaf(-total, moved, squares), 0.0f) * inverse);
+}
+
+// Mean and variance of what 2^lanes_log neighbours share, in each of them. All lanes of the warp come here.
+// `rest`(own, first) adds the lane's parts from `first` on, which are not in its share.
+template <bool AHEAD, class Rest>
+__device__ __forceinline__ float2 merged(const GroupMoments::Share& share, int lane, int lanes_log, Rest rest) {
+    Moments own = share.own;
+    if (lane >= share.all) own.elements = own.squares = 0.0f;
+    int first = lane + (1 << lanes_log);
+    if (AHEAD && first < share.all) {
+        own.add(share.more, steps_to(first, share.all, lanes_log));
+        first += Moments::Batch::SIZE << lanes_log;
+    }
+    if (first < share.all) rest(own, first);
+    return merged_lanes<GroupMoments::Share::LANES>(own, share.centre, lanes_log);
+}
+
+// Scale and shift of a channel of a sample, copied or from moments: on their way, and known. AHEAD as above.
+template <class E, bool AHEAD>
 struct ChannelAffine {
     float first, second;  // scale and shift, or gamma and beta
     int group;
-    GroupMoments::Batch parts;
+    GroupMoments::Share parts;
 
     __device__ __forceinline__ void load(const Conv2d<E>& p, int sample, int c) {
         int channels = p.c1 + p.c2, own = min(c, channels - 1);
-        long long row = static_cast<long long>(sample) * p.affine_stride + own;
+        int row = sample * p.affine_stride + own;
         group = p.group_width == 1 ? own : divided(own, p.group_reciprocal);
         if (p.affine) {
             first = p.affine[row], second = p.affine[row + channels];
             return;
         }
-        parts = moments(p, sample).load(0);
+        parts = moments(p, sample).template load<AHEAD>(lane(p), p.group_lanes_log);
         first = p.gamma[row], second = p.beta[row];
     }
-    // Of the loaded channel, zeros beyond the last. Where they are kept they go to memory, too.
+    // Of the loaded channel, zeros beyond the last. Those that a lane keeps go to memory, too. All lanes of the warp come
+    // here, neighbours with neighbouring channels.
     __device__ __forceinline__ float2 known(const Conv2d<E>& p, int sample, int c, bool keeps) const {
         int channels = p.c1 + p.c2;
-        if (c >= channels) return make_float2(0.0f, 0.0f);
-        if (p.affine) return make_float2(first, second);
-        float2 merged = moments(p, sample).merged(parts);
-        float mean = merged.x, rstd = rsqrtf(merged.y + p.eps);
-        float scale = rstd * first, shift = fmaf(-mean, scale, second);
-        if (keeps) {
-            float* own = p.own_affine + (2ll * sample * channels + c);
-            own[0] = scale, own[channels] = shift;
-            float* stats = p.own_stats + 2 * (sample * p.groups + group);
-            if (c == group * p.group_width) stats[0] = mean, stats[1] = rstd;
+        float scale = first, shift = second;
+        if (!p.affine) {
+            auto rest = [&](Moments& own, int first) { moments(p, sample).add_rest(own, first, p.group_lanes_log); };
+            float2 of = merged<AHEAD>(parts, lane(p), p.group_lanes_log, rest);
+            float mean = of.x, rstd = rsqrtf(of.y + p.eps);
+            scale = rstd * first, shift = fmaf(-mean, scale, second);
+            if (keeps) {
+                float* own = p.own_affine + (2ll * sample * channels + c);
+                own[0] = scale, own[channels] = shift;
+                float* stats = p.own_stats + 2 * (sample * p.groups + group);
+                if (c == group * p.group_width) stats[0] = mean, stats[1] = rstd;
+            }
         }
-        return make_float2(scale, shift);
+        return c < channels ? make_float2(scale, shift) : make_float2(0.0f, 0.0f);
     }
 
 private:
     __device__ __forceinline__ GroupMoments moments(const Conv2d<E>& p, int sample) const {
         return GroupMoments(p, sample, group * p.group_width, (group + 1) * p.group_width);
     }
+    __device__ static __forceinline__ int lane(const Conv2d<E>& p) { return threadIdx.x & ((1 << p.group_lanes_log) - 1); }
 };
 
-// Scale and shift of the channels from `c` on, a thread each, up to `end`, to `affine` from there on. Those of a
-// thread's first channel are loaded.
-template <class E>
-__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, ChannelAffine<E>& own, int c, int end,
-                                            float2* affine, bool keeps) {
-    int first = c;
-    for (c += threadIdx.x; c < end; c += blockDim.x) {
-        if (c - first >= static_cast<int>(blockDim.x)) own.load(p, sample, c);
-        affine[c - first] = own.known(p, sample, c, keeps);
+// Whether the calling thread's warp has some of the channels from `first` up to `end`, a thread each.
+__device__ __forceinline__ bool warp_has_channels(int first, int end) {
+    return first + static_cast<int>(threadIdx.x & ~31u) < end;
+}
+
+// Scale and shift of the channels from `first` up to `end`, to `affine`, by their places. Both are multiples of 16, so that
+// lanes that share a group are side by side. Those of a thread's first channel are loaded, in warps that have some.
+template <class E, bool AHEAD>
+__device__ __forceinline__ void fill_affine(const Conv2d<E>& p, int sample, ChannelAffine<E, AHEAD>& own, int first,
+                                            int end, float2* affine, bool keeps) {
+    int threads = blockDim.x;
+    for (int done = 0; warp_has_channels(first + done, end); done += threads) {
+        int c = first + done + static_cast<int>(threadIdx.x);
+        if (done > 0) own.load(p, sample, c);
+        float2 of = own.known(p, sample, c, keeps && c < min(end, p.c1 + p.c2));
+        if (c < end) affine[AffinePlace<E>::of_channel(c - first, end - first)] = of;
     }
 }

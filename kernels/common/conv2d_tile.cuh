@@ -198,10 +198,10 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
     // The first weights are on their way.
     AddedRow added(p, bias, of.sample, own_column, adds);
     float2* affine = nullptr;
-    if (p.affine || p.gamma) {
+    if (!TRANSPOSED && (p.affine || p.gamma)) {
         affine = reinterpret_cast<float2*>(region + p.chunk * plane);
         bool keeps = p.own_affine && of.first_x == 0 && of.first_y == 0 && column == 0 && slice == 0;
-        ChannelAffine<E> own_affine = {};
+        ChannelAffine<E, true> own_affine = {};
         own_affine.load(p, of.sample, threadIdx.x);
         fill_affine(p, of.sample, own_affine, 0, pieces * SIZE, affine, keeps);
     }
@@ -219,8 +219,8 @@ __device__ __forceinline__ void conv2d_tile(const Conv2d<E>& p, int tile, int co
             ChunkSource<E> source(p, origin[0].sample, chunks.is_own(arriving), channel_of(arriving));
             // The region of a 3x3 convolution in one round; large tiles of float16 are short of registers.
             const int BATCH = M == 64 ? 7 : SIZE == 8 && (CYANEA_CODE_PATH >= 80 || TRANSPOSED) ? 4 : 6;
-            fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine, region,
-                                           plane);
+            fill_region<E, THREADS, BATCH>(p, source, origin[0].base_y, origin[0].base_x, arriving_count, affine,
+                                           AffinePlace<E>::pitch(pieces * SIZE), region, plane);
         }
         __syncthreads();
         taps = upcoming;

@@ -17,6 +17,7 @@ mod convolution;
 mod diffusion;
 mod elementwise;
 mod fused;
+mod moments;
 mod narrow;
 mod normalisation;
 mod patches;
@@ -230,9 +231,22 @@ fn compare_on(
     want: &[Host],
     tolerance: f32,
 ) {
-    let got = emulate_lowered(target, 1, op, inputs, state);
-    let others: Vec<_> =
-        (2..=orders()).map(|n| emulate_lowered(target, n, op, inputs, state)).collect();
+    compare_seen(target, op, inputs, state, want, tolerance, |got| got);
+}
+
+/// As [`compare_on`], of what `see` makes of results.
+fn compare_seen(
+    target: &Target,
+    op: &dyn Op,
+    inputs: &[&Host],
+    state: &[Host],
+    want: &[Host],
+    tolerance: f32,
+    see: impl Fn(Vec<Host>) -> Vec<Host>,
+) {
+    let results = |n| see(emulate_lowered(target, n, op, inputs, state));
+    let got = results(1);
+    let others: Vec<_> = (2..=orders()).map(results).collect();
     for (index, got) in got.iter().enumerate() {
         let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let what = format!("output {index} of {} on {}", op.name(), target.name);

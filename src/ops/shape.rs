@@ -159,8 +159,8 @@ pub fn expect(operation: &str, role: &str, ty: &TensorType, wanted: &TensorType)
 
 /// Whether these are moments that a convolution left of a source with so many channels from `offset` on,
 /// `[B, parts, 3, slices]`: of each part of a sample's pixels and each slice of channels the number of elements,
-/// their mean, and the sum of their squared deviations from it. Parts and the channels of a slice are powers of
-/// two, and no slice belongs to two groups of `width` channels.
+/// their mean, and the sum of their squared deviations from it. A part may be empty, with some finite mean, but not the
+/// first. Parts and the channels of a slice are powers of two, and no slice belongs to two groups of `width` channels.
 pub fn are_moments(
     ty: &TensorType,
     batch: usize,

@@ -171,6 +171,9 @@ impl Form {
             }
         };
         let transposed = self.direction != Direction::Forward;
+        if transposed && operands.affine {
+            return self.refuse("it is transposed, and reads its source as it is".into());
+        }
         let [out, inner, kh, kw] = dims;
         let (c_in, c_out) = if transposed { (out, inner) } else { (inner, out) };
         if c_in != first + second {

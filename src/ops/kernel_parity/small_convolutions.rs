@@ -1,16 +1,14 @@
 //! A small case for each kernel of convolutions: what checked mode has time for, where a launch of one large
 //! tile takes seconds.
 
-use super::normalisation::moments;
 use super::{
-    BOTH, LAUNCHED, assert_launched, check_half, check_on_chips_of, compare_on, emulate,
-    emulate_lowered, rounded,
+    BOTH, LAUNCHED, assert_launched, check_half, check_on_chips_of, compare_on, emulate_lowered,
+    rounded,
 };
-use crate::device::{DType, Target};
+use crate::device::Target;
 use crate::ops::Op;
-use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands, TiledConv2d};
+use crate::ops::conv2d::{Conv2d, Conv2dDgrad, Conv2dWgrad, Operands};
 use crate::ops::testing::{Host, assert_same_bits, run};
-use std::any::Any;
 
 /// Enough channels for two slices on a chip of two multiprocessors.
 #[test]
@@ -79,7 +77,7 @@ pub(super) fn tiles_of_blocks_alone() {
 }
 
 /// Whether these launches have tiles of 80 pixels. The test forgets those before.
-fn larger_tiles_launched(launch: impl FnOnce()) -> bool {
+pub(super) fn larger_tiles_launched(launch: impl FnOnce()) -> bool {
     LAUNCHED.take();
     launch();
     LAUNCHED.take().contains("conv2d_alone80_fwd_nhwc_f16")
@@ -199,134 +197,6 @@ fn small_tiles_that_add() {
 fn small_tiles_of_many_taps() {
     let [x, weight] = [Host::random(&[1, 3, 4, 40], 1), Host::random(&[20, 40, 7, 7], 2)];
     check_on_chips_of(1, &Conv2d::same([7, 7], false), &[&x, &weight], 1e-5);
-}
-
-/// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
-fn leaving_moments(
-    conv: &Conv2d,
-    [x, weight]: [&Host; 2],
-    slice: usize,
-    target: &Target,
-) -> (TiledConv2d, Host) {
-    let lowered = conv.lower(target, &[&x.ty, &weight.ty]).expect("it has a tiled form");
-    let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
-    let tiled = tiled.expect("it is one").with_moments(slice);
-    (tiled, emulate(target, 1, &*lowered.prepare[0].1, &[weight], &[]).remove(0))
-}
-
-/// A sample is one tile, two or four that readers merge, or others, which the last block merges. Slices of one channel
-/// and of several, up to a whole tile.
-#[test]
-fn small_tiles_that_leave_moments() {
-    let few = [
-        ([2, 3, 4], 3, 8, 4),
-        ([2, 9, 13], 3, 8, 4),
-        ([1, 3, 17], 3, 8, 2),
-        // A warp has all of a slice.
-        ([1, 3, 9], 3, 64, 1),
-        ([1, 3, 9], 3, 64, 4),
-        ([2, 3, 5], 3, 64, 8),
-        ([1, 3, 9], 3, 64, 16),
-        ([1, 2, 5], 3, 12, 2),
-        ([2, 9, 13], 1, 32, 16),
-    ];
-    // Tiles of blocks alone, of whose slices two warps have parts.
-    let alone = [1, 8, 64].map(|slice| ([1, 3, 5], 3, 64, slice));
-    for case in few {
-        check_moments(case, 5, 1, false);
-    }
-    for case in alone {
-        check_moments(case, 64, 1, false);
-    }
-}
-
-/// More tiles, of which the last block merges one a lane, and more than a lane takes at once; slices of a whole tile.
-#[test]
-fn larger_images_that_leave_moments() {
-    let cases = [
-        ([1, 17, 17], 3, 8, 1),
-        ([2, 9, 17], 3, 8, 4),
-        ([1, 9, 13], 3, 64, 64),
-        ([1, 9, 17], 3, 64, 64),
-        // Large tiles, of which the lower ones have a second half outside of the image.
-        ([1, 17, 9], 3, 72, 8),
-        ([2, 9, 37], 1, 32, 16),
-    ];
-    for case in cases {
-        check_moments(case, 5, 1, false);
-    }
-}
-
-/// Of 80 pixels, which fit into as many multiprocessors; not where readers merge those of four of 64.
-#[test]
-fn larger_tiles_that_leave_moments() {
-    check_moments(([1, 9, 13], 3, 64, 8), 61, 2, false);
-    let larger = [([1, 10, 24], 3, 64, 1), ([2, 9, 17], 3, 64, 8), ([1, 11, 33], 3, 64, 64)];
-    for (case, multiprocessors) in larger.into_iter().zip([4, 8, 9]) {
-        check_moments(case, 61, multiprocessors, true);
-    }
-}
-
-/// Batch, height and width of the result, taps of a row, channels of the result and of a slice; and channels of the
-/// source. Whether tiles of float16 have 80 pixels.
-fn check_moments(
-    case: ([usize; 3], usize, usize, usize),
-    c_in: usize,
-    multiprocessors: u32,
-    larger: bool,
-) {
-    let ([batch, height, width], kernel, channels, slice) = case;
-    let conv = Conv2d::same([kernel; 2], false);
-    let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
-    let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
-    let [x, weight] = [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
-    let y = run(&conv, &[&x, &weight]).remove(0);
-    // Of what float16 stores.
-    let half = rounded(&y);
-    // Tiles of 8 x 8, or of 64 pixels in a row.
-    let part = |pixel: usize| match kernel {
-        1 => pixel / 64,
-        _ => pixel / width / 8 * width.div_ceil(8) + pixel % width / 8,
-    };
-    let parts = match part(height * width - 1) + 1 {
-        few @ (2 | 4) => few,
-        _ => 1,
-    };
-    let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
-    let moments = |y: &Host| moments(y, slice, parts, part);
-    let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
-    let want = [[y.clone(), moments(&y)], [half, of_half]];
-    for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
-        for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
-            let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
-            let half = x.ty.dtype == DType::F16;
-            let tolerance = if half { 1e-3 } else { 1e-5 };
-            let compare = || compare_on(&target, &tiled, &[x, &packed], &[], want, tolerance);
-            assert_eq!(larger_tiles_launched(compare), half && larger);
-        }
-    }
-}
-
-/// A sample leaves the same moments in any batch, where that is asked for: three samples have large tiles enough
-/// for this chip, one hasn't.
-#[test]
-fn the_batch_does_not_matter_to_moments() {
-    let conv = Conv2d::same([3, 3], false);
-    let x = Host::random(&[3, 11, 17, 3], 1);
-    let weight = Host::random(&[72, 3, 3, 3], 2);
-    let target = Target { batch_invariant: true, multiprocessors: 4, ..Target::H100 };
-    for x in [x.clone(), rounded(&x)] {
-        let (tiled, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
-        let together = emulate(&target, 1, &tiled, &[&x, &packed], &[]);
-        for sample in 0..3 {
-            let own = x.samples(sample..sample + 1);
-            let (tiled, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
-            let alone = emulate(&target, 1, &tiled, &[&own, &packed], &[]);
-            for (together, alone) in together.iter().zip(&alone) {
-                assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
-            }
-        }
-    }
 }
 
 /// The same of results where the pixels of all samples are one row, of which three samples have large tiles enough

@@ -39,7 +39,7 @@ const OWN: usize = 4 * (SMALL + 4);
 const MOST_SLICES: usize = 8;
 /// Channels of parts that a tile's width is chosen by: with more of them tiles should be narrower instead.
 const MOST_JOINED: usize = 256;
-/// Pixels whose moments are taken together: 8 × 8, or 64 in a row; but all of a wide tile.
+/// Pixels of a tile that moments are of, or of its halves: 8 × 8, or 64 in a row; but all of a wide tile.
 const MOMENT_PIXELS: usize = 64;
 
 /// Pieces that `channels` take: an even number.
@@ -102,7 +102,7 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// Parts of each sample that blocks leave moments of.
+    /// Tiles of each sample that blocks leave moments of, or of their halves.
     pub fn moment_tiles(&self, conv: &Conv) -> usize {
         match self.pixels.of_tile().is_multiple_of(MOMENT_PIXELS) {
             true => moment_tiles(conv),
@@ -152,13 +152,19 @@ fn moment_tiles(conv: &Conv) -> usize {
     height.div_ceil(8) * width.div_ceil(8)
 }
 
-/// Parts of each sample that readers find moments of: its tiles where these are two or four, so that no block
+/// Parts of each sample that readers find moments of: where its tiles are few, these, or their halves, so that no block
 /// has to draw a ticket and merge them.
 pub(super) fn moment_parts(conv: &Conv) -> usize {
     match moment_tiles(conv) {
-        few @ (2 | 4) => few,
+        few @ (1 | 2 | 4 | 8) => 2 * few,
+        16 => 16,
         _ => 1,
     }
+}
+
+/// Whether these parts are halves of tiles, of which the second one may be empty.
+pub(super) fn moment_halves(conv: &Conv) -> bool {
+    moment_parts(conv) == 2 * moment_tiles(conv)
 }
 
 impl Shape {

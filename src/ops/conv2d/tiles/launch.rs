@@ -1,6 +1,6 @@
 //! Launches of the kernels in kernels/conv2d_tiles.cu and conv2d_narrow.cu.
 
-use super::cut::{Shape, moment_parts};
+use super::cut::{Shape, moment_halves, moment_parts};
 use super::{Extras, Norm, TiledConv2d};
 use crate::device::cpu::conv::Conv;
 use crate::device::kernels::{self, UNSET, dimension};
@@ -32,7 +32,7 @@ kernels::params! {
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
         sample_pixels: i32, slices: i32, slices_reciprocal: u32,
         chunk: i32, main_chunks: i32, chunks: i32, flags: i32, buffers: i32, eps: f32, residual_scale: f32, limit: f32,
-        tiles_x: Divisor, tiles_y: Divisor, unused: i32,
+        tiles_x: Divisor, tiles_y: Divisor, group_lanes_log: i32,
     }
 }
 
@@ -40,6 +40,10 @@ kernels::params! {
 const WIDE: i32 = 1;
 const WIDE_SHORTCUT: i32 = 2;
 const QUADS: i32 = 4;
+const HALVES: i32 = 8;
+
+/// log2 of the most lanes that share what is left of a group, as the kernel has it.
+const MOST_LANES_LOG: u32 = 4;
 
 /// What blocks share: elements of partial sums, none where channels are not split, then of the moments of
 /// tiles before they are merged, none where readers do that; and tickets for each.
@@ -72,7 +76,7 @@ impl TiledConv2d {
         let places = if cut.slices > 1 { cut.grid[0] * cut.grid[1] } else { 0 };
         let Extras { moments: slice, .. } = self.extras;
         let tiles = if slice > 0 { cut.moment_tiles(conv) } else { 0 };
-        let samples = if tiles > moment_parts(conv) { conv.batch } else { 0 };
+        let samples = if tiles > 1 && moment_parts(conv) == 1 { conv.batch } else { 0 };
         Shared {
             partials: places * cut.slices * cut.pixels.of_tile() * cut.channels,
             moments: samples * tiles * 3 * (conv.c_out / slice.max(1)),
@@ -182,14 +186,17 @@ impl TiledConv2d {
             chunk: int(cut.chunk)?,
             main_chunks: int(main_chunks)?,
             chunks: int(chunks)?,
-            flags: flag(WIDE, wide) | flag(WIDE_SHORTCUT, wide_shortcut) | flag(QUADS, stored),
+            flags: flag(WIDE, wide)
+                | flag(WIDE_SHORTCUT, wide_shortcut)
+                | flag(QUADS, stored)
+                | flag(HALVES, self.extras.moments > 0 && moment_halves(&original)),
             buffers: int(cut.buffers)?,
             eps,
             residual_scale: self.extras.finish.residual_scale,
             limit: self.extras.finish.limit,
             tiles_x: Divisor::of(name, cut.pixels.tiles[1])?,
             tiles_y: Divisor::of(name, cut.pixels.tiles[0])?,
-            unused: 0,
+            group_lanes_log: group_width.trailing_zeros().min(MOST_LANES_LOG) as i32,
         };
         let mut read = vec![x, x2, affine, moments[0], moments[1], gamma, input(places.beta)];
         read.extend(places.weights.into_iter().chain(places.biases).map(input));

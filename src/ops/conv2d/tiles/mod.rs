@@ -381,6 +381,9 @@ impl Op for TiledConv2d {
         let conv = self.conv(inputs)?;
         let places = self.places();
         if let Some(Norm { groups, .. }) = self.extras.norm {
+            if conv.transposed {
+                return self.refuse("it is transposed, and reads its source as it is".into());
+            }
             let gamma = places.gamma.map(|index| inputs[index]);
             let fits = gamma.is_some_and(|ty| {
                 let rows = ty.elements() / conv.c_in();
