@@ -1,7 +1,7 @@
 //! Every kernel against the CPU's form of its operation: on odd shapes, for both code paths, with
 //! several orders of blocks and lanes that must give the same bits.
 
-use super::testing::{Host, run_on};
+use super::testing::{Host, assert_same_bits, run_on};
 use super::{LaunchArgs, Op};
 use crate::device::cpu::Cpu;
 use crate::device::emulated::Emulated;
@@ -231,28 +231,28 @@ fn compare_on(
     want: &[Host],
     tolerance: f32,
 ) {
-    compare_seen(target, op, inputs, state, want, tolerance, |got| got);
+    let got = in_all_orders(target, op, inputs, state);
+    assert_near(&format!("{} on {}", op.name(), target.name), &got, want, tolerance);
 }
 
-/// As [`compare_on`], of what `see` makes of results.
-fn compare_seen(
-    target: &Target,
-    op: &dyn Op,
-    inputs: &[&Host],
-    state: &[Host],
-    want: &[Host],
-    tolerance: f32,
-    see: impl Fn(Vec<Host>) -> Vec<Host>,
-) {
-    let results = |n| see(emulate_lowered(target, n, op, inputs, state));
-    let got = results(1);
-    let others: Vec<_> = (2..=orders()).map(results).collect();
-    for (index, got) in got.iter().enumerate() {
-        let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let what = format!("output {index} of {} on {}", op.name(), target.name);
-        for other in &others {
-            assert!(bits(got) == bits(&other[index]), "{what} depends on the order of lanes");
+/// What `op` gives on a target, with the same bits in all orders of lanes.
+fn in_all_orders(target: &Target, op: &dyn Op, inputs: &[&Host], state: &[Host]) -> Vec<Host> {
+    let got = emulate_lowered(target, 1, op, inputs, state);
+    for n in 2..=orders() {
+        let other = emulate_lowered(target, n, op, inputs, state);
+        for (index, (got, other)) in got.iter().zip(&other).enumerate() {
+            let what = format!("output {index} of {} on {} in order {n}", op.name(), target.name);
+            assert_same_bits(got, other, &what);
         }
+    }
+    got
+}
+
+/// Each output within `tolerance` of the largest value of what is wanted; 0 asks for its bits.
+fn assert_near(of: &str, got: &[Host], want: &[Host], tolerance: f32) {
+    for (index, got) in got.iter().enumerate() {
+        let what = format!("output {index} of {of}");
+        let bits = |host: &Host| host.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         if tolerance == 0.0 {
             assert!(bits(got) == bits(&want[index]), "{what} has other bits than cpu");
             continue;

@@ -1,14 +1,13 @@
 //! What convolutions leave of their results for normalisations that read them, and how they read it.
 
 use super::normalisation::moments;
+use super::patches::tiled;
 use super::small_convolutions::larger_tiles_launched;
-use super::{BOTH, compare_on, compare_seen, emulate, rounded};
+use super::{BOTH, assert_near, compare_on, emulate, in_all_orders, rounded};
 use crate::device::{DType, Target};
-use crate::ops::Op;
 use crate::ops::conv2d::{Conv2d, Norm, TiledConv2d};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::testing::{Host, assert_same_bits, run};
-use std::any::Any;
 
 /// The tiled form of a convolution that leaves moments of slices of so many channels, and its weight.
 fn leaving_moments(
@@ -17,10 +16,14 @@ fn leaving_moments(
     slice: usize,
     target: &Target,
 ) -> (TiledConv2d, Host) {
-    let lowered = conv.lower(target, &[&x.ty, &weight.ty]).expect("it has a tiled form");
-    let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
-    let tiled = tiled.expect("it is one").with_moments(slice);
-    (tiled, emulate(target, 1, &*lowered.prepare[0].1, &[weight], &[]).remove(0))
+    let (plain, _) = tiled(target, conv, &[&x.ty, &weight.ty]);
+    let packed = emulate(target, 1, &plain.pack(), &[weight], &[]).remove(0);
+    (plain.with_moments(slice), packed)
+}
+
+/// The values of a host, in float32.
+fn in_f32(host: &Host) -> Host {
+    Host { ty: host.ty.with_dtype(DType::F32), data: host.data.clone() }
 }
 
 /// A sample is one tile, two, four, eight or sixteen that readers merge, or others, which the last block merges. Slices
@@ -135,9 +138,8 @@ fn check_moments(
 ) {
     let ([batch, height, width], kernel, channels, slice) = case;
     let conv = Conv2d::same([kernel; 2], false);
-    let x = rounded(&Host::random(&[batch, height, width, c_in], 1));
-    let weight = rounded(&Host::random(&[channels, c_in, kernel, kernel], 2));
-    let [x, weight] = [x, weight].map(|host| Host { ty: host.ty.with_dtype(DType::F32), ..host });
+    let x = in_f32(&rounded(&Host::random(&[batch, height, width, c_in], 1)));
+    let weight = in_f32(&rounded(&Host::random(&[channels, c_in, kernel, kernel], 2)));
     let y = run(&conv, &[&x, &weight]).remove(0);
     // Of what float16 stores.
     let half = rounded(&y);
@@ -152,16 +154,18 @@ fn check_moments(
     };
     let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
     let moments = |y: &Host| moments(y, slice, parts, part);
-    let of_half = moments(&Host { ty: y.ty.clone(), ..half.clone() });
+    let of_half = moments(&in_f32(&half));
     let want = [apart(&y, &moments(&y)), apart(&half, &of_half)];
     for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
         for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
-            let (tiled, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
+            let (leaving, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
             let half = x.ty.dtype == DType::F16;
             let tolerance = if half { 1e-3 } else { 1e-5 };
-            let seen = |got: Vec<Host>| apart(&got[0], &merged(&got[1], parts));
-            let compare =
-                || compare_seen(&target, &tiled, &[x, &packed], &[], want, tolerance, seen);
+            let compare = || {
+                let got = in_all_orders(&target, &leaving, &[x, &packed], &[]);
+                let got = apart(&got[0], &merged(&got[1], parts));
+                assert_near(&format!("conv2d on {}", target.name), &got, want, tolerance);
+            };
             assert_eq!(larger_tiles_launched(compare), half && larger);
         }
     }
@@ -196,8 +200,7 @@ fn check_normalised(channels: [usize; 2], groups: usize, slice: usize, parts: us
     let sources = channels.into_iter().filter(|&c| c > 0);
     let sources: Vec<Host> =
         sources.zip(1..).map(|(c, seed)| Host::random(&[2, 6, 7, c], seed)).collect();
-    let weight = rounded(&Host::random(&[64, c_in, 3, 3], 3));
-    let weight = Host { ty: weight.ty.with_dtype(DType::F32), ..weight };
+    let weight = in_f32(&rounded(&Host::random(&[64, c_in, 3, 3], 3)));
     let [gamma, beta] = [4, 5].map(|seed| Host::random(&[c_in], seed));
     let of_source = |(x, parts): (&Host, usize)| {
         let part = |pixel: usize| if empty { pixel % parts / 2 * 2 } else { pixel % parts };
@@ -209,28 +212,22 @@ fn check_normalised(channels: [usize; 2], groups: usize, slice: usize, parts: us
     for half in [false, true] {
         let given: Vec<Host> =
             sources.iter().map(|x| if half { rounded(x) } else { x.clone() }).collect();
-        let values = given.iter().map(|x| Host { ty: x.ty.with_dtype(DType::F32), ..x.clone() });
-        let values: Vec<Host> = values.collect();
+        let values: Vec<Host> = given.iter().map(in_f32).collect();
         let whole: Vec<&Host> = values.iter().chain([&gamma, &beta]).collect();
         let normal = run(&GroupNorm { groups, eps: norm.eps, silu: true }, &whole).remove(0);
-        let (seen, dtype) =
-            if half { (rounded(&normal), DType::F16) } else { (normal, DType::F32) };
-        let seen = Host { ty: seen.ty.with_dtype(DType::F32), ..seen };
-        let want = run(&conv, &[&seen, &weight]);
+        let seen = if half { rounded(&normal) } else { normal };
+        let want = run(&conv, &[&in_f32(&seen), &weight]);
         let moments: Vec<Host> = values.iter().zip([parts, parts / 2]).map(of_source).collect();
-        for target in BOTH
-            .map(|full| [1, 5].map(|multiprocessors| Target { multiprocessors, ..full }))
-            .concat()
-        {
-            let lowered = conv.lower(&target, &[&seen.ty.with_dtype(dtype), &weight.ty]);
-            let lowered = lowered.expect("it has a tiled form");
-            let tiled = (lowered.op.as_ref() as &dyn Any).downcast_ref::<TiledConv2d>();
-            let tiled = tiled.expect("it is one").normalised(norm, channels[1] > 0, true);
-            let packed = emulate(&target, 1, &*lowered.prepare[0].1, &[&weight], &[]).remove(0);
+        let chips =
+            BOTH.map(|full| [1, 5].map(|multiprocessors| Target { multiprocessors, ..full }));
+        for target in chips.concat() {
+            let (plain, _) = tiled(&target, &conv, &[&seen.ty, &weight.ty]);
+            let packed = emulate(&target, 1, &plain.pack(), &[&weight], &[]).remove(0);
+            let reader = plain.normalised(norm, channels[1] > 0, true);
             let mut inputs: Vec<&Host> = given.iter().chain([&packed]).collect();
             inputs.extend(moments.iter().chain([&gamma, &beta]));
             let tolerance = if half { 3e-3 } else { 1e-5 };
-            compare_on(&target, &tiled, &inputs, &[], &want, tolerance);
+            compare_on(&target, &reader, &inputs, &[], &want, tolerance);
         }
     }
 }
@@ -244,12 +241,12 @@ fn the_batch_does_not_matter_to_moments() {
     let weight = Host::random(&[72, 3, 3, 3], 2);
     let target = Target { batch_invariant: true, multiprocessors: 4, ..Target::H100 };
     for x in [x.clone(), rounded(&x)] {
-        let (tiled, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
-        let together = emulate(&target, 1, &tiled, &[&x, &packed], &[]);
+        let (leaving, packed) = leaving_moments(&conv, [&x, &weight], 4, &target);
+        let together = emulate(&target, 1, &leaving, &[&x, &packed], &[]);
         for sample in 0..3 {
             let own = x.samples(sample..sample + 1);
-            let (tiled, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
-            let alone = emulate(&target, 1, &tiled, &[&own, &packed], &[]);
+            let (leaving, packed) = leaving_moments(&conv, [&own, &weight], 4, &target);
+            let alone = emulate(&target, 1, &leaving, &[&own, &packed], &[]);
             for (together, alone) in together.iter().zip(&alone) {
                 assert_same_bits(&together.samples(sample..sample + 1), alone, "conv2d");
             }
