@@ -9,9 +9,9 @@ __global__ void __launch_bounds__(128, 2) conv2d_small(Conv2d<E> p) {
     conv2d_tile<E, TRANSPOSED, 2, 2, 2, 2>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
-// 64 pixels x 16 WN channels, in float16. A narrow forward tile leaves room for three blocks a multiprocessor.
+// 64 pixels x 16 WN channels, in float16.
 template <class E, bool TRANSPOSED, int WN>
-__global__ void __launch_bounds__(128, WN == 1 && !TRANSPOSED ? 3 : 2) conv2d_small_half(Conv2d<E> p) {
+__global__ void __launch_bounds__(128, 2) conv2d_small_half(Conv2d<E> p) {
     conv2d_small_tile<TRANSPOSED, 4 / WN, WN>(p, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 

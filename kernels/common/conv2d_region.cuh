@@ -10,25 +10,29 @@ struct Chunk {
     static const int MOST = CYANEA_CODE_PATH < 80 && sizeof(E) == 2 ? 4 : 8;
 };
 
-// The chunks of a slice: its part of those of the sources, one at least, then its part of those of the shortcut. These
-// have a single tap, so they are split for themselves.
+// A slice's part of what is split: from `begin` up to `end` of `all`.
+struct SlicePart {
+    int begin, end;
+
+    template <class E>
+    __device__ __forceinline__ SlicePart(const Conv2d<E>& p, int slice, bool splits, int all) {
+        begin = 0, end = all;
+        if (splits && p.slices > 1)
+            begin = divided(all * slice, p.slices_reciprocal), end = divided(all * (slice + 1), p.slices_reciprocal);
+    }
+};
+
+// The chunks of a slice where those of a shortcut follow the sources', one of these at least. Shortcuts have a single tap,
+// so they are split for themselves.
 struct SliceChunks {
     int first, own_end, end;  // those of the shortcut are numbered on from the sources'
     int shift;                // from the number of one of the shortcut to its place there
 
     template <class E>
     __device__ __forceinline__ SliceChunks(const Conv2d<E>& p, int slice, bool splits) {
-        int more = 0, more_end = p.chunks - p.main_chunks;
-        first = 0, own_end = p.main_chunks;
-        if (splits && p.slices > 1) {
-            first = divided(p.main_chunks * slice, p.slices_reciprocal);
-            own_end = divided(p.main_chunks * (slice + 1), p.slices_reciprocal);
-            if (more_end > 0) {
-                more = divided(more_end * slice, p.slices_reciprocal);
-                more_end = divided(more_end * (slice + 1), p.slices_reciprocal);
-            }
-        }
-        end = own_end + more_end - more, shift = own_end - more;
+        SlicePart own(p, slice, splits, p.main_chunks), more(p, slice, splits, p.chunks - p.main_chunks);
+        first = own.begin, own_end = own.end;
+        end = own_end + more.end - more.begin, shift = own_end - more.begin;
     }
     __device__ __forceinline__ bool is_own(int chunk) const { return chunk < own_end; }
     // Which of the sources' it is, or of the shortcut's.
@@ -57,9 +61,16 @@ struct ChunkSource {
     __device__ __forceinline__ bool beyond() const { return c >= c1 + c2; }
 };
 
+// The column that lies at place `at` of a row of a region. Rows that are SPLIT have even ones first, so that lanes that read
+// every second one don't meet in a bank: column c is at c / 2 + c % 2 even_columns.
+template <bool SPLIT, class E>
+__device__ __forceinline__ int region_column(const Conv2d<E>& p, int at) {
+    return SPLIT ? (at << p.split) - (at >= p.even_columns ? 2 * p.even_columns - 1 : 0) : at;
+}
+
 // What a thread brings to a region: it stays with one piece, and takes every STEP-th pixel, BATCH of them under
-// way at a time. The region begins at (y, x) of the source, and is zero outside of the image.
-template <class E, int STEP, int BATCH>
+// way at a time. The region begins at (y, x) of the source, and is zero outside of the image. SPLIT: its rows may be.
+template <class E, int STEP, int BATCH, bool SPLIT = false>
 struct RegionPieces {
     uint4 value[BATCH];
     unsigned inside;  // a bit each
@@ -75,7 +86,7 @@ struct RegionPieces {
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
             int own = pixel + i * STEP, row = divided(own, p.region_reciprocal);
-            int at_y = y + row, at_x = x + (own - row * p.region_width);
+            int at_y = y + row, at_x = x + region_column<SPLIT>(p, own - row * p.region_width);
             // Unsigned, what is negative is too large as well.
             bool has = static_cast<unsigned>(at_y) < static_cast<unsigned>(p.height) &&
                        static_cast<unsigned>(at_x) < static_cast<unsigned>(p.width) && own < pixels && !beyond;
@@ -99,7 +110,7 @@ struct RegionPieces {
 };
 
 // All of a thread's pixels from `pixel` on.
-template <class E, int STEP, int BATCH, class Convert>
+template <bool SPLIT, int STEP, int BATCH, class E, class Convert>
 __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSource<E>& source, int y, int x, int pixel,
                                             E* to, Convert convert) {
     const int SIZE = Piece<E>::SIZE;
@@ -107,7 +118,7 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
     if (source.wide) {
 #pragma unroll 1
         for (; pixel < pixels; pixel += BATCH * STEP, to += BATCH * STEP * SIZE) {
-            RegionPieces<E, STEP, BATCH> pieces;
+            RegionPieces<E, STEP, BATCH, SPLIT> pieces;
             pieces.load(p, source, y, x, pixel);
             pieces.store(p, pixel, to, convert);
         }
@@ -115,7 +126,8 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
     }
 #pragma unroll 1
     for (; pixel < pixels; pixel += STEP, to += STEP * SIZE) {
-        int row = divided(pixel, p.region_reciprocal), at_y = y + row, at_x = x + (pixel - row * p.region_width);
+        int row = divided(pixel, p.region_reciprocal);
+        int at_y = y + row, at_x = x + region_column<SPLIT>(p, pixel - row * p.region_width);
         uint4 piece = make_uint4(0, 0, 0, 0);
         if (at_y >= 0 && at_y < p.height && at_x >= 0 && at_x < p.width)
             piece = convert(source_piece(source.first, source.second, source.c1, source.c2, false,
@@ -126,22 +138,22 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
 
 // All of a thread's pixels from `pixel` on: of a source that is read a piece at a time what has arrived first, then the
 // rest, REST of them under way at a time. `affine` has the coefficients of the thread's piece, as AffinePlace says, or is
-// null; sources of a shortcut are stored as they are.
-template <int REST, class E, int STEP, int BATCH>
+// null.
+template <int REST, class E, int STEP, int BATCH, bool SPLIT>
 __device__ __forceinline__ void store_arrived(const Conv2d<E>& p, const ChunkSource<E>& source,
-                                              const RegionPieces<E, STEP, BATCH>& arrived, int y, int x, int pixel,
-                                              const float2* affine, int affine_pitch, E* to) {
+                                              const RegionPieces<E, STEP, BATCH, SPLIT>& arrived, int y, int x,
+                                              int pixel, const float2* affine, int affine_pitch, E* to) {
     int rest = source.wide ? pixel + BATCH * STEP : pixel;
     E* rest_to = to + (rest - pixel) * Piece<E>::SIZE;
-    if (source.own && (affine || p.silu)) {
+    if (affine || p.silu) {
         Normalisation<E> normalisation(affine, affine_pitch, p.silu);
         auto convert = [&](const uint4& value) { return normalisation.of(value); };
         if (source.wide) arrived.template store<true>(p, pixel, to, convert);
-        fill_pieces<E, STEP, REST>(p, source, y, x, rest, rest_to, convert);
+        fill_pieces<SPLIT, STEP, REST>(p, source, y, x, rest, rest_to, convert);
     } else {
         auto convert = [](const uint4& value) { return value; };
         if (source.wide) arrived.template store<true>(p, pixel, to, convert);
-        fill_pieces<E, STEP, REST>(p, source, y, x, rest, rest_to, convert);
+        fill_pieces<SPLIT, STEP, REST>(p, source, y, x, rest, rest_to, convert);
     }
 }
 
@@ -159,9 +171,9 @@ __device__ __forceinline__ void fill_region(const Conv2d<E>& p, ChunkSource<E> s
         const float2* own = affine ? affine + AffinePlace<E>::of_piece(source.c / SIZE) : nullptr;
         Normalisation<E> normalisation(own, affine_pitch, p.silu);
         auto convert = [&](const uint4& value) { return normalisation.of(value); };
-        fill_pieces<E, STEP, BATCH>(p, source, y, x, pixel, to, convert);
+        fill_pieces<false, STEP, BATCH>(p, source, y, x, pixel, to, convert);
     } else {
-        fill_pieces<E, STEP, BATCH>(p, source, y, x, pixel, to, [](const uint4& value) { return value; });
+        fill_pieces<false, STEP, BATCH>(p, source, y, x, pixel, to, [](const uint4& value) { return value; });
     }
 }
 

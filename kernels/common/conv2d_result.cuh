@@ -226,8 +226,9 @@ __device__ __forceinline__ float sum_of(const float (&parts)[1]) { return parts[
 __device__ __forceinline__ float sum_of(const float (&parts)[4]) { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
 
 // Of the results of a warp, of `width` neighbouring channels at a time, 4 to 16, or 1 = G: their mean and the sum of
-// their squared deviations from it, in two passes, to `sink`(first channel, mean, sum) in one lane each. `valid` has a
-// bit for each of the lane's rows, `count` are in the warp.
+// their squared deviations from it, to `sink`(first channel, mean, sum) in one lane each. `valid` has a bit for each of
+// the lane's rows, `count` are in the warp. Deviations are from the first value of all, so that both sums are made at
+// once; what is subtracted in the end is less than n times what is left, of n values up to 1,024, and mostly much less.
 template <class E, int MT, int NT, int G, class Sink>
 __device__ __forceinline__ void moments_of_width(const float* values, unsigned valid, float count, int width, Sink sink) {
     typedef ResultLayout<E> Layout;
@@ -235,34 +236,31 @@ __device__ __forceinline__ void moments_of_width(const float* values, unsigned v
     // Few sums are made in several parts, whose additions don't wait for each other.
     const int PARTS = NT == 1 ? G : 1;
     float inverse = count > 0.0f ? reciprocal_approx(count * static_cast<float>(width)) : 0.0f;
-    float means[COUNT], squares[COUNT];
-    int bits = Layout::channel_bits(width);
+    float centres[COUNT], sums[2 * COUNT];
+    int bits = Layout::channel_bits(width), first_lane = warp_lane() & ~(Layout::ROW_BITS | bits);
     // Element `j` of those that the calling lane has of number `of`.
     auto value = [&](int of, int j) { return values[Layout::template sum<NT>(j / G, of * G / 4, of * G % 4 + j % G)]; };
 #pragma unroll
     for (int of = 0; of < COUNT; ++of) {
-        float sums[PARTS] = {};
-#pragma unroll
-        for (int j = 0; j < 2 * MT * G; ++j)
-            if (valid >> j / G & 1) sums[j % PARTS] += value(of, j);
-        means[of] = sum_of(sums);
-    }
-    Layout::over_lanes(means, bits);
-#pragma unroll
-    for (int of = 0; of < COUNT; ++of) {
-        means[of] *= inverse;
-        float sums[PARTS] = {};
+        centres[of] = __shfl_sync(0xffffffffu, value(of, 0), first_lane);
+        // What lies outside of the image might not be finite.
+        if (count == 0.0f) centres[of] = 0.0f;
+        float parts[PARTS] = {}, squares[PARTS] = {};
 #pragma unroll
         for (int j = 0; j < 2 * MT * G; ++j) {
-            float distance = value(of, j) - means[of];
-            if (valid >> j / G & 1) sums[j % PARTS] = fmaf(distance, distance, sums[j % PARTS]);
+            float distance = valid >> j / G & 1 ? value(of, j) - centres[of] : 0.0f;
+            parts[j % PARTS] += distance;
+            squares[j % PARTS] = fmaf(distance, distance, squares[j % PARTS]);
         }
-        squares[of] = sum_of(sums);
+        sums[2 * of] = sum_of(parts), sums[2 * of + 1] = sum_of(squares);
     }
-    Layout::over_lanes(squares, bits);
+    Layout::over_lanes(sums, bits);
     if (warp_lane() & (Layout::ROW_BITS | bits)) return;
 #pragma unroll
-    for (int of = 0; of < COUNT; ++of) sink(of * G / 4 * 16 + Layout::channel() + of * G % 4, means[of], squares[of]);
+    for (int of = 0; of < COUNT; ++of) {
+        float moved = sums[2 * of] * inverse, squares = fmaxf(fmaf(-sums[2 * of], moved, sums[2 * of + 1]), 0.0f);
+        sink(of * G / 4 * 16 + Layout::channel() + of * G % 4, centres[of] + moved, squares);
+    }
 }
 
 // The same of 1 or 4 to 16 channels, as the logarithm says.

@@ -6,8 +6,10 @@
 // multiply, the next pieces are on their way to a second buffer. Groups of two warps multiply a pair of pieces each,
 // so that what a warp loads of the region serves as many channels as registers allow; in the end all add what the
 // groups have. Two groups leave room for a second block, four are for a block alone. Of a chunk of fewer pairs, as the
-// last one may be, the last groups have nothing to multiply.
+// last one may be, the last groups have nothing to multiply. A shortcut follows, whose units the groups share
+// (conv2d_pointwise.cuh).
 #pragma once
+#include "common/conv2d_pointwise.cuh"
 #include "common/conv2d_region.cuh"
 #include "common/conv2d_result.cuh"
 #include "common/pair_sums.cuh"
@@ -80,14 +82,13 @@ struct SmallTaps {
     Batch now, next;            // what is there, and what comes then
     const Load* image;          // of the next, the lane's
     int down, across;           // loads to the next row of taps, and to the next of a row
-    int first_x, end_y, end_x;  // of the taps of the chunk
+    int end_y, end_x;           // of the taps
 
-    // `first` has the warp's columns of the first piece for the first of `rows` x `columns` taps, which is at (y, x).
-    __device__ __forceinline__ void aim(const uint4* first, int y, int x, int rows, int columns, int next_row,
-                                        int next_column) {
-        down = next_row * OF_PIECE, across = next_column * OF_PIECE, first_x = x, end_y = y + rows, end_x = x + columns;
-        image = reinterpret_cast<const Load*>(first) + (Product::lane_offset() - y * down - x * across);
-        next = {y, x, min(rows, ROWS), min(columns, COLUMNS)};
+    // `first` has the warp's columns of the first piece for the first of `rows` x `columns` taps.
+    __device__ __forceinline__ void aim(const uint4* first, int rows, int columns, int next_row, int next_column) {
+        down = next_row * OF_PIECE, across = next_column * OF_PIECE, end_y = rows, end_x = columns;
+        image = reinterpret_cast<const Load*>(first) + Product::lane_offset();
+        next = {0, 0, min(rows, ROWS), min(columns, COLUMNS)};
     }
     __device__ __forceinline__ void fetch(Load (&to)[LOADS], int row, int column) const {
         const Load* tap = image + ((next.y + row) * down + (next.x + column) * across);
@@ -106,7 +107,7 @@ struct SmallTaps {
     __device__ __forceinline__ void advance() {
         now = next;
         bool turns = next.x + COLUMNS >= end_x;
-        next.x = turns ? first_x : next.x + COLUMNS, next.y += turns ? ROWS : 0;
+        next.x = turns ? 0 : next.x + COLUMNS, next.y += turns ? ROWS : 0;
         next.rows = max(min(end_y - next.y, ROWS), 0), next.columns = min(end_x - next.x, COLUMNS);
     }
     // `own` is the lane's pixel in the region for the first tap: row << 16 | column, before upsampling.
@@ -115,7 +116,10 @@ struct SmallTaps {
         const int SIGN = TRANSPOSED ? -1 : 1;
         int y = (own >> 16) + SIGN * now.y, x = (own & 0xffff) + SIGN * now.x;
         auto tap = [&](int row, int column) {
-            int at = ((y + SIGN * row) >> p.upsample) * p.region_width + ((x + SIGN * column) >> p.upsample);
+            int own_x = x + SIGN * column, at = ((y + SIGN * row) >> p.upsample) * p.region_width;
+            // See region_column; upsampled sources are not split.
+            at += own_x >> (p.upsample + p.split);
+            if (!TRANSPOSED) at += (own_x & p.split) * p.even_columns;
             Product::add(sums, weights[row][column], region + at * 8, step, plane);
         };
         bool again = now.whole() && next.whole();
@@ -162,6 +166,8 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     // Most pieces of a chunk; the pixels that a thread fills stand STEP apart, of a 3x3 it has four at most, for which
     // more than 64 pixels leave no registers on sm_70.
     const int MOST = 2 * GROUPS, STEP = THREADS / MOST, BATCH = CYANEA_CODE_PATH < 80 && M > 64 ? 2 : 4;
+    // Of a stride of 2 a thread has nine or ten: of 64 pixels eight warps have registers for all others at once.
+    const int REST = GROUPS > 2 && M == 64 ? 6 : BATCH;
     CYANEA_DYNAMIC_SHARED(E, shared);
     CYANEA_SHARED(float4, row_quads, N / 4);
     // What is added to the sums of slice 0 where results are stored in quads; else zeros.
@@ -174,17 +180,16 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     ColumnTile of_columns(column, (p.c_out + N - 1) / N);
     int sibling = of_columns.sibling, column_tile = of_columns.tile;
     int warp = threadIdx.x / 32, warp_m = warp / WN * MT * 16, warp_n = warp % WN * 16;
-    int first_column = column_tile * N + warp_n;
     // Neighbours multiply different channels.
     int group = GROUPS > 2 ? warp % 2 + warp / 4 * 2 : warp % 2, which = GROUPS > 2 ? warp / 2 % 2 : warp / 2;
     int half_m = BESIDE ? 0 : which * 32, half_column = column_tile * N + (BESIDE ? which * 32 : 0);
 
-    // Chunks of input channels, then those of the shortcut.
+    // Chunks of input channels.
     int pieces = (p.c1 + p.c2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    int more_pieces = (p.shortcut1 + p.shortcut2 + 2 * SIZE - 1) / (2 * SIZE) * 2;
-    const SliceChunks chunks(p, slice, SIXTEENS == 4);
+    const bool SPLITS = SIXTEENS == 4;
+    const SlicePart chunks(p, slice, SPLITS, p.main_chunks);
     // A phase of a transposed convolution may have no tap.
-    int chunk = chunks.first, last_chunk = tap_rows <= 0 || tap_columns <= 0 ? chunk : chunks.end;
+    int chunk = chunks.begin, last_chunk = tap_rows <= 0 || tap_columns <= 0 ? chunk : chunks.end;
     // 8 lanes store MOST pieces of 8 / MOST pixels: with a pitch of 2 or 6 modulo 8 pieces, or an odd one, without bank
     // conflicts.
     int pixels = p.region_height * p.region_width, plane = (GROUPS == 2 ? (pixels + 1) / 4 * 4 + 2 : pixels | 1) * SIZE;
@@ -200,38 +205,34 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
 
     int piece = threadIdx.x % MOST, pixel = threadIdx.x / MOST;
     auto source_of = [&](int chunk) {
-        return ChunkSource<E>(p, of.sample, chunks.is_own(chunk), (chunks.place(chunk) * p.chunk + piece) * SIZE);
+        return ChunkSource<E>(p, of.sample, true, (chunk * p.chunk + piece) * SIZE);
     };
-    RegionPieces<E, STEP, BATCH> arriving;
+    RegionPieces<E, STEP, BATCH, !TRANSPOSED> arriving;
     Taps taps;
     auto request_pieces = [&](int chunk) {
         ChunkSource<E> source = source_of(chunk);
         if (source.wide && piece < p.chunk) arriving.load(p, source, of.base_y, of.base_x, pixel);
     };
     auto request_weights = [&](int chunk) {
-        bool own = chunks.is_own(chunk);
-        int first = chunks.place(chunk) * p.chunk, all = own ? pieces : more_pieces;
-        const E* packed = of_sibling<const E*>(p.weight, sibling);
-        const uint4* image = reinterpret_cast<const uint4*>(own ? packed : p.shortcut_weight);
-        int tap = own ? rows.first_tap() * p.kw + columns.first_tap() : 0;
-        int block = half_column / WEIGHT_BLOCK * (own ? p.kh * p.kw : 1) + tap;
-        image += (block * all + first + group * 2) * WEIGHT_BLOCK + half_column % WEIGHT_BLOCK;
+        int first = chunk * p.chunk;
+        const uint4* image = reinterpret_cast<const uint4*>(of_sibling<const E*>(p.weight, sibling));
+        int block = half_column / WEIGHT_BLOCK * (p.kh * p.kw) + rows.first_tap() * p.kw + columns.first_tap();
+        image += (block * pieces + first + group * 2) * WEIGHT_BLOCK + half_column % WEIGHT_BLOCK;
         // Of a chunk of fewer pairs of pieces the last groups have none.
-        int count = min(p.chunk, all - first) > group * 2 ? own ? tap_rows : 1 : 0;
-        int across = columns.steps() * all * WEIGHT_BLOCK, down = rows.steps() * p.kw * all * WEIGHT_BLOCK;
-        // A shortcut has the tap in the middle alone.
-        taps.aim(image, own ? 0 : p.pad_top, own ? 0 : p.pad_left, count, own ? tap_columns : 1, down, across);
+        int count = min(p.chunk, pieces - first) > group * 2 ? tap_rows : 0;
+        int across = columns.steps() * pieces * WEIGHT_BLOCK, down = rows.steps() * p.kw * pieces * WEIGHT_BLOCK;
+        taps.aim(image, count, tap_columns, down, across);
     };
     bool normalises = !TRANSPOSED && (p.affine || p.gamma);
-    int first_channel = chunk * p.chunk * SIZE, end = chunks.own_end * p.chunk * SIZE;
+    int first_channel = chunk * p.chunk * SIZE, end = chunks.end * p.chunk * SIZE;
     typedef AffinePlace<E> Place;
     // What has arrived, and what of the chunk was not requested.
     auto store_pieces = [&](int chunk, E* to) {
         if (piece >= p.chunk) return;
         ChunkSource<E> source = source_of(chunk);
         const float2* own = normalises ? affine + Place::of_piece((source.c - first_channel) / SIZE) : nullptr;
-        store_arrived<BATCH>(p, source, arriving, of.base_y, of.base_x, pixel, own, Place::pitch(end - first_channel),
-                             to + (piece * plane + pixel * SIZE));
+        store_arrived<REST>(p, source, arriving, of.base_y, of.base_x, pixel, own, Place::pitch(end - first_channel),
+                            to + (piece * plane + pixel * SIZE));
     };
 
     // What takes longest to come is asked for first.
@@ -256,7 +257,7 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
     int tile_width = 1 << p.tile_width_log, own_row = half_m + a_row();
     int ry = rows.place(own_row >> p.tile_width_log) + rows.offset() - (of.base_y << p.upsample);
     int rx = columns.place(own_row & (tile_width - 1)) + columns.offset() - (of.base_x << p.upsample);
-    int step = p.tile_width_log > Pixels::WIDTH_LOG ? columns.scale() * 16
+    int step = p.tile_width_log > Pixels::WIDTH_LOG ? 16
                                  : (rows.scale() * (16 / Pixels::WIDTH) >> p.upsample) * p.region_width;
     PairSums<HALF_MT * HALF_NT, 1, (WN > 1)> half = {};
 #pragma unroll 1
@@ -277,6 +278,11 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         E* free = region;
         region = next_region, next_region = free;
     }
+    if (!TRANSPOSED && p.shortcut_weight) {
+        PointwiseProduct<HALF_MT, HALF_NT> shortcut(p, of.first_y, of.first_x, half_m, half_column);
+        SlicePart units(p, slice, SPLITS, shortcut.units());
+        shortcut.add(p, of.sample, half.sums, units.begin + group, units.end, GROUPS);
+    }
     if (!IN_FRONT) __syncthreads();
     half.give(exchanged);
     __syncthreads();
@@ -293,7 +299,10 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         quarter.template take<true>(sums, exchanged);
     }
 
-    E* y = of_sibling<E*>(p.y, sibling);
+    // Found again, so that nothing of it had to wait in registers.
+    ColumnTile results(column, (p.c_out + N - 1) / N);
+    E* y = of_sibling<E*>(p.y, results.sibling);
+    int first_column = results.tile * N + warp_n;
     typedef ResultLayout<E> Layout;
     int result = warp_m + Layout::row();
     const bool EVEN = SIXTEENS % WM == 0;  // all warps have as many
@@ -315,11 +324,11 @@ __device__ __forceinline__ void conv2d_small_tile(const Conv2d<__half>& p, int t
         float* staged = reinterpret_cast<float*>(shared) + warp * Stage<1>::SIZE;
         stage_results<E, MT, 1>(sums, staged, [&](int m, float* stage) {
             if (EVEN || warp_m + m * 16 < M)
-                store_elements<E, 1>(p, bias, y, of, rows.steps(), columns.steps(), warp_m + m * 16, first_column,
-                                     stage);
+                store_elements<E, 1>(p, of_sibling<const float*>(p.bias, results.sibling), y, of, rows.steps(),
+                                     columns.steps(), warp_m + m * 16, first_column, stage);
         });
     }
     if (!TRANSPOSED && p.own_moments)
-        leave_moments<E, Pixels, WM, WN, MT, 1, IN_FRONT>(p, sums, to.valid, of, column_tile,
+        leave_moments<E, Pixels, WM, WN, MT, 1, IN_FRONT>(p, sums, to.valid, of, results.tile,
                                                           reinterpret_cast<float*>(regions));
 }

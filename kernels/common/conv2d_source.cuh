@@ -53,18 +53,19 @@ struct Conv2d {
     int tile_width_log;               // of the M pixels of a tile
     int region_height, region_width;  // source pixels that a tile reaches
     unsigned region_reciprocal;       // of region_width (see divided)
+    int split, even_columns;          // 1 where even columns of a region lie first, and how many; or 0, and all columns
     int sample_pixels;                // of rows of pixels without an image; else 0
     int slices;                       // that the input channels are split into
     unsigned slices_reciprocal;       // see divided; 0 where they are not split
     int chunk;                        // pieces of input channels in shared memory at a time, an even number
-    int main_chunks, chunks;          // of the sources, and with those of the shortcut
+    int main_chunks, chunks;          // of the sources, and with those of a shortcut that passes through regions
     int flags;                        // WIDE, WIDE_SHORTCUT, QUADS, HALVES
     int buffers;                      // for regions, of tiles whose weights stay in registers: 1 or 2
     float eps;
     float residual_scale;             // that the residual is multiplied by
     float limit;                      // results are within ± this; infinity for none
     Divisor tiles_x, tiles_y;         // of an image, transposed of a phase of it
-    int group_lanes_log;              // log2 of lanes that share a group's parts: a factor of its width, Share::LANES at most
+    int group_lanes_log;              // log2 of lanes that share a group's parts: a factor of its width, or Share::LANES
 };
 
 // x / d by the reciprocal of d, 2^32 / d rounded up, where x d is below 2^32.
@@ -117,8 +118,8 @@ __device__ __forceinline__ uint4 source_piece(const E* x, const E* x2, int c1, i
     return pack(value);
 }
 
-// Where scale and shift of a channel lie among those of `channels`, a multiple of two pieces: the same two of each piece side by side, so that
-// lanes with neighbouring pieces read without bank conflicts, and the next two `pitch` further.
+// Where scale and shift of a channel lie among those of `channels`, a multiple of two pieces: the same two of each piece
+// side by side, so that lanes with neighbouring pieces read without bank conflicts, and the next two `pitch` further.
 template <class E>
 struct AffinePlace {
     static const int SIZE = Piece<E>::SIZE;

@@ -21,6 +21,7 @@ mod moments;
 mod narrow;
 mod normalisation;
 mod patches;
+mod shortcuts;
 mod small_convolutions;
 mod training;
 

@@ -157,7 +157,7 @@ fn assert_near(got: &[f32], want: &[f32]) {
     assert_close(got, want, 4e-3 * largest);
 }
 
-/// The convolution with the shortcut, of two chunks and of two more, of tiles of 80 pixels.
+/// The convolution with the shortcut, of two chunks and three units, of tiles of 80 pixels.
 #[test]
 fn blocks_of_larger_tiles() {
     let size = [10, 24];
@@ -167,85 +167,5 @@ fn blocks_of_larger_tiles() {
     assert!(kernels.contains(&"conv2d_alone80_fwd_nhwc_f16"), "{kernels:?}");
     for (got, want) in got.iter().zip(&want) {
         assert_near(got, want);
-    }
-}
-
-/// A 3×3 convolution and a 1×1 of another tensor that is added, on a device: the sum, and where there are kernels the one
-/// that makes both, and the parts that it is split into.
-fn with_shortcut(
-    device: &dyn Device,
-    [channels, other]: [usize; 2],
-) -> (Vec<f32>, Option<(&'static str, u32)>) {
-    let shapes: [(&str, &[usize]); 4] = [
-        ("x", &[1, 3, 5, channels]),
-        ("z", &[1, 3, 5, other]),
-        ("weight", &[40, channels, 3, 3]),
-        ("shortcut", &[40, other, 1, 1]),
-    ];
-    let mut g = Graph::new();
-    let [x, z, weight, shortcut] =
-        shapes.map(|(name, shape)| g.input(name, TensorType::f32(shape)).unwrap());
-    let h = g.one(Conv2d::same([3, 3], false), &[x, weight]).unwrap();
-    let more = g.one(Conv2d::pointwise(false), &[z, shortcut]).unwrap();
-    let y = g.one(Combine::ADD, &[h, more]).unwrap();
-    let slot = g.input("y", g.ty(y).clone()).unwrap();
-    g.bind(y, slot).unwrap();
-    fuse::fuse(&mut g).unwrap();
-    let mut engine = Engine::single(g, device).unwrap();
-    for (seed, (name, shape)) in shapes.into_iter().enumerate() {
-        let values = Host::random(shape, seed as u64).data;
-        let scaled: Vec<f32> = values.iter().map(|x| x / (channels as f32).powf(0.25)).collect();
-        engine.write(Region::State, name, &scaled).unwrap();
-    }
-    engine.run("run").unwrap();
-    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
-    let made: Vec<_> = launches
-        .filter_map(|launch| match &launch.work {
-            Work::Kernel(work) if work.kernel.contains("_fwd_") => Some(work),
-            _ => None,
-        })
-        .filter(|work| work.kernel.starts_with("conv2d_") && !work.kernel.contains("pack"))
-        .map(|work| (work.kernel, work.grid[2]))
-        .collect();
-    assert!(made.len() <= 1, "{made:?}");
-    (engine.read(Region::State, "y").unwrap(), made.first().copied())
-}
-
-/// Parts have chunks of the sources and of the shortcut: as many, more of the one or of the other, none of the shortcut.
-#[test]
-fn shortcuts_in_parts() {
-    let cpu = CpuDevice::new();
-    let [alone, small] = ["conv2d_alone_fwd_nhwc_f16", "conv2d_small64_fwd_nhwc_f16"];
-    // On chips of so many multiprocessors, with eight warps and with four.
-    for (channels, multiprocessors, in_half) in [
-        ([136, 40], 4, alone),
-        ([72, 200], 2, alone),
-        ([136, 200], 4, alone),
-        ([40, 24], 2, small),
-        ([40, 72], 1, alone),
-    ] {
-        let (want, _) = with_shortcut(&cpu, channels);
-        for (full, precision) in BOTH
-            .map(|full| (full, Precision::Fp16))
-            .into_iter()
-            .chain([(Target::V100, Precision::Fp32), (Target::H100, Precision::Fp32)])
-        {
-            let target = Target { multiprocessors, precision, ..full };
-            let (got, made) =
-                with_shortcut(&Emulated::with_seed(target.clone(), 1).unwrap(), channels);
-            let (kernel, parts) = made.unwrap();
-            let in_float32 = "conv2d_small_fwd_nhwc_f32";
-            assert_eq!(kernel, if precision == Precision::Fp16 { in_half } else { in_float32 });
-            assert_eq!(parts > 1, multiprocessors > 1, "{parts} parts");
-            match precision {
-                Precision::Fp16 => assert_near(&got, &want),
-                Precision::Fp32 => assert_close(&got, &want, 1e-4),
-            }
-            for seed in 2..=orders() {
-                let (again, _) =
-                    with_shortcut(&Emulated::with_seed(target.clone(), seed).unwrap(), channels);
-                assert!(again.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()));
-            }
-        }
     }
 }

@@ -84,6 +84,28 @@ fn larger_tiles_that_leave_moments() {
     }
 }
 
+/// Results whose mean is many times what they deviate from it, and the first of which lies apart from all others.
+#[test]
+fn moments_of_distant_results() {
+    let mut x = Host::random(&[1, 6, 13, 8], 1);
+    for (index, x) in x.data.iter_mut().enumerate() {
+        *x = if index < 8 { 2.0 } else { 3.0 + 0.05 * *x };
+    }
+    let mut weight = Host::random(&[64, 8, 1, 1], 2);
+    weight.data.iter_mut().for_each(|w| *w = 0.25 + 0.1 * *w);
+    let conv = Conv2d::pointwise(false);
+    let y = run(&conv, &[&x, &weight]).remove(0);
+    for slice in [1, 8] {
+        let want = moments(&y, slice, 2, |pixel| pixel / 64);
+        for target in BOTH.map(|full| Target { multiprocessors: 1, ..full }) {
+            let (leaving, packed) = leaving_moments(&conv, [&x, &weight], slice, &target);
+            let got = in_all_orders(&target, &leaving, &[&x, &packed], &[]);
+            let got = [&got[0], &merged(&got[1], 2)];
+            assert_moments_near(&format!("conv2d on {}", target.name), got, [&y, &want], false);
+        }
+    }
+}
+
 /// Moments of so many tiles, of which convolutions may leave the halves: the second one may be empty, the first is not.
 fn merged(moments: &Host, tiles: usize) -> Host {
     let &[batch, parts, 3, slices] = &moments.ty.shape[..] else {
@@ -111,8 +133,8 @@ fn merged(moments: &Host, tiles: usize) -> Host {
     Host::new(&[batch, tiles, 3, slices], moments.data.chunks(6 * slices).flat_map(merge).collect())
 }
 
-/// A result, and numbers of elements, means and variances, which differ too much in size to be compared with one bound.
-fn apart(y: &Host, moments: &Host) -> Vec<Host> {
+/// Elements, means and variances, which differ too much in size to be compared with one bound.
+fn apart(moments: &Host) -> [Host; 3] {
     let &[batch, parts, 3, slices] = &moments.ty.shape[..] else {
         unreachable!("they are moments")
     };
@@ -123,9 +145,21 @@ fn apart(y: &Host, moments: &Host) -> Vec<Host> {
     };
     let (elements, squares) = (of(0), of(2));
     let variances = squares.iter().zip(&elements).map(|(squares, elements)| squares / elements);
-    let shape = [batch, parts, slices];
-    let variances = Host::new(&shape, variances.collect());
-    vec![y.clone(), Host::new(&shape, elements), Host::new(&shape, of(1)), variances]
+    [elements.clone(), of(1), variances.collect()]
+        .map(|values| Host::new(&[batch, parts, slices], values))
+}
+
+/// Compares a result, and moments: means by what values deviate from them, where that is more than they are.
+fn assert_moments_near(of: &str, got: [&Host; 2], want: [&Host; 2], half: bool) {
+    let (result, mean) = if half { (1e-3, 1e-3) } else { (1e-5, 1e-6) };
+    let [elements, means, variances] = apart(got[1]);
+    let [want_elements, want_means, want_variances] = apart(want[1]);
+    let got = [got[0].clone(), elements, variances];
+    assert_near(of, &got, &[want[0].clone(), want_elements, want_variances.clone()], result);
+    for (index, (got, want)) in means.data.iter().zip(&want_means.data).enumerate() {
+        let bound = mean * want_variances.data[index].sqrt().max(want.abs());
+        assert!((got - want).abs() <= bound, "mean {index} of {of}: {got}, cpu {want}");
+    }
 }
 
 /// Batch, height and width of the result, taps of a row, channels of the result and of a slice; and channels of the
@@ -155,16 +189,15 @@ fn check_moments(
     let part = |pixel| if parts == 1 { 0 } else { part(pixel) };
     let moments = |y: &Host| moments(y, slice, parts, part);
     let of_half = moments(&in_f32(&half));
-    let want = [apart(&y, &moments(&y)), apart(&half, &of_half)];
+    let want = [[&y, &moments(&y)], [&half, &of_half]];
     for target in BOTH.map(|full| Target { multiprocessors, ..full }) {
         for (x, want) in [x.clone(), rounded(&x)].iter().zip(&want) {
             let (leaving, packed) = leaving_moments(&conv, [x, &weight], slice, &target);
             let half = x.ty.dtype == DType::F16;
-            let tolerance = if half { 1e-3 } else { 1e-5 };
             let compare = || {
                 let got = in_all_orders(&target, &leaving, &[x, &packed], &[]);
-                let got = apart(&got[0], &merged(&got[1], parts));
-                assert_near(&format!("conv2d on {}", target.name), &got, want, tolerance);
+                let got = [&got[0], &merged(&got[1], parts)];
+                assert_moments_near(&format!("conv2d on {}", target.name), got, *want, half);
             };
             assert_eq!(larger_tiles_launched(compare), half && larger);
         }

@@ -192,6 +192,46 @@ fn small_tiles_that_add() {
     }
 }
 
+/// Of strides of two, whose regions have even columns first: of one tile and several, with an even and an odd number of
+/// columns, of kernels of two taps and one; sources that are normalised, read a piece at a time and not.
+#[test]
+fn small_tiles_of_stride_two() {
+    let operands = Operands { affine: true, silu: true, ..Operands::default() };
+    for (stride, kernel, channels) in [
+        ([2, 2], [3, 3], 24),
+        ([1, 2], [2, 2], 24),
+        ([2, 2], [1, 1], 72),
+        ([3, 2], [3, 4], 21),
+        ([2, 1], [3, 3], 72),
+        ([2, 2], [3, 3], 72),
+    ] {
+        let padding = kernel.map(|taps: usize| taps / 2);
+        let padding = [padding[0], 0, padding[1], 0];
+        let x = Host::random(&[1, 7, 19, channels], 1);
+        let affine = Host::random(&[1, 2, channels], 2);
+        let weight = Host::random(&[40, channels, kernel[0], kernel[1]], 3);
+        for multiprocessors in [1, 4] {
+            let targets = BOTH.map(|full| Target { multiprocessors, ..full });
+            let conv = Conv2d { stride, padding, operands };
+            check_half(&targets, &conv, &[&x, &affine, &weight], 1e-5);
+            let plain = Conv2d { operands: Operands::default(), ..conv };
+            check_half(&targets, &plain, &[&x, &weight], 1e-5);
+        }
+    }
+    let halving = Conv2d { stride: [2, 2], ..Conv2d::same([3, 3], false) };
+    for c_out in [6, 20] {
+        let x = Host::random(&[1, 7, 19, 24], 1);
+        check_on_chips_of(1, &halving, &[&x, &Host::random(&[c_out, 24, 3, 3], 2)], 1e-5);
+    }
+    // Doubled sources are not sorted by columns.
+    let operands = Operands { upsample: true, ..Operands::default() };
+    let [x, weight] = [Host::random(&[1, 5, 9, 24], 1), Host::random(&[40, 24, 3, 3], 2)];
+    check_on_chips_of(1, &Conv2d { operands, ..halving }, &[&x, &weight], 1e-5);
+    let tiles =
+        ["conv2d_small16_fwd", "conv2d_small32_fwd", "conv2d_small64_fwd", "conv2d_alone_fwd"];
+    assert_launched("f16", &tiles);
+}
+
 /// More taps than there are registers for at a time, of two chunks.
 #[test]
 fn small_tiles_of_many_taps() {

@@ -91,12 +91,14 @@ pub(super) struct Cut {
     pub grid: [usize; 2],
     /// Pieces of input channels in shared memory at a time.
     pub chunk: usize,
-    /// Of chunks, of the sources and with those of the shortcut.
+    /// Of chunks, of the sources and with those of the shortcut, which small tiles in float16 have none of.
     pub chunks: [usize; 2],
-    /// Parts that the chunks are split into: each has its part of the sources', and of the shortcut's.
+    /// Parts that the channels are split into: each has its part of the sources' chunks, and of the shortcut.
     pub slices: usize,
     /// Chunks there is room for at a time.
     pub buffers: usize,
+    /// Rows of what a tile reads have their even columns first.
+    pub split: bool,
     /// In bytes.
     pub shared: usize,
 }
@@ -253,6 +255,7 @@ impl Shape {
             // Large tiles occupy the target without.
             slices: if size == SMALL { self.slices(target, grid, chunks[0], 2) } else { 1 },
             buffers: 1,
+            split: false,
             shared: (weights + chunk * plane + affine).max(results),
         }
     }
@@ -261,7 +264,7 @@ impl Shape {
     /// the target's multiprocessors have one, of few parts each, as far as slices of moments allow.
     fn small_half(&self, target: &Target) -> Cut {
         let pixels = self.pixels(SMALL, 8);
-        let [_, needed] = self.pieces();
+        let [needed, _] = self.pieces();
         let [chunks, _] = self.chunks(needed.min(MOST_SMALL_PIECES));
         let mut channels = SMALL;
         while channels > LEAST_CHANNELS {
@@ -344,15 +347,15 @@ impl Shape {
         let reached = pixels.reached();
         let plane = PIECE * if alone { reached | 1 } else { (reached + 1) / 4 * 4 + 2 };
         let chunks = self.chunks(chunk);
-        let [own, all] = chunks;
+        let [own, _] = chunks;
         // The kernel doesn't join parts of wide tiles: these occupy the target without.
         let slices = match size {
             SMALL => self.slices(target, grid, own, if alone { 1 } else { 2 }),
             _ => 1,
         };
         // Most chunks of a block, one after another.
-        let (own, more) = (own.div_ceil(slices), (all - own).div_ceil(slices));
-        let buffers = most_buffers.min(own + more);
+        let own = own.div_ceil(slices);
+        let buffers = most_buffers.min(own);
         let affine = if self.affine { 8 * own * chunk * piece(self.dtype) } else { 0 };
         let regions = buffers * chunk * plane + affine;
         // Sums that warps exchange take the place of the regions. Where there are eight, which do that twice, they lie in
@@ -364,7 +367,10 @@ impl Shape {
             true => 2 * exchanged + again + regions,
             false => regions.max(exchanged).max(results),
         };
-        Cut { kernel, pixels, channels, grid, chunk, chunks, slices, buffers, shared }
+        // Lanes read every second column.
+        let conv = &self.conv;
+        let split = !conv.transposed && conv.stride[1] == 2 && !conv.upsample;
+        Cut { kernel, pixels, channels, grid, chunk, chunks, slices, buffers, split, shared }
     }
 
     pub fn small(&self, target: &Target) -> Cut {
@@ -406,6 +412,7 @@ impl Shape {
             chunks: self.chunks(chunk),
             slices: 1,
             buffers: 1,
+            split: false,
             shared: shared(chunk),
         }
     }

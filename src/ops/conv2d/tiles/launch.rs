@@ -30,7 +30,7 @@ kernels::params! {
         slice_log1: i32, slice_log2: i32, own_slice_log: i32, parts_log1: i32, parts_log2: i32,
         tile_moments: i32, moment_tickets: i32,
         tile_width_log: i32, region_height: i32, region_width: i32, region_reciprocal: u32,
-        sample_pixels: i32, slices: i32, slices_reciprocal: u32,
+        split: i32, even_columns: i32, sample_pixels: i32, slices: i32, slices_reciprocal: u32,
         chunk: i32, main_chunks: i32, chunks: i32, flags: i32, buffers: i32, eps: f32, residual_scale: f32, limit: f32,
         tiles_x: Divisor, tiles_y: Divisor, group_lanes_log: i32,
     }
@@ -180,6 +180,11 @@ impl TiledConv2d {
             region_height: int(cut.pixels.region[0])?,
             region_width: int(cut.pixels.region[1])?,
             region_reciprocal: reciprocal(cut.pixels.region[1]),
+            split: i32::from(cut.split),
+            even_columns: int(match cut.split {
+                true => cut.pixels.region[1].div_ceil(2),
+                false => cut.pixels.region[1],
+            })?,
             sample_pixels: int(shape.sample_pixels)?,
             slices: int(cut.slices)?,
             slices_reciprocal: reciprocal(cut.slices),
