@@ -6,7 +6,7 @@ use cyanea::device::cpu::{Cpu, CpuKernel, Io};
 use cyanea::device::kernels::{KERNELS, Kernel};
 use cyanea::device::{KernelWork, Target, TensorType, View};
 use cyanea::graph::{Build, Graph, Plan, lower};
-use cyanea::ops::attention::Attention;
+use cyanea::ops::attention::{Attention, AttentionGrad, PackedAttention};
 use cyanea::ops::concat::Concat;
 use cyanea::ops::group_norm::GroupNorm;
 use cyanea::ops::{LaunchArgs, Op};
@@ -53,6 +53,17 @@ fn heads_have_up_to_512_channels_in_fours() {
     refused(attention(1), &same(&[1, 16, 516]), &["attention", "516", "512"]);
     refused(attention(2), &same(&[1, 16, 2 * 1024]), &["attention", "1024", "512"]);
     refused(attention(5), &same(&[1, 16, 12]), &["attention", "12", "5"]);
+    // 6 channels a head, and those of the gradient and of one tensor.
+    refused(attention(2), &same(&[1, 16, 12]), &["attention", "6 channels", "multiples of 4"]);
+    let gradient = AttentionGrad { heads: 2, scale: 1.0 };
+    for (channels, words) in [(12, "6 channels"), (1032, "516 channels")] {
+        let shape: &[usize] = &[1, 16, channels];
+        let tensors = [shape, shape, shape, shape, shape, &[1, 16, 2]];
+        refused(gradient, &tensors, &["attention_grad", words, "multiples of 4 of at most 512"]);
+        let packed = PackedAttention { heads: 2, scale: 1.0 };
+        let one: &[usize] = &[1, 16, 3 * channels];
+        refused(packed, &[one], &["attention", words, "multiples of 4 of at most 512"]);
+    }
     for channels in [4, 8, 40, 64, 128, 256, 512] {
         let shape: &[usize] = &[1, 17, channels];
         assert!(compile(attention(1), &[shape; 3], &Target::V100).is_ok(), "{channels}");

@@ -1,11 +1,12 @@
-// Products of pixels and the weights of a 1x1 convolution, both straight from memory: no other tap reads the same pixels,
-// so they need no region, and no warp waits for another.
+// Products of pixels and the weights of a 1x1 convolution, both straight from memory: no other tap reads the same
+// pixels, so they need no region, and no warp waits for another.
 #pragma once
 #include "common/conv2d_region.cuh"
 #include "common/warp_product.cuh"
 
-// What a lane has of a product of 16 pixels x 16 columns and a unit of four pieces: in each of ROUNDS two pieces of pixels,
-// and two of columns. Channels may come in any order that is the same for all that meet in a product.
+// What a lane has of a product of 16 pixels x 16 columns and a unit of four pieces: in each of ROUNDS two pieces of
+// pixels, and two of columns. Channels may come in any order that is the same for all that meet in a product. Of 16
+// pixels it has PLACES, which are DISTANCE apart.
 struct PointwiseLane {
     static const int UNIT = 4;
 #if CYANEA_CODE_PATH >= 80
@@ -44,8 +45,8 @@ struct PointwiseLane {
 #endif
 };
 
-// Products of a warp, [MT 16 pixels] x [NT 16 columns], of units of a shortcut's sources. As soon as some are multiplied,
-// those of the next round come in their place.
+// Products of a warp, [MT 16 pixels] x [NT 16 columns], of units of a shortcut's sources. While it waits for what it
+// loads of a round, others multiply.
 template <int MT, int NT>
 struct PointwiseProduct {
     typedef PointwiseLane Lane;

@@ -22,8 +22,8 @@ struct SlicePart {
     }
 };
 
-// The chunks of a slice where those of a shortcut follow the sources', one of these at least. Shortcuts have a single tap,
-// so they are split for themselves.
+// The chunks of a slice where those of a shortcut follow the sources', one of these at least. Shortcuts have a single
+// tap, so they are split for themselves.
 struct SliceChunks {
     int first, own_end, end;  // those of the shortcut are numbered on from the sources'
     int shift;                // from the number of one of the shortcut to its place there
@@ -61,8 +61,8 @@ struct ChunkSource {
     __device__ __forceinline__ bool beyond() const { return c >= c1 + c2; }
 };
 
-// The column that lies at place `at` of a row of a region. Rows that are SPLIT have even ones first, so that lanes that read
-// every second one don't meet in a bank: column c is at c / 2 + c % 2 even_columns.
+// The column that lies at place `at` of a row of a region. Rows that are SPLIT have even ones first, so that lanes that
+// read every second one don't meet in a bank: column c is at c / 2 + c % 2 even_columns.
 template <bool SPLIT, class E>
 __device__ __forceinline__ int region_column(const Conv2d<E>& p, int at) {
     return SPLIT ? (at << p.split) - (at >= p.even_columns ? 2 * p.even_columns - 1 : 0) : at;
@@ -137,8 +137,8 @@ __device__ __forceinline__ void fill_pieces(const Conv2d<E>& p, const ChunkSourc
 }
 
 // All of a thread's pixels from `pixel` on: of a source that is read a piece at a time what has arrived first, then the
-// rest, REST of them under way at a time. `affine` has the coefficients of the thread's piece, as AffinePlace says, or is
-// null.
+// rest, REST of them under way at a time. `affine` has the coefficients of the thread's piece, as AffinePlace says, or
+// is null.
 template <int REST, class E, int STEP, int BATCH, bool SPLIT>
 __device__ __forceinline__ void store_arrived(const Conv2d<E>& p, const ChunkSource<E>& source,
                                               const RegionPieces<E, STEP, BATCH, SPLIT>& arrived, int y, int x,

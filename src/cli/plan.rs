@@ -31,11 +31,12 @@ target needs no GPU. The keys of --json carry their units in their names.
 
 For v100, a100 and h100 a predicted time follows: for each launch of a sampling step the floor from
 FLOPs at the chip's peak, the floor from bytes at the bandwidth of its memory, the gap to the next
-launch of a CUDA graph, and its blocks, also as a share of the multiprocessors; then the same by
-kernel for a training step. In float16, launches that multiply without tensor cores are marked *. In
-either precision launches that move some tensor element by element where their kernel has 16 bytes at
-a time for other sizes (three channels or a stride ask for that) are marked ~. A prediction from data
-sheets, which real kernels do not reach, and never a measurement.";
+launch of a CUDA graph, the larger floor and the gap added up, and its blocks, also as a share of the
+multiprocessors; then the same by kernel for a training step, of which --json has each launch, too. In
+float16, launches that multiply without tensor cores are marked *. In either precision launches that
+move some tensor an element or a few at a time where their kernel has 16 bytes at a time for other
+sizes (three channels or a stride ask for that) are marked ~. A prediction from data sheets, which
+real kernels do not reach, and never a measurement.";
 
 /// Print parameters, FLOPs, memory and launches of a network without running it
 #[derive(Debug, clap::Args)]
@@ -118,6 +119,8 @@ pub fn run(args: &Args, device: &str) -> Result<()> {
                 sampling.general_launches().into();
             json["launches_element_by_element_per_training_step"] =
                 training.general_launches().into();
+            json["predicted_launches_of_sampling_step"] = sampling.json();
+            json["predicted_launches_of_training_step"] = training.json();
         }
         if let Some(hours) = hours {
             json["predicted_training_hours"] = hours.into();

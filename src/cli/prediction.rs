@@ -57,7 +57,7 @@ impl Prediction {
 
     /// Microseconds of a whole step: for each launch the larger floor, and the gap.
     pub fn microseconds(&self) -> f64 {
-        self.rows.iter().map(|row| row.times as f64 * (row.flops.max(row.bytes) + self.gap)).sum()
+        self.rows.iter().map(|row| row.times as f64 * self.of_row(row)).sum()
     }
 
     /// Launches of a step that leave tensor cores idle though float16 was asked for.
@@ -72,7 +72,8 @@ impl Prediction {
 
     /// Every launch, in order.
     pub fn launches(&self) -> String {
-        let titles = ["launch", "kernel", "FLOPs µs", "bytes µs", "gap µs", "blocks", "of SMs"];
+        let titles =
+            ["launch", "kernel", "FLOPs µs", "bytes µs", "gap µs", "sum µs", "blocks", "of SMs"];
         let mut table = Table::new(&titles, &[0, 1]);
         for row in &self.rows {
             let times = if row.times > 1 { format!(" ×{}", row.times) } else { String::new() };
@@ -82,11 +83,42 @@ impl Prediction {
                 format!("{:.2}", row.flops),
                 format!("{:.2}", row.bytes),
                 format!("{:.1}", self.gap),
+                format!("{:.2}", self.of_row(row)),
                 grouped(row.blocks),
-                format!("{:.2}", row.blocks as f64 / f64::from(self.multiprocessors)),
+                format!("{:.2}", self.of_multiprocessors(row)),
             ]);
         }
         table.to_string()
+    }
+
+    /// The larger floor of one launch, and the gap.
+    fn of_row(&self, row: &Row) -> f64 {
+        row.flops.max(row.bytes) + self.gap
+    }
+
+    /// Blocks of a launch for each multiprocessor.
+    fn of_multiprocessors(&self, row: &Row) -> f64 {
+        row.blocks as f64 / f64::from(self.multiprocessors)
+    }
+
+    /// Every launch, in order, as an array of objects.
+    pub fn json(&self) -> serde_json::Value {
+        let object = |row: &Row| {
+            serde_json::json!({
+                "launch": row.name,
+                "kernel": row.kernel,
+                "times": row.times,
+                "flops_us": row.flops,
+                "bytes_us": row.bytes,
+                "gap_us": self.gap,
+                "predicted_us": self.of_row(row),
+                "blocks": row.blocks,
+                "blocks_per_multiprocessor": self.of_multiprocessors(row),
+                "without_tensor_cores": row.idle,
+                "element_by_element": row.general,
+            })
+        };
+        self.rows.iter().map(object).collect()
     }
 
     /// The same, added up by kernel, the most expensive first.
@@ -103,7 +135,7 @@ impl Prediction {
             *idle |= row.idle;
             *general |= row.general;
             let times = row.times as f64;
-            let floor = times * (row.flops.max(row.bytes) + self.gap);
+            let floor = times * self.of_row(row);
             for (to, add) in
                 sum.iter_mut().zip([times, times * row.flops, times * row.bytes, floor])
             {
@@ -133,7 +165,7 @@ pub const IDLE: &str = "* multiplies in float32, which leaves tensor cores idle:
 
 /// What the second mark of a launch means; a kernel has it where one of its launches does.
 pub const GENERAL: &str =
-    "~ moves some tensor element by element, as its sizes ask for: a slower path";
+    "~ moves some tensor an element or a few at a time, as its sizes ask for: a slower path";
 
 fn marked(kernel: &str, idle: bool, general: bool) -> String {
     let mark = |wanted, mark| if wanted { mark } else { "" };
@@ -195,6 +227,9 @@ mod tests {
         let text = prediction.launches();
         assert!(text.contains("silu_fwd") && text.contains("×3"), "{text}");
         assert!(prediction.by_kernel().contains("silu_fwd"));
+        let row = &prediction.json()[0];
+        assert_eq!((&row["times"], &row["gap_us"]), (&3.into(), &1.5.into()));
+        assert!((row["predicted_us"].as_f64().unwrap() - once).abs() <= 1e-6 * once, "{row}");
         assert!(Prediction::of(&plan, &[("denoise", 1)], &Target::CPU).is_err());
     }
 

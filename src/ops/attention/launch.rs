@@ -6,6 +6,7 @@ use crate::device::kernels::{self, Kernel, UNSET, dimension};
 use crate::device::{CodePath, DType, KernelWork, Target, TensorType, View};
 use crate::error::{Error, Result};
 use crate::ops::LaunchArgs;
+use crate::ops::conv2d::in_pieces;
 
 /// The most channels of a head for which each kernel of a set is built.
 const DEPTHS: [usize; 6] = [8, 32, 64, 128, 256, 512];
@@ -105,6 +106,8 @@ struct Job<'a> {
     half: bool,
     /// Of one tensor of queries, keys and values.
     packed: bool,
+    /// Heads are no whole pieces, so that rows are read half a piece at a time.
+    parted: bool,
     /// Index into a set of kernels.
     index: usize,
 }
@@ -159,7 +162,8 @@ impl Job<'_> {
         };
         let half = args.outputs[0].ty.dtype == DType::F16;
         let packed = args.inputs.len() == 1;
-        Ok(Job { name, target: args.target, sizes, params, half, packed, index })
+        let parted = !in_pieces(Some(&args.outputs[0]), depth, args.outputs[0].ty.dtype);
+        Ok(Job { name, target: args.target, sizes, params, half, packed, parted, index })
     }
 
     /// A launch over `rows` rows of each head and sample, against `others` of the other side.
@@ -184,7 +188,8 @@ impl Job<'_> {
         let blocks = dimension(self.name, rows.div_ceil(own))? as u32;
         let grid = [blocks, self.sizes.heads as u32, self.sizes.batch as u32];
         let block = [kernel.threads, 1, 1];
-        Ok(kernel.launch(grid, block, shared as u32, &params, read, written))
+        let work = kernel.launch(grid, block, shared as u32, &params, read, written);
+        Ok(work.with_general(self.parted))
     }
 
     /// How many passes over own rows a block of attention.cu makes: several where the rows of the

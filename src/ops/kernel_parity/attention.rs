@@ -97,6 +97,17 @@ fn larger_tensors() {
     check_packed(&[[1, 300, 1, 4], [1, 130, 1, 32], [1, 67, 1, 60], [1, 66, 1, 128]]);
 }
 
+/// The most tokens that the kernels are for, on one side and on the other.
+#[test]
+fn largest_numbers_of_tokens() {
+    check_shapes(&[
+        [1, 17, 10_240, 1, 8],
+        [1, 10_240, 17, 1, 8],
+        [1, 3, 10_240, 1, 72],
+        [1, 10_240, 3, 1, 72],
+    ]);
+}
+
 /// Queries, keys and values in one tensor, normalised while they are loaded: samples, tokens, heads,
 /// channels a head. Row 1 is zero, and others are far smaller and larger than 1.
 fn check_packed(shapes: &[[usize; 4]]) {
