@@ -14,7 +14,7 @@ struct Row {
     kernel: &'static str,
     /// A product that leaves tensor cores idle though float16 was asked for.
     idle: bool,
-    /// It goes element by element.
+    /// It moves some tensor an element or a few at a time.
     general: bool,
     times: usize,
     flops: f64,
@@ -65,7 +65,7 @@ impl Prediction {
         self.rows.iter().filter(|row| row.idle).map(|row| row.times as u64).sum()
     }
 
-    /// Launches of a step that take the general path, element by element.
+    /// Launches of a step that take the general path, an element or a few at a time.
     pub fn general_launches(&self) -> u64 {
         self.rows.iter().filter(|row| row.general).map(|row| row.times as u64).sum()
     }

@@ -91,7 +91,7 @@ pub struct KernelWork {
     pub pointers: Vec<(usize, View)>,
     /// How many of `pointers`, counted from the end, the kernel writes.
     pub written: usize,
-    /// Whether it moves some tensor element by element, as sizes that are no whole pieces of 16 bytes (three
+    /// Whether it moves some tensor an element or a few at a time, as sizes that are no whole pieces of 16 bytes (three
     /// channels) or a stride ask for, though its kernel has a faster path for others.
     pub general: bool,
 }

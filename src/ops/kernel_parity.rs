@@ -6,7 +6,10 @@ use super::{LaunchArgs, Op};
 use crate::device::cpu::Cpu;
 use crate::device::emulated::Emulated;
 use crate::device::kernels::KERNELS;
-use crate::device::{DType, Device, Launch, Program, Space, Target, TensorType, View, Work};
+use crate::device::{
+    DType, Device, KernelWork, Launch, Program, Space, Target, TensorType, View, Work,
+};
+use crate::graph::Engine;
 use half::f16;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -33,6 +36,18 @@ fn orders() -> u64 {
 
 /// A chip of either code path.
 const BOTH: [Target; 2] = [Target::V100, Target::H100];
+
+/// The convolutions that an engine's programs launch.
+fn convolutions(engine: &Engine) -> Vec<&KernelWork> {
+    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
+    let kernels = launches.filter_map(|launch| match &launch.work {
+        Work::Kernel(work) => Some(work),
+        _ => None,
+    });
+    kernels
+        .filter(|work| work.kernel.starts_with("conv2d") && !work.kernel.contains("pack"))
+        .collect()
+}
 
 thread_local! {
     /// Kernels that the test of this thread has launched.

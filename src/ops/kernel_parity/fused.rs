@@ -1,11 +1,11 @@
 //! A residual block of a U-Net as fusion leaves it, on chips so small that its tiles get kernels which
 //! networks of tests are too small for.
 
-use super::{BOTH, orders};
+use super::{BOTH, convolutions, orders};
 use crate::Result;
 use crate::device::cpu::CpuDevice;
 use crate::device::emulated::Emulated;
-use crate::device::{Device, Precision, Target, TensorType, Work};
+use crate::device::{Device, Precision, Target, TensorType};
 use crate::graph::{Build, Engine, Graph, Region, TensorId, autodiff, fuse};
 use crate::ops::combine::Combine;
 use crate::ops::concat::Concat;
@@ -108,13 +108,7 @@ fn run(
         engine.write(Region::State, name, &scaled).unwrap();
     }
     engine.run("run").unwrap();
-    let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
-    let kernels = launches.filter_map(|launch| match &launch.work {
-        Work::Kernel(work) => Some(work.kernel),
-        _ => None,
-    });
-    let convolution = |kernel: &&str| kernel.starts_with("conv2d") && !kernel.contains("pack");
-    let kernels = kernels.filter(convolution).collect();
+    let kernels = convolutions(&engine).iter().map(|work| work.kernel).collect();
     let read = |index| engine.read(Region::State, &format!("result {index}")).unwrap();
     ((0..results.len()).map(read).collect(), kernels)
 }

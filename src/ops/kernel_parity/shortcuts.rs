@@ -1,9 +1,9 @@
 //! A convolution and a 1×1 one of other sources that is added, as one launch.
 
-use super::{BOTH, orders};
+use super::{BOTH, convolutions, orders};
 use crate::device::cpu::CpuDevice;
 use crate::device::emulated::Emulated;
-use crate::device::{Device, Precision, Target, Work};
+use crate::device::{Device, Precision, Target};
 use crate::graph::{Build, Engine, Graph, Region, fuse};
 use crate::ops::combine::Combine;
 use crate::ops::concat::Concat;
@@ -65,15 +65,8 @@ impl Case {
             engine.write(Region::State, name, &scaled).unwrap();
         }
         engine.run("run").unwrap();
-        let launches = engine.plan().programs.iter().flat_map(|program| &program.launches);
-        let made: Vec<_> = launches
-            .filter_map(|launch| match &launch.work {
-                Work::Kernel(work) if work.kernel.contains("_fwd_") => Some(work),
-                _ => None,
-            })
-            .filter(|work| work.kernel.starts_with("conv2d_") && !work.kernel.contains("pack"))
-            .map(|work| (work.kernel, work.grid[2]))
-            .collect();
+        let made: Vec<_> =
+            convolutions(&engine).iter().map(|work| (work.kernel, work.grid[2])).collect();
         assert!(made.len() <= 1, "{made:?}");
         (engine.read(Region::State, "y").unwrap(), made.first().copied())
     }
